@@ -1,0 +1,338 @@
+"""The command line: translates arguments, calls one typed function per command, and catches errors in one place."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, fields, is_dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import Progress
+
+from linmu.errors import CheckFailed, InputError, LinmuError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="linmu",
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder made by `linmu export`.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of linmu.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="auto, or a backend the bundle names.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: the runtime's).")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Ship linear-complexity vision-language models to the edge."""
+    if version:
+        from linmu import __version__
+
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command(epilog="Example: linmu convert ./SmolVLM-256M -o student --set text_window=64")
+def convert(
+    teacher: Annotated[Path, typer.Argument(help="Local Hugging Face model folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Student folder to write.", show_default=False)],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An M-MATE setting; may be repeated.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Replace every attention layer of a teacher's decoder by an M-MATE block and write the student."""
+    mmate = mmate_config(settings or [])
+    _require_separate(teacher, out)
+    _require("linmu convert", "convert", "torch", "transformers")
+    with _results() as results, _progress("converting layers") as progress:
+        from linmu.model.convert import convert_folder
+
+        report = convert_folder(teacher, out, mmate=mmate, overwrite=overwrite, progress=progress)
+        _say(f"student written to {out}")
+        if json_output:
+            results.json({"student": str(out), "report": report})
+
+
+@app.command(epilog="Example: linmu export student --target onnx -o bundle")
+def export(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.", show_default=False)],
+    student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default=False)] = None,
+    target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
+    quant: Annotated[str | None, typer.Option("--quant", help="Precision preset (default: the target's).")] = None,
+    plain_ops: Annotated[bool, typer.Option("--plain-ops", help="Standard operators only.")] = False,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Write a bundle: graphs, weights, tokenizer, golden vectors and a manifest with every hash."""
+    if student is None:
+        raise InputError("no student given", fix="make one first: linmu convert TEACHER -o STUDENT")
+    _require_separate(student, out)
+    _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
+    with _results() as results:
+        from linmu.export.onnx_bundle import export_bundle
+
+        export_bundle(
+            student, out, target=target, precision=quant, plain_ops=plain_ops, overwrite=overwrite, progress=_say
+        )
+        _say(f"bundle written to {out}")
+        if json_output:
+            results.json({"bundle": str(out), "target": target})
+
+
+@app.command(epilog="Example: linmu verify bundle --student student --steps 200 --json")
+def verify(
+    bundle: BundleArgument,
+    student: Annotated[Path | None, typer.Option("--student", help="Compare with this student (needs torch).")] = None,
+    backends: Annotated[
+        list[str] | None, typer.Option("--backend", help="A backend to check; may be repeated (default: all here).")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Decode steps of the roll-out.")] = 64,
+    report_file: Annotated[Path | None, typer.Option("--report", help="Also write an HTML report.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Check every backend available here against the reference: graphs, roll-out with states, greedy tokens."""
+    if student is not None:
+        _require("linmu verify --student", "convert", "torch", "transformers")
+    with _results() as results:
+        from linmu.verify import verify as verify_bundle
+
+        report = verify_bundle(
+            bundle, student=student, backends=tuple(backends or ()), steps=steps, report=report_file, progress=_say
+        )
+        results.report(report, json_output)
+        if not report.ok:
+            raise CheckFailed(f"{bundle} does not agree with its reference", fix="see the levels that failed above")
+
+
+@app.command(epilog='Example: linmu run bundle --prompt "What is in this picture?" --image cat.png')
+def run(
+    bundle: BundleArgument,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask.", show_default=False)],
+    images: Annotated[list[Path] | None, typer.Option("--image", help="Image file; may be repeated.")] = None,
+    video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to generate.")] = 128,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    save_state: Annotated[Path | None, typer.Option("--save-state", help="Write the state afterwards.")] = None,
+    load_state: Annotated[Path | None, typer.Option("--load-state", help="Continue from a saved state.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Answer a prompt, greedily; tokens appear as they come."""
+    with _results() as results:
+        from linmu.runtimes.session import load
+
+        session = load(bundle, backend=backend, threads=threads)
+        if load_state is not None:
+            session.state.load(load_state)
+        media = {"images": list(images or []), "video": video, "max_new_tokens": max_new_tokens}
+        if json_output:
+            results.json(session.generate(prompt, **media))
+        else:
+            for piece in session.stream(prompt, **media):
+                results.text(piece)
+            results.text("\n")
+        if save_state is not None:
+            session.state.save(save_state)
+
+
+@app.command(epilog="Example: linmu bench bundle --contexts 512,2048,8192 --threads 2 --json")
+def bench(
+    bundle: BundleArgument,
+    contexts: Annotated[str, typer.Option("--contexts", help="Context lengths in tokens.")] = "512,2048,8192",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure time to first token, tokens per second, peak memory and state bytes against context length."""
+    lengths = context_lengths(contexts)
+    with _results() as results:
+        from linmu.bench import bench as bench_bundle
+
+        report = bench_bundle(bundle, contexts=lengths, backend=backend, threads=threads, progress=_say)
+        results.report(report, json_output)
+
+
+@app.command(epilog="Example: linmu inspect bundle --json")
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Bundle or student folder.", show_default=False)],
+    json_output: JsonOption = False,
+) -> None:
+    """Show graphs, inputs and outputs, precisions, sizes, state bytes and a memory forecast."""
+    from linmu.inspect import inspect_folder
+    from linmu.tables import inspection_view
+
+    with _results() as results:
+        found = inspect_folder(folder)
+        if json_output:
+            results.json(found.to_json())
+        else:
+            results.view(inspection_view(found))
+
+
+@app.command(epilog="Example: linmu doctor")
+def doctor(json_output: JsonOption = False) -> None:
+    """Show what is installed, what each target needs and how to install what is missing."""
+    from linmu.doctor import diagnose
+    from linmu.tables import diagnosis_view
+
+    with _results() as results:
+        found = diagnose()
+        if json_output:
+            results.json(found.to_json())
+        else:
+            results.view(diagnosis_view(found))
+        if not found.ok:
+            raise CheckFailed("the base install is broken", fix="pip install --force-reinstall linmu")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 check failed, 2 bad input, 3 missing component, 130."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(arguments, prog_name="linmu", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except LinmuError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED, debug)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} fix: see linmu --help", 2, debug)
+    except BrokenPipeError:  # the reader (head, less) went away; the interpreter must not complain while it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the one place that catches everything: a user gets a line, not a stack
+        hint = "" if debug else "; run with --debug for the traceback"
+        return _fail(f"{type(error).__name__}: {error}{hint}", 1, debug)
+
+
+def mmate_config(settings: list[str]) -> Any:
+    """An MMateConfig from NAME=VALUE texts; raises InputError on an unknown name or a value of the wrong type."""
+    from linmu.config import MMateConfig
+
+    defaults = {item.name: item.default for item in fields(MMateConfig)}
+    values: dict[str, Any] = {}
+    for text in settings:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise InputError("--set", got=repr(text), expected="NAME=VALUE, for example text_window=64")
+        values[name] = _parse(name, value, defaults.get(name))
+    return MMateConfig.from_json(values)
+
+
+def context_lengths(text: str) -> tuple[int, ...]:
+    """Comma-separated token counts; raises InputError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError("--contexts", got=repr(text), expected="token counts, for example 512,2048")
+    return tuple(int(part) for part in parts)
+
+
+def _parse(name: str, value: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false"):
+            raise InputError(f"--set {name}", got=repr(value), expected="true or false")
+        return value.lower() == "true"
+    try:
+        return type(default)(value) if isinstance(default, int | float) else value
+    except ValueError as error:
+        raise InputError(f"--set {name}", got=repr(value), expected=f"a number like {default}") from error
+
+
+def _require(command: str, extra: str, *modules: str) -> None:
+    from linmu.doctor import require
+
+    for module in modules:
+        require(module, needed_for=f"`{command}`", extra=extra)
+
+
+def _require_separate(source: Path, out: Path) -> None:
+    source, out = source.resolve(), out.resolve()
+    if out == source or out in source.parents or source in out.parents:
+        raise InputError(f"cannot write to {out}", got=f"input {source}", expected="two folders, neither in the other")
+
+
+class _Results:
+    """What goes to the real stdout while everything else that is printed goes to stderr."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def text(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+    def json(self, value: Any) -> None:
+        self.text(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+
+    def view(self, view: RenderableType) -> None:
+        Console(file=self._stream).print(view)
+
+    def report(self, report: Any, json_output: bool) -> None:
+        self.json(report.to_json()) if json_output else self.text(report.to_text().rstrip("\n") + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: dataclasses and paths unpacked, NaN and infinities as null."""
+    if hasattr(value, "to_json"):
+        return plain(value.to_json())
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextmanager
+def _results() -> Iterator[_Results]:
+    """Keep stdout for results: libraries that print there (torch.onnx does) are sent to stderr meanwhile."""
+    results = _Results(sys.stdout)
+    with redirect_stdout(sys.stderr):
+        yield results
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False).print(text, markup=False)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

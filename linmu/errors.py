@@ -1,0 +1,50 @@
+"""The one error tree: every message says what went wrong, what was found, what was expected and how to fix it."""
+
+from __future__ import annotations
+
+
+class LinmuError(Exception):
+    """A failure that is the user's to fix; the command line prints it as one line and exits with `exit_code`."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None):
+        self.what, self.got, self.expected, self.fix = what, got, expected, fix
+        parts = [what.rstrip(".")]
+        if got is not None:
+            parts.append(f"got {got}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if fix is not None:
+            parts.append(f"fix: {fix}")
+        super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
+
+
+class InputError(LinmuError):
+    """A bad argument, file, folder, prompt or image (exit code 2)."""
+
+
+class BundleError(InputError):
+    """A bundle that breaks its contract: version, hash, path, or graph inputs (exit code 2)."""
+
+
+class StateError(InputError):
+    """A state file that does not belong to the model or is damaged (exit code 2)."""
+
+
+class MissingComponentError(LinmuError):
+    """A package or device component that is not installed (exit code 3)."""
+
+    exit_code = 3
+
+    def __init__(self, component: str, *, needed_for: str, extra: str | None = None, fix: str | None = None):
+        super().__init__(
+            f"{component} is needed for {needed_for} and is not installed",
+            fix=fix or f"pip install 'linmu[{extra}]'",
+        )
+
+
+class CheckFailed(LinmuError):
+    """A check ran and failed: parity, golden vectors, doctor (exit code 1)."""
+
+    exit_code = 1

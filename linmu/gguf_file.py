@@ -1,0 +1,108 @@
+"""Reading the header of a GGUF file (versions 2 and 3): scalar metadata, tensor sizes and whether the file is whole."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from linmu.errors import InputError
+
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_MAX_STRING = 1 << 28
+
+# ggml type -> (elements, bytes) of a block.
+_BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 30: (1, 2),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Scalar and string metadata by key, and the number of elements and bytes of all tensors (bytes of known types)."""
+
+    metadata: Mapping[str, Any]
+    parameters: int
+    data_bytes: int
+
+
+def read_gguf(path: Path) -> GgufHeader:
+    """Read and check the header of `path`; raises InputError naming the file when it is damaged or something else."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return _read(path, file, size)
+    except OSError as error:
+        raise InputError(f"cannot read {path}", got=error.strerror) from error
+    except (struct.error, UnicodeDecodeError, EOFError) as error:
+        raise _damaged(path, "a header that ends early or makes no sense") from error
+
+
+def _read(path: Path, file: BinaryIO, size: int) -> GgufHeader:
+    if file.read(4) != b"GGUF":
+        raise _damaged(path, "other content (a Git LFS pointer or another format?)")
+    version, tensors, pairs = struct.unpack("<IQQ", file.read(20))
+    if version not in (2, 3):
+        raise InputError(f"{path}: GGUF version", got=version, expected="2 or 3")
+    metadata = {}
+    for _ in range(pairs):
+        key = _text(file)
+        value = _value(file, *struct.unpack("<I", file.read(4)))
+        if value is not None:
+            metadata[key] = value
+    parameters = data_bytes = end = 0
+    for _ in range(tensors):
+        elements, length, offset = _tensor(file)
+        parameters, data_bytes, end = parameters + elements, data_bytes + length, max(end, offset + length)
+    alignment = int(metadata.get("general.alignment", 32)) or 1
+    start = -(-file.tell() // alignment) * alignment
+    if start + end > size:
+        raise _damaged(path, f"{size} bytes where the header says {start + end} (truncated)")
+    return GgufHeader(metadata, parameters, data_bytes)
+
+
+def _tensor(file: BinaryIO) -> tuple[int, int, int]:
+    """Elements, bytes (0 for an unknown type) and offset of the next tensor."""
+    _text(file)
+    (rank,) = struct.unpack("<I", file.read(4))
+    shape = struct.unpack(f"<{rank}Q", file.read(8 * rank))
+    kind, offset = struct.unpack("<IQ", file.read(12))
+    block, length = _BLOCKS.get(kind, (1, 0))
+    return prod(shape), prod(shape) // block * length, offset
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    """The next metadata value, or None for an array, which is skipped."""
+    if kind == _STRING:
+        return _text(file)
+    if kind == _ARRAY:
+        item, count = struct.unpack("<IQ", file.read(12))
+        if item in _SCALARS:
+            file.seek(count * struct.calcsize("<" + _SCALARS[item]), 1)
+            return None
+        for _ in range(count):
+            _value(file, item)
+        return None
+    if kind not in _SCALARS:
+        raise EOFError(f"metadata type {kind}")
+    form = "<" + _SCALARS[kind]
+    return struct.unpack(form, file.read(struct.calcsize(form)))[0]
+
+
+def _text(file: BinaryIO) -> str:
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > _MAX_STRING:
+        raise EOFError("a string longer than any")
+    raw = file.read(length)
+    if len(raw) < length:
+        raise EOFError("end of file inside a string")
+    return raw.decode("utf-8")
+
+
+def _damaged(path: Path, got: str) -> InputError:
+    return InputError(f"{path} is not a whole GGUF file", got=got, fix="copy or download the file again")

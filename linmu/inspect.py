@@ -1,0 +1,162 @@
+"""What a bundle or student folder holds, and the memory it will need: graphs, sizes, state, forecast by context."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from linmu.bundle import open_bundle
+from linmu.config import MMateConfig
+from linmu.errors import InputError
+from linmu.manifest import MANIFEST_NAME, WEIGHT_SUFFIXES
+from linmu.model_files import find_weights, is_student, read_config
+
+CONTEXTS = tuple(1024 * 2**power for power in range(8))  # 1k to 128k tokens
+FLOAT_BYTES = 4
+CACHE_BYTES = 2  # the teacher's keys and values, as commonly kept: float16
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """The sizes of a decoder that memory depends on."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes of the teacher's float16 key/value cache of one sequence."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * CACHE_BYTES * tokens
+
+    def prefill_bytes(self, tokens: int) -> int:
+        """Rough bytes of what one prefill call of `tokens` tokens keeps at once (float32, one layer at a time).
+
+        Input and residual (2 D), q, k, v before and after the conv (2 (H+2G) d), the repeated k and v and both
+        directions' outputs (4 H d), or the MLP's two halves where those are larger.
+        """
+        packed = (self.heads + 2 * self.kv_heads) * self.head_dim
+        mixer = 2 * packed + 4 * self.heads * self.head_dim
+        return FLOAT_BYTES * tokens * (2 * self.hidden_size + max(mixer, 2 * self.intermediate_size))
+
+    def state_bytes(self, mmate: MMateConfig) -> int:
+        """Bytes of the whole recurrent state of one sequence in float32."""
+        state_heads = self.heads if mmate.decay == "query_head" else self.kv_heads
+        recurrent = state_heads * self.head_dim**2
+        conv = (self.heads + 2 * self.kv_heads) * self.head_dim * (mmate.taps - 1)
+        window = 2 * self.kv_heads * mmate.text_window * self.head_dim
+        return FLOAT_BYTES * self.layers * (recurrent + conv + window)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes at a context length: ours (weights + state, and while prefilling at once) and the teacher's cache."""
+
+    context: int
+    decode_bytes: int
+    prefill_bytes: int
+    teacher_cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything `linmu inspect` shows; sizes in bytes, graphs and files as in the manifest (empty for a student)."""
+
+    kind: str  # "bundle" | "student"
+    folder: str
+    name: str
+    family: str
+    target: str | None
+    precision: dict[str, Any]
+    parameters: int
+    weight_bytes: int
+    state_bytes: int
+    sizes: DecoderSizes
+    mmate: dict[str, Any]
+    graphs: dict[str, Any]
+    state: list[dict[str, Any]]
+    files: dict[str, int]
+    forecast: tuple[Forecast, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "forecast": [asdict(item) for item in self.forecast]}
+
+
+def inspect_folder(folder: Path) -> Inspection:
+    """Inspect a bundle or a student folder (hashes are not verified); raises InputError when it is neither."""
+    folder = Path(folder)
+    if (folder / MANIFEST_NAME).exists():
+        return _bundle(folder)
+    if (folder / "config.json").exists():
+        return _student(folder)
+    raise InputError(
+        f"{folder} is neither a bundle nor a student",
+        expected=f"a folder with {MANIFEST_NAME} or config.json",
+        fix="make one with `linmu convert` or `linmu export`",
+    )
+
+
+def forecast(sizes: DecoderSizes, weight_bytes: int, state_bytes: int) -> tuple[Forecast, ...]:
+    """The memory forecast at every length of CONTEXTS; prefill as one call (shorter pieces need less)."""
+    steady = weight_bytes + state_bytes
+    return tuple(
+        Forecast(tokens, steady, steady + sizes.prefill_bytes(tokens), sizes.cache_bytes(tokens)) for tokens in CONTEXTS
+    )
+
+
+def _bundle(folder: Path) -> Inspection:
+    manifest = open_bundle(folder, verify_hashes=False).manifest
+    model = manifest.model
+    intermediate = model.intermediate_size or 4 * model.hidden_size
+    sizes = DecoderSizes(
+        model.layers, model.hidden_size, intermediate, model.heads, model.kv_heads, model.head_dim
+    )
+    files = {name: entry.bytes for name, entry in manifest.files.items()}
+    weight_bytes = sum(size for name, size in files.items() if name.endswith(WEIGHT_SUFFIXES))
+    content = manifest.to_json()
+    return Inspection(
+        kind="bundle", folder=str(folder), name=model.name, family=model.family, target=manifest.target,
+        precision=manifest.precision, parameters=model.parameters, weight_bytes=weight_bytes,
+        state_bytes=manifest.state_bytes, sizes=sizes, mmate=model.mmate, graphs=content["graphs"],
+        state=content["state"], files=files, forecast=forecast(sizes, weight_bytes, manifest.state_bytes),
+    )  # fmt: skip
+
+
+def _student(folder: Path) -> Inspection:
+    config = read_config(folder)
+    if not is_student(config):
+        raise InputError(
+            f"{folder} is not a student",
+            got=f"a model of type {config.get('model_type')!r}",
+            expected='config.json with "linmu"',
+            fix=f"linmu convert {folder} -o STUDENT",
+        )
+    mmate = MMateConfig.from_json(config["linmu"])
+    sizes = decoder_sizes(config, folder)
+    weights = find_weights(folder)
+    total = sizes.state_bytes(mmate)
+    return Inspection(
+        kind="student", folder=str(folder), name=folder.resolve().name,
+        family=str(config.get("model_type")).removeprefix("linmu_"), target=None,
+        precision={"weights": config.get("dtype")}, parameters=weights.parameters,
+        weight_bytes=weights.parameter_bytes, state_bytes=total, sizes=sizes, mmate=mmate.to_json(), graphs={},
+        state=[], files={path.name: path.stat().st_size for path in weights.files},
+        forecast=forecast(sizes, weights.parameter_bytes, total),
+    )  # fmt: skip
+
+
+def decoder_sizes(config: dict[str, Any], folder: Path) -> DecoderSizes:
+    """The decoder's sizes from a config.json, its `text_config` where there is one; raises InputError if incomplete."""
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    values: dict[str, Any] = {**config, **(text or {})}
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+    if missing := [name for name in names if type(values.get(name)) is not int or values[name] < 1]:
+        found = repr(values.get(missing[0]))
+        raise InputError(f"{folder / 'config.json'}: {missing[0]}", got=found, expected="a count")
+    layers, hidden, intermediate, heads = (values[name] for name in names)
+    kv_heads = values.get("num_key_value_heads") or heads
+    return DecoderSizes(layers, hidden, intermediate, heads, kv_heads, values.get("head_dim") or hidden // heads)

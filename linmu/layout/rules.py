@@ -1,0 +1,141 @@
+"""What a family's config says about prompts: which tokens are vision tokens, and how many a picture takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from linmu.errors import InputError
+from linmu.families import Family, get_family
+
+# What config.json leaves out when it equals transformers' default.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652},
+    "qwen3_vl": {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652},
+    "smolvlm": {"image_token_id": 128257, "scale_factor": 2},
+    "idefics3": {"image_token_id": 128257, "scale_factor": 2},
+    "internvl": {"image_token_id": 151667, "downsample_ratio": 0.5},
+    "llava": {"image_token_index": 32000, "image_seq_length": 576, "vision_feature_select_strategy": "default"},
+}
+VISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"spatial_merge_size": 2, "temporal_patch_size": 2, "tokens_per_second": 4},
+    "qwen3_vl": {"spatial_merge_size": 2, "temporal_patch_size": 2},
+    "smolvlm": {"image_size": 224, "patch_size": 32},
+    "idefics3": {"image_size": 224, "patch_size": 32},
+    "internvl": {"image_size": 448, "patch_size": 14},
+}
+# LLaVA's towers by model_type: (image_size, patch_size, class tokens in front of the patches).
+LLAVA_TOWERS = {"clip_vision_model": (224, 32, 1), "siglip_vision_model": (224, 16, 0), "dinov2": (224, 14, 1)}
+LLAVA_DEFAULT_TOWER = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+
+
+@dataclass(frozen=True)
+class PromptRules:
+    """How a family's prompts are read; stored in the manifest.
+
+    image_token_id, video_token_id: the ids that stand for vision tokens (None: the family has none);
+    merge_size: patches per token, each way (grid families); tokens_per_tile: tokens of a square tile (tile families);
+    temporal_patch_size: video frames per grid frame; tokens_per_second: rotary positions per second of video.
+    """
+
+    family: str
+    image_token_id: int | None = None
+    video_token_id: int | None = None
+    vision_start_token_id: int | None = None
+    merge_size: int = 1
+    tokens_per_tile: int = 0
+    temporal_patch_size: int = 1
+    tokens_per_second: float = 1.0
+
+    @property
+    def facts(self) -> Family:
+        """The family's row of linmu.families."""
+        return get_family(self.family)
+
+    @property
+    def position_axes(self) -> int:
+        """Rows of position_ids: 3 for M-RoPE (time, row, column), otherwise 1."""
+        return 1 if self.facts.rope == "plain" else 3
+
+    @property
+    def tile(self) -> tuple[int, int, int]:
+        """The grid of one tile; raises InputError when a tile is not square."""
+        side = math.isqrt(self.tokens_per_tile)
+        if side < 1 or side * side != self.tokens_per_tile:
+            raise InputError("tokens per image tile", got=self.tokens_per_tile, expected="a square number")
+        return (1, side, side)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PromptRules:
+        """Read a Hugging Face config.json or `config.to_dict()`.
+
+        Raises InputError for an unsupported family or image tokens that do not form a square.
+        """
+        family = get_family(str(config.get("model_type")))
+        if family.vision == "none":
+            return cls(family.name)
+        top = {**DEFAULTS[family.name], **_given(config)}
+        vision = {**VISION_DEFAULTS.get(family.name, {}), **_given(top.get("vision_config") or {})}
+        if family.vision == "grid":
+            return cls(
+                family.name,
+                image_token_id=top["image_token_id"],
+                video_token_id=top["video_token_id"],
+                vision_start_token_id=top["vision_start_token_id"],
+                merge_size=int(vision["spatial_merge_size"]),
+                temporal_patch_size=_side(vision["temporal_patch_size"]),
+                tokens_per_second=float(vision.get("tokens_per_second", 1.0)),
+            )
+        image_token = top["image_token_id"] if "image_token_id" in top else top["image_token_index"]
+        rules = cls(family.name, image_token_id=image_token, tokens_per_tile=_tokens_per_tile(family.name, top, vision))
+        _ = rules.tile  # refuse here, not at the first image
+        return rules
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PromptRules:
+        """Read `to_json`'s form; raises InputError on an unknown or missing field."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise InputError("unknown prompt rule", got=", ".join(unknown), expected=", ".join(sorted(known)))
+        if "family" not in data:
+            raise InputError("prompt rules without a family", expected="family")
+        return cls(**data)
+
+
+def _given(data: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that are null."""
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _side(value: Any) -> int:
+    """A size given as a number or as a pair."""
+    return int(value[-1]) if isinstance(value, (list, tuple)) else int(value)
+
+
+def _tokens_per_tile(family: str, top: dict[str, Any], vision: dict[str, Any]) -> int:
+    """Tokens one tile takes in the prompt, after the connector."""
+    if family == "llava":
+        return _llava_tokens(top, vision or LLAVA_DEFAULT_TOWER)
+    patches = _side(vision["image_size"]) // _side(vision["patch_size"])
+    if family == "internvl":
+        return int(patches * top["downsample_ratio"]) ** 2
+    return patches**2 // int(top["scale_factor"]) ** 2
+
+
+def _llava_tokens(top: dict[str, Any], vision: dict[str, Any]) -> int:
+    """LLaVA's tokens: the tower's patches, with its class token under strategy "full"."""
+    tower = vision.get("model_type", "clip_vision_model")
+    if tower not in LLAVA_TOWERS:
+        raise InputError("LLaVA vision tower", got=tower, expected="one of " + ", ".join(LLAVA_TOWERS))
+    image_size, patch_size, class_tokens = LLAVA_TOWERS[tower]
+    side = _side(vision.get("image_size", image_size)) // _side(vision.get("patch_size", patch_size))
+    if tower == "dinov2":
+        # Dinov2 resizes its position table, so that a smaller image_seq_length tells the real crop.
+        side = min(side, math.isqrt(int(top["image_seq_length"])))
+    dropped = 1 if top["vision_feature_select_strategy"] == "default" else 0
+    return side * side + class_tokens - dropped

@@ -1,0 +1,263 @@
+"""The manifest of a bundle: frozen dataclasses <-> manifest.json, read strictly (unknown or missing keys fail)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from math import prod
+from typing import Any
+
+from linmu.errors import BundleError
+from linmu.specs import GraphSpec, StateSpec, TensorSpec
+
+FORMAT = "linmu-bundle"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+WEIGHT_SUFFIXES = (".onnx", ".data", ".pte")
+
+DTYPE_BYTES = {
+    **dict.fromkeys(("float64", "int64", "uint64"), 8),
+    **dict.fromkeys(("float32", "int32", "uint32"), 4),
+    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
+    **dict.fromkeys(("int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2"), 1),
+}
+
+# Axis order of a state in a saved file, by the last part of its name.
+CANONICAL_AXES = {
+    "recurrent": ("batch", "heads", "key_dim", "value_dim"),
+    "conv": ("batch", "channels", "taps"),
+    "key": ("batch", "heads", "window", "head_dim"),
+    "value": ("batch", "heads", "window", "head_dim"),
+}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the manifest says of the model; `parameters` counts elements, the dicts are plain JSON.
+
+    `weights_hash` names the student's weights, so that a state fits every bundle made of them ("" = unknown).
+    """
+
+    name: str
+    family: str
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    parameters: int
+    intermediate_size: int = 0
+    weights_hash: str = ""
+    mmate: dict[str, Any] = field(default_factory=dict)
+    prompt_rules: dict[str, Any] = field(default_factory=dict)
+    rope_parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Hash (hexadecimal sha256) and size in bytes of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything manifest.json holds (format and format_version are constants of this version).
+
+    `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `tolerances` go by backend.
+    """
+
+    created_with: dict[str, str]
+    model: ModelFacts
+    target: str
+    backends: tuple[str, ...]
+    precision: dict[str, Any]
+    graphs: dict[str, GraphSpec]
+    state: tuple[StateSpec, ...]
+    state_bytes: int
+    vision: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    golden: dict[str, str] = field(default_factory=dict)
+    tolerances: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of manifest.json."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **plain,
+            "model": asdict(self.model),
+            "backends": list(self.backends),
+            "graphs": {name: graph.to_json() for name, graph in self.graphs.items()},
+            "state": [spec.to_json() for spec in self.state],
+            "files": {path: asdict(entry) for path, entry in sorted(self.files.items())},
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Manifest:
+        """Read `to_json`'s form; raises BundleError on anything unknown, missing, of a wrong type or inconsistent."""
+        _check_version(data)
+        _check_keys(data, _TOP, MANIFEST_NAME)
+        facts = data["model"]
+        _check_keys(facts, _MODEL, "model", optional=_MODEL_OPTIONAL)
+        manifest = cls(
+            **{name: data[name] for name in _PLAIN},
+            model=ModelFacts(**facts),
+            backends=tuple(_strings(data["backends"], "backends")),
+            graphs={name: _graph(f"graphs.{name}", value) for name, value in data["graphs"].items()},
+            state=tuple(_state(f"state[{index}]", value) for index, value in enumerate(data["state"])),
+            files={path: _file(f"files.{path}", value) for path, value in data["files"].items()},
+        )
+        check_state(manifest)
+        return manifest
+
+
+_PLAIN = ("created_with", "target", "precision", "state_bytes", "vision", "generation", "golden", "tolerances")
+_TOP: dict[str, type] = {
+    "format": str, "format_version": int, "created_with": dict, "model": dict, "target": str, "backends": list,
+    "precision": dict, "graphs": dict, "state": list, "state_bytes": int, "vision": dict, "generation": dict,
+    "golden": dict, "tolerances": dict, "files": dict,
+}  # fmt: skip
+_MODEL: dict[str, type] = {
+    "name": str, "family": str, "hidden_size": int, "layers": int, "heads": int, "kv_heads": int, "head_dim": int,
+    "vocab_size": int, "parameters": int, "intermediate_size": int, "weights_hash": str,
+    "mmate": dict, "prompt_rules": dict, "rope_parameters": dict,
+}  # fmt: skip
+_MODEL_OPTIONAL = ("intermediate_size", "weights_hash", "mmate", "prompt_rules", "rope_parameters")
+
+
+def state_bytes(specs: Iterable[StateSpec]) -> int:
+    """Bytes of all states of one sequence: a symbolic dimension (the batch) counts as 1."""
+    return sum(
+        DTYPE_BYTES[spec.dtype] * prod(dim for dim in spec.shape if isinstance(dim, int)) for spec in specs
+    )
+
+
+def state_kind(name: str) -> str:
+    """The kind of a state, the last part of its name: a key of CANONICAL_AXES; raises BundleError otherwise."""
+    kind = name.rpartition(".")[2]
+    if kind not in CANONICAL_AXES:
+        raise BundleError(f"unknown state {name!r}", expected="a name that ends in " + ", ".join(CANONICAL_AXES))
+    return kind
+
+
+def model_hash(manifest: Manifest) -> str:
+    """Hexadecimal sha256 that identifies the model a saved state belongs to.
+
+    Over the hash of the student's weights where known, else over the weight-bearing files' hashes; and over the
+    states in canonical axis order, which every target shares.
+    """
+    weights: Any = {path: entry.sha256 for path, entry in manifest.files.items() if path.endswith(WEIGHT_SUFFIXES)}
+    if manifest.model.weights_hash:
+        weights = [manifest.model.weights_hash, manifest.precision.get("weights")]
+    states = []
+    for spec in manifest.state:
+        shape = dict(zip(spec.axes, spec.shape, strict=True))
+        states.append([spec.name, spec.dtype, [shape[axis] for axis in CANONICAL_AXES[state_kind(spec.name)]]])
+    text = json.dumps([weights, sorted(states, key=lambda item: str(item[0]))], sort_keys=True)
+    return sha256(text.encode()).hexdigest()
+
+
+def check_state(manifest: Manifest) -> None:
+    """Raise BundleError unless the states are distinct, sum up, and stand in the prefill and step graphs."""
+    for names in ([spec.name for spec in manifest.state], [spec.output for spec in manifest.state]):
+        if len(set(names)) != len(names):
+            raise _bad("state", "a name that occurs twice")
+    if (total := state_bytes(manifest.state)) != manifest.state_bytes:
+        raise _bad("state_bytes", manifest.state_bytes, str(total))
+    for name, graph in manifest.graphs.items():
+        if name not in ("prefill", "step"):
+            continue
+        inputs = {spec.name: spec for spec in graph.inputs}
+        outputs = {spec.name: spec for spec in graph.outputs}
+        for spec in manifest.state:
+            for own, found in ((spec.name, inputs), (spec.output, outputs)):
+                wanted = TensorSpec(own, spec.dtype, spec.shape)
+                if found.get(own) != wanted:
+                    raise _bad(f"graphs.{name}", found.get(own, f"no {own}"), wanted)
+
+
+def _check_version(data: Any) -> None:
+    if not isinstance(data, dict):
+        raise _bad("content", type(data).__name__, "a JSON object")
+    if data.get("format") != FORMAT:
+        raise _bad("format", repr(data.get("format")), repr(FORMAT))
+    if type(data.get("format_version")) is not int or data["format_version"] != FORMAT_VERSION:
+        raise BundleError(
+            f"{MANIFEST_NAME}: format_version",
+            got=repr(data.get("format_version")),
+            expected=FORMAT_VERSION,
+            fix="export the bundle again or install the linmu version that wrote it",
+        )
+
+
+def _check_keys(data: Any, kinds: Mapping[str, type], where: str, optional: Iterable[str] = ()) -> None:
+    if not isinstance(data, dict):
+        raise _bad(where, type(data).__name__, "a JSON object")
+    if unknown := sorted(set(data) - set(kinds)):
+        raise _bad(where, "unknown key " + ", ".join(map(repr, unknown)))
+    if missing := sorted(set(kinds) - set(data) - set(optional)):
+        raise _bad(where, "no key " + ", ".join(map(repr, missing)))
+    for name, value in data.items():
+        if type(value) is not kinds[name]:  # exact: True is no int here
+            raise _bad(f"{where}.{name}", f"{type(value).__name__} {value!r:.60}", kinds[name].__name__)
+        if type(value) is int and value < 0:
+            raise _bad(f"{where}.{name}", value, "a count")
+
+
+def _strings(values: list[Any], where: str) -> list[str]:
+    if not all(isinstance(value, str) and value for value in values):
+        raise _bad(where, values, "a list of names")
+    return values
+
+
+def _tensor_fields(where: str, data: dict[str, Any]) -> None:
+    if data["dtype"] not in DTYPE_BYTES:
+        raise _bad(f"{where}.dtype", data["dtype"], "one of " + ", ".join(sorted(DTYPE_BYTES)))
+    for dim in data["shape"]:
+        if not (type(dim) is int and dim >= 0) and not (isinstance(dim, str) and dim):
+            raise _bad(f"{where}.shape", repr(dim), "a size or a dimension's name")
+
+
+def _tensor(where: str, data: Any) -> TensorSpec:
+    _check_keys(data, {"name": str, "dtype": str, "shape": list}, where)
+    _tensor_fields(where, data)
+    return TensorSpec.from_json(data)
+
+
+def _graph(where: str, data: Any) -> GraphSpec:
+    _check_keys(data, {"file": str, "inputs": list, "outputs": list}, where)
+    for side in ("inputs", "outputs"):
+        names = [_tensor(f"{where}.{side}[{index}]", value).name for index, value in enumerate(data[side])]
+        if len(set(names)) != len(names):
+            raise _bad(f"{where}.{side}", "a name that occurs twice")
+    return GraphSpec.from_json(data)
+
+
+def _state(where: str, data: Any) -> StateSpec:
+    kinds = {"name": str, "output": str, "dtype": str, "shape": list, "axes": list, "init": str}
+    _check_keys(data, kinds, where)
+    _tensor_fields(where, data)
+    canonical = CANONICAL_AXES[state_kind(data["name"])]
+    if sorted(map(str, data["axes"])) != sorted(canonical) or len(data["axes"]) != len(data["shape"]):
+        raise _bad(f"{where}.axes", data["axes"], f"an order of {', '.join(canonical)}, one per dimension")
+    if data["init"] != "zeros":
+        raise _bad(f"{where}.init", data["init"], "zeros")
+    return StateSpec.from_json(data)
+
+
+def _file(where: str, data: Any) -> FileEntry:
+    _check_keys(data, {"sha256": str, "bytes": int}, where)
+    if len(data["sha256"]) != 64 or set(data["sha256"]) - set("0123456789abcdef"):
+        raise _bad(f"{where}.sha256", repr(data["sha256"]), "64 hexadecimal digits")
+    return FileEntry(data["sha256"], data["bytes"])
+
+
+def _bad(where: str, got: object, expected: object = None) -> BundleError:
+    return BundleError(f"{MANIFEST_NAME}: {where}", got=got, expected=expected, fix="export the bundle again")

@@ -1,0 +1,59 @@
+"""The decoder-layer side of an M-MATE block: takes what transformers' layers pass to `self_attn`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from linmu.config import MMateConfig
+from linmu.model.cache import layer_slot
+from linmu.model.mmate import Dimensions, MMateBlock
+
+ATTENTION_NAME = "linmu"
+
+
+@dataclass
+class LayoutSlot:
+    """Where the model puts the index tensors of the current prompt and its blocks read them (None = text only)."""
+
+    tensors: dict[str, Tensor] | None = field(default=None)
+
+
+class MMateAttention(MMateBlock):
+    """MMateBlock with the call signature of a transformers `self_attn`."""
+
+    def __init__(self, dims: Dimensions, mmate: MMateConfig, layer_idx: int, vision: bool, slot: LayoutSlot):
+        super().__init__(dims, mmate, layer_idx, vision)
+        self.layout_slot = slot
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        """hidden_states [B,S,D], attention_mask [B, >=S] or 4-D or None -> (y [B,S,D], None)."""
+        slot = layer_slot(past_key_values, self.layer_idx) if past_key_values is not None else None
+        valid = last_valid(attention_mask, hidden_states.shape[1])
+        y, state = super().forward(
+            hidden_states, position_embeddings, slot.state if slot else None, valid, self.layout_slot.tensors
+        )
+        if slot is not None:
+            slot.state, slot.seen = state, slot.seen + hidden_states.shape[1]
+        return y, None
+
+
+def last_valid(mask: Tensor | None, length: int) -> Tensor | None:
+    """The padding mask [B, length] bool of the last tokens, from a 2-D or 4-D mask; None when nothing is padded."""
+    if mask is None:
+        return None
+    if mask.ndim == 4:
+        mask = mask[:, 0, -1]
+        mask = mask if mask.dtype == torch.bool else mask >= 0
+    mask = mask[:, -length:].bool()
+    return None if bool(mask.all()) else mask

@@ -1,0 +1,165 @@
+"""Checking a local model folder before anything heavy is imported: config.json, family and weight files (no torch)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from linmu.errors import InputError
+from linmu.families import Family, get_family
+from linmu.gguf_file import read_gguf
+from linmu.safetensors_file import read_header
+
+INDEX_NAME = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_GGUF_FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of a folder: safetensors files, or one GGUF file; elements and bytes of all tensors."""
+
+    files: tuple[Path, ...]
+    gguf: Path | None
+    parameters: int
+    parameter_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked teacher: config.json (for GGUF: model_type, and the metadata under "gguf") and its weight files."""
+
+    folder: Path
+    config: dict[str, Any]
+    family: Family
+    weights: tuple[Path, ...]
+    gguf: Path | None
+    parameters: int
+    parameter_bytes: int
+
+
+def read_model_folder(folder: Path) -> ModelFolder:
+    """Check a local Hugging Face folder or a folder with one GGUF file.
+
+    Raises InputError when the folder is missing, has no config.json, is of an unsupported family, needs code of its
+    own, has only pickled weights, or when a weight file is missing, truncated or of another format.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    if not (folder / "config.json").is_file() and (gguf := find_gguf(folder)) is not None:
+        return _gguf_folder(folder, gguf)
+    config = read_config(folder)
+    family = get_family(_model_type(folder, config))
+    weights = find_weights(folder)
+    return ModelFolder(
+        folder, config, family, weights.files, weights.gguf, weights.parameters, weights.parameter_bytes
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json; raises InputError when it is missing, no JSON object, or asks for code."""
+    path = Path(folder) / "config.json"
+    config = read_json_object(path, fix="give a folder with config.json and *.safetensors, or with one .gguf file")
+    if "auto_map" in config or config.get("trust_remote_code"):
+        raise InputError(
+            f"{path} asks for code from the model folder (auto_map)",
+            expected="a model that transformers itself implements",
+            fix="use the variant of the model converted for transformers (often named with -hf)",
+        )
+    return config
+
+
+def is_student(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a folder made by `linmu convert`."""
+    return isinstance(config.get("linmu"), dict)
+
+
+def read_json_object(path: Path, fix: str | None = None) -> dict[str, Any]:
+    """A JSON object from a file; raises InputError naming the file."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no {path}", fix=fix) from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}", got=error.strerror) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON", got=error, fix="copy or download the file again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}", got=type(content).__name__, expected="a JSON object")
+    return content
+
+
+def find_weights(folder: Path) -> Weights:
+    """Find and check the weight files of a folder; raises InputError (`read_model_folder` says when)."""
+    folder = Path(folder)
+    files = _shards(folder) if (folder / INDEX_NAME).exists() else sorted(folder.glob("*.safetensors"))
+    if files:
+        headers = [read_header(path) for path in files]
+        parameters = sum(header.parameters for header in headers)
+        return Weights(tuple(files), None, parameters, sum(header.data_bytes for header in headers))
+    if (gguf := find_gguf(folder)) is not None:
+        found = read_gguf(gguf)
+        return Weights((), gguf, found.parameters, found.data_bytes)
+    if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise InputError(
+            f"{folder} has only pickled weights ({pickles[0]}), which linmu never opens",
+            expected="*.safetensors",
+            fix="convert them where you trust them: load with transformers and call save_pretrained()",
+        )
+    raise InputError(f"{folder} has no weights", expected="*.safetensors or one .gguf file")
+
+
+def find_gguf(folder: Path) -> Path | None:
+    """The one .gguf file of a folder, None when there is none; raises InputError when there are several."""
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise InputError(f"{folder} has several GGUF files", got=names, expected="one", fix="leave one in the folder")
+    return files[0] if files else None
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise InputError(f"{folder} is a file", expected="a model folder", fix="give the folder it stands in")
+    raise InputError(
+        f"no model folder {folder}",
+        expected="a local Hugging Face model folder",
+        fix="download the model first (hf download NAME --local-dir FOLDER); linmu itself never downloads",
+    )
+
+
+def _model_type(folder: Path, config: dict[str, Any]) -> str:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise InputError(f"{folder / 'config.json'}: model_type", got=repr(model_type), expected="a family's name")
+    return model_type
+
+
+def _shards(folder: Path) -> list[Path]:
+    path = folder / INDEX_NAME
+    table = read_json_object(path).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise InputError(f"{path}: weight_map", expected="tensor names with the files that hold them")
+    files = []
+    for name in sorted(set(table.values())):
+        if Path(name).name != name:
+            raise InputError(f"{path}: shard {name!r}", expected="a file name without folders")
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} is missing", expected=f"the files {INDEX_NAME} names")
+        present = read_header(folder / name).tensors
+        if absent := sorted(key for key, shard in table.items() if shard == name and key not in present):
+            raise InputError(f"{folder / name} lacks tensor {absent[0]!r}", expected=f"the tensors {INDEX_NAME} names")
+        files.append(folder / name)
+    return files
+
+
+def _gguf_folder(folder: Path, gguf: Path) -> ModelFolder:
+    header = read_gguf(gguf)
+    architecture = str(header.metadata.get("general.architecture"))
+    family = get_family(_GGUF_FAMILIES.get(architecture, f"{architecture} (GGUF)"))
+    config = {"model_type": family.name, "gguf": dict(header.metadata)}
+    return ModelFolder(folder, config, family, (), gguf, header.parameters, header.data_bytes)

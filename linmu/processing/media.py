@@ -1,0 +1,103 @@
+"""One image or video made ready: the text for its placeholder, its grid in tokens, its pixels for the vision graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from linmu.errors import InputError
+from linmu.layout.types import MediaGrid
+from linmu.processing import expand, vision
+from linmu.processing.images import ImageSource, load_image, normalize
+from linmu.processing.settings import GridSettings, ProcessorSettings, TokenSettings, VideoSettings
+from linmu.processing.video import SAMPLERS, Clip, frames_clip, read_clip
+
+VideoSource = str | Path | np.ndarray
+
+
+@dataclass(frozen=True)
+class Media:
+    """`calls`: Qwen: one dict for the vision graph per grid frame; tile families: one with all tiles."""
+
+    text: str
+    grid: MediaGrid
+    calls: tuple[dict[str, np.ndarray], ...]
+
+
+def prepare_image(source: ImageSource, settings: ProcessorSettings) -> Media:
+    """Preprocess one image; InputError when it cannot be read or the family takes none."""
+    image, tokens = settings.image, settings.tokens
+    if image is None:
+        raise InputError(f"the family {settings.family} takes no images", fix="leave them out")
+    pixels = np.asarray(load_image(source))
+    if isinstance(image, GridSettings):
+        patches, grid = vision.image_patches(pixels, image)
+        return _grid_media("image", patches, grid, image.merge_size, tokens)
+    tiles = vision.image_tiles(pixels, image)
+    shape = (1, tokens.tile_grid[0], tokens.tile_grid[1])
+    grid_of_tiles = MediaGrid("image", (shape,) * len(tiles.pixels))
+    text = expand.IMAGE_TEXTS[settings.family](tiles, tokens)
+    return Media(text, grid_of_tiles, ({"pixel_values": normalize(tiles.pixels, image)},))
+
+
+def _grid_media(
+    kind: str, patches: np.ndarray, grid: tuple[int, int, int], merge: int, tokens: TokenSettings,
+    text: str | None = None, seconds: float = 1.0,
+) -> Media:  # fmt: skip
+    """Qwen media from patches [t*h*w, dim]; `grid` (t, h, w) counts patches before merging."""
+    t, h, w = grid
+    calls = tuple(
+        {"pixel_values": frame, "grid": np.array([1, h, w], np.int64)} for frame in patches.reshape(t, h * w, -1)
+    )
+    if text is None:
+        text = str(tokens.image if kind == "image" else tokens.video) * (t * h * w // merge**2)
+    return Media(text, MediaGrid(kind, ((t, h // merge, w // merge),), seconds), calls)
+
+
+def take_clip(source: VideoSource, fps: float | None, settings: ProcessorSettings) -> tuple[Clip, float | None]:
+    """Frames of a video and its duration in seconds (None for frames given as an array).
+
+    A file is sampled by the family's rule, at `fps` frames a second where given; an array holds the frames already
+    chosen, `fps` of them a second.
+    """
+    video = _video_settings(settings)
+    if isinstance(source, np.ndarray):
+        return frames_clip(source, fps if fps is not None else video.fps), None
+    if not isinstance(source, (str, Path)):
+        raise InputError("a video", got=type(source).__name__, expected="a file or uint8 frames [T, H, W, 3]")
+    if fps is not None:
+        frames_clip(np.zeros((1, 1, 1, 3), np.uint8), fps)  # refuses a bad rate
+        video = VideoSettings(**{**vars(video), "fps": fps, "num_frames": _cap(settings.family, video)})
+    clip = read_clip(Path(source), lambda total, rate: SAMPLERS[settings.family](total, rate, video))
+    return clip, clip.total / clip.fps
+
+
+def _cap(family: str, video: VideoSettings) -> int | None:
+    """SmolVLM's number of frames stays an upper bound when a rate is asked for; elsewhere the rate decides."""
+    return video.num_frames if family == "smolvlm" else None
+
+
+def _video_settings(settings: ProcessorSettings) -> VideoSettings:
+    if settings.video is None:
+        raise InputError(f"the family {settings.family} takes no video", fix="give frames as images, or leave it out")
+    return settings.video
+
+
+def prepare_video(source: VideoSource, fps: float | None, settings: ProcessorSettings) -> Media:
+    """Preprocess one video; InputError when it cannot be read or the family takes none."""
+    video, tokens = _video_settings(settings), settings.tokens
+    clip, duration = take_clip(source, fps, settings)
+    if isinstance(video.frames, GridSettings):
+        step, merge = video.frames.temporal_patch_size, video.frames.merge_size
+        patches, grid = vision.video_patches(list(clip.frames), video)
+        text = None
+        if settings.family == "qwen3_vl":
+            text = expand.qwen3_video_text(clip, tokens, step, grid[1] * grid[2] // merge**2)
+        return _grid_media("video", patches, grid, merge, tokens, text, step / clip.sampled_fps)
+    tiles = np.concatenate([vision.image_tiles(frame, video.frames).pixels for frame in clip.frames])
+    shape = (len(tiles), tokens.tile_grid[0], tokens.tile_grid[1])
+    grid_of_frames = MediaGrid("video", (shape,), 1 / clip.sampled_fps)
+    text = expand.VIDEO_TEXTS[settings.family](clip, tokens, duration)
+    return Media(text, grid_of_frames, ({"pixel_values": normalize(tiles, video.frames)},))

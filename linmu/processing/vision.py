@@ -1,0 +1,131 @@
+"""From RGB images and frames to the tiles or patches that the vision graph takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from linmu.processing import geometry
+from linmu.processing.images import center_crop, normalize, pad_to_square, resize
+from linmu.processing.settings import (
+    CanvasSettings,
+    CropSettings,
+    GridSettings,
+    ImageSettings,
+    SplitSettings,
+    VideoSettings,
+)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles [n, H, W, 3] uint8 of one image in the order of their tokens; rows and columns 0 when it is not split."""
+
+    pixels: np.ndarray
+    rows: int = 0
+    columns: int = 0
+
+
+def cut(image: np.ndarray, rows: int, columns: int, tile: geometry.Size) -> list[np.ndarray]:
+    """`rows` x `columns` tiles of an image, row by row."""
+    height, width = tile
+    return [
+        image[r * height : (r + 1) * height, c * width : (c + 1) * width] for r in range(rows) for c in range(columns)
+    ]
+
+
+def split_tiles(image: np.ndarray, settings: SplitSettings) -> Tiles:
+    """Idefics3 and SmolVLM: whole tiles row by row, then the thumbnail; one tile when it fits or must not be split."""
+    tile, resample = settings.tile, settings.resample
+    image = resize(image, geometry.longest_edge_size(*image.shape[:2], settings.longest_edge), resample)
+    if not settings.split:
+        return Tiles(resize(image, (tile, tile), resample)[None])
+    image = resize(image, geometry.whole_tiles_size(*image.shape[:2], tile), resample)
+    rows, columns = image.shape[0] // tile, image.shape[1] // tile
+    if rows * columns == 1:
+        return Tiles(image[None])
+    thumbnail = resize(image, (tile, tile), resample)
+    return Tiles(np.stack([*cut(image, rows, columns, (tile, tile)), thumbnail]), rows, columns)
+
+
+def canvas_tiles(image: np.ndarray, settings: CanvasSettings) -> Tiles:
+    """InternVL: the best canvas cut row by row, then the thumbnail when there is more than one tile."""
+    tile = (settings.height, settings.width)
+    if settings.max_tiles <= 1:
+        return Tiles(resize(image, tile, settings.resample)[None])
+    columns, rows = geometry.best_canvas(*image.shape[:2], tile, settings.min_tiles, settings.max_tiles)
+    canvas = resize(image, (rows * tile[0], columns * tile[1]), settings.resample)
+    tiles = cut(canvas, rows, columns, tile)
+    if len(tiles) > 1:
+        tiles.append(resize(image, tile, settings.resample))
+    return Tiles(np.stack(tiles), rows, columns)
+
+
+def crop_tiles(image: np.ndarray, settings: CropSettings) -> Tiles:
+    """CLIP and its like: one resized and centre-cropped tile."""
+    if settings.pad_to_square:
+        image = pad_to_square(image, tuple(int(value * 255) for value in settings.mean))
+    size = (settings.height, settings.width)
+    if settings.shortest_edge:
+        size = geometry.shortest_edge_size(*image.shape[:2], settings.shortest_edge)
+    image = resize(image, size, settings.resample)
+    if settings.crop_height:
+        image = center_crop(image, (settings.crop_height, settings.crop_width))
+    return Tiles(image[None])
+
+
+TILERS = {SplitSettings: split_tiles, CanvasSettings: canvas_tiles, CropSettings: crop_tiles}
+
+
+def image_tiles(image: np.ndarray, settings: ImageSettings) -> Tiles:
+    """Tiles of one [height, width, 3] uint8 image under a tile family's settings."""
+    return TILERS[type(settings)](image, settings)
+
+
+def image_patches(image: np.ndarray, settings: GridSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Qwen: patches [h*w, 3*temporal_patch*patch*patch] float32 of an image, and its grid (1, h, w) before merging."""
+    factor = settings.patch_size * settings.merge_size
+    size = geometry.grid_size(*image.shape[:2], factor, settings.min_pixels, settings.max_pixels)
+    frame = normalize(resize(image, size, settings.resample)[None], settings)
+    return _patches(np.broadcast_to(frame, (settings.temporal_patch_size, *frame.shape[1:])), settings)
+
+
+def video_patches(frames: Sequence[np.ndarray], settings: VideoSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Qwen: patches of a video's frames [T][height, width, 3] uint8, and its grid (t, h, w) before merging.
+
+    The last frame is repeated until `temporal_patch_size` divides their number.
+    """
+    grid = settings.frames
+    assert isinstance(grid, GridSettings)
+    size = video_frame_size(len(frames), frames[0].shape[0], frames[0].shape[1], settings)
+    resized = [resize(frame, size, grid.resample) for frame in frames]
+    resized += resized[-1:] * (-len(resized) % grid.temporal_patch_size)
+    return _patches(normalize(np.stack(resized), grid), grid)
+
+
+def video_frame_size(frames: int, height: int, width: int, settings: VideoSettings) -> geometry.Size:
+    """Height and width of every resized frame of a Qwen video."""
+    grid = settings.frames
+    assert isinstance(grid, GridSettings)
+    step, factor, most = grid.temporal_patch_size, grid.patch_size * grid.merge_size, grid.max_pixels
+    floor = int(grid.min_pixels * 1.05)
+    if not grid.volume:
+        if settings.cap_pixels_per_frame:
+            budget = int(settings.max_video_tokens * factor * factor * 0.9)
+            most = max(min(most, budget * step // frames), floor)
+        return geometry.grid_size(height, width, factor, grid.min_pixels, most)
+    frames = max(frames, step)  # a single frame is repeated
+    if settings.cap_pixels_per_frame:
+        most = frames * max(min(settings.max_video_tokens * factor * factor, most // frames), floor)
+    return geometry.volume_size(frames, height, width, step, factor, grid.min_pixels, most)
+
+
+def _patches(frames: np.ndarray, settings: GridSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """[T, 3, H, W] float32 to patches in merge-block order and the grid (t, h, w)."""
+    patch, merge, step = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    t, h, w = frames.shape[0] // step, frames.shape[2] // patch, frames.shape[3] // patch
+    blocks = frames.reshape(t, step, 3, h // merge, merge, patch, w // merge, merge, patch)
+    blocks = blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)  # t, row, column, inner row, inner column, channel, step, y, x
+    return np.ascontiguousarray(blocks.reshape(t * h * w, 3 * step * patch * patch)), (t, h, w)

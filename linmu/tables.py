@@ -1,0 +1,84 @@
+"""How inspections and diagnoses look on a terminal: rich tables from plain data."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from linmu.doctor import Diagnosis
+from linmu.inspect import Inspection
+
+
+def size(count: float) -> str:
+    """A number of bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def inspection_view(found: Inspection) -> RenderableType:
+    """Summary, graphs and memory forecast of a bundle or student."""
+    parts: list[RenderableType] = [_summary(found)]
+    for name, graph in found.graphs.items():
+        table = Table("", "name", "dtype", "shape", title=f"graph {name} ({graph['file']})", title_justify="left")
+        for side, specs in (("in", graph["inputs"]), ("out", graph["outputs"])):
+            for spec in specs:
+                if not spec["name"].startswith(("past.", "present.")):
+                    table.add_row(side, spec["name"], spec["dtype"], _shape(spec["shape"]))
+        parts.append(table)
+    if found.files:
+        table = Table("file", "size", title="files", title_justify="left")
+        for name, count in sorted(found.files.items(), key=lambda item: -item[1]):
+            table.add_row(name, size(count))
+        parts.append(table)
+    parts.append(_forecast(found))
+    return Group(*parts)
+
+
+def diagnosis_view(found: Diagnosis) -> RenderableType:
+    """A table of components and a line for every target."""
+    table = Table("component", "version", "needed by", "to install", title=f"Python {found.python}, {found.machine}")
+    for finding in found.findings:
+        state = finding.version or "[red]missing[/red]"
+        note = "" if finding.ok else (finding.problem + "; " if finding.problem else "") + finding.install
+        table.add_row(finding.name, state, ", ".join(finding.needed_by), note.replace("[", "\\["))
+    ready = Table("for", "ready", title="targets and extras", title_justify="left")
+    for name, is_ready in found.ready().items():
+        ready.add_row(name, "[green]yes[/green]" if is_ready else "no")
+    return Group(table, ready)
+
+
+def _summary(found: Inspection) -> Table:
+    table = Table(show_header=False, title=f"{found.kind} {found.folder}", title_justify="left")
+    sizes = found.sizes
+    rows = {
+        "model": f"{found.name} ({found.family}), {found.parameters / 1e6:.1f} million parameters",
+        "decoder": f"{sizes.layers} layers, hidden {sizes.hidden_size}, heads {sizes.heads}/{sizes.kv_heads}"
+        f" of {sizes.head_dim}",
+        "target": found.target or "",
+        "precision": ", ".join(f"{key} {value}" for key, value in found.precision.items() if value is not None),
+        "weights": size(found.weight_bytes),
+        "state": f"{size(found.state_bytes)} for one sequence, at any context length",
+        "state tensors": f"{len(found.state)} (past.* and present.*)" if found.state else "",
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    return table
+
+
+def _forecast(found: Inspection) -> Table:
+    table = Table(
+        "context", "decoding", "prefill in one call (rough)", "teacher's fp16 KV cache alone",
+        title="memory forecast", title_justify="left",
+    )  # fmt: skip
+    for item in found.forecast:
+        cells = (item.decode_bytes, item.prefill_bytes, item.teacher_cache_bytes)
+        table.add_row(f"{item.context // 1024}k", *(size(count) for count in cells))
+    return table
+
+
+def _shape(shape: list[int | str]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
