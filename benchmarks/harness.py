@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,30 @@ def timed(call: Callable[[], object], repeats: int = 1) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def read_bandwidth(threads: int, megabytes: int = 512, rounds: int = 5) -> float:
-    """Bytes per second that `threads` threads read together from an array far larger than the caches (best round).
+class Bandwidth:
+    """How fast `threads` threads together read an array far larger than the caches, every byte once.
 
-    Two kernels read every byte once (a maximum and a self dot product); the faster one counts, so that arithmetic
-    does not pass for memory. A decode step cannot run faster than its weight bytes divided by this figure.
+    A decode step cannot be faster than its weight bytes divided by this. Two kernels (an integer maximum, a self dot
+    product) are tried and the faster one counts, so that arithmetic does not pass for memory.
     """
-    array = np.ones(megabytes * 2**20 // 4, dtype=np.float32)
-    parts = np.array_split(array, threads)
-    # BLAS threads of its own would fight ours: einsum's dot product never uses them.
-    kernels = (np.max, lambda part: np.einsum("i,i->", part, part))
-    with ThreadPoolExecutor(threads) as pool:
-        fastest = min(timed(lambda k=kernel: list(pool.map(k, parts))) for _ in range(rounds) for kernel in kernels)
-    return array.nbytes / fastest
+
+    def __init__(self, threads: int, megabytes: int = 512):
+        """Allocate and touch the array."""
+        self.array = np.ones(megabytes * 2**20 // 4, dtype=np.float32)
+        self.nbytes = self.array.nbytes
+        # Many pieces per thread, so that a thread the system holds up does not make the other one wait.
+        self.parts = np.array_split(self.array, 16 * threads)
+        self.pool = ThreadPoolExecutor(threads)
+
+    def seconds(self) -> float:
+        """Seconds of one whole read now."""
+        # einsum, not dot: BLAS would start threads of its own.
+        kernels = (lambda part: part.view(np.int64).max(), lambda part: np.einsum("i,i->", part, part))
+        return min(timed(partial(self._read, kernel)) for kernel in kernels)
+
+    def _read(self, kernel: Callable[[np.ndarray], Any]) -> None:
+        for _ in self.pool.map(kernel, self.parts):
+            pass
 
 
 def peak_rss_bytes() -> int:
@@ -89,6 +101,11 @@ def run_child(script: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
         last = done.stderr.strip().splitlines()[-1:] or ["no output"]
         return {"failed": f"exit {done.returncode}: {last[0][:300]}"}
     return json.loads(lines[-1])
+
+
+def numbers(text: str) -> list[int]:
+    """A command-line list of whole numbers, "512,2048" -> [512, 2048]."""
+    return [int(item) for item in text.split(",")]
 
 
 def machine() -> dict[str, Any]:

@@ -62,9 +62,12 @@ def convert(
     json_output: JsonOption = False,
 ) -> None:
     """Replace every attention layer of a teacher's decoder by an M-MATE block and write the student."""
+    from linmu.model_files import read_model_folder
+
     mmate = mmate_config(settings or [])
     _require_separate(teacher, out)
     _require("linmu convert", "convert", "torch", "transformers")
+    read_model_folder(teacher)  # a wrong folder is reported before torch takes its seconds to load
     with _results() as results, _progress("converting layers") as progress:
         from linmu.model.convert import convert_folder
 
@@ -214,6 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(arguments, prog_name="linmu", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer's form of KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except LinmuError as error:
         return _fail(str(error), error.exit_code, debug)

@@ -20,7 +20,6 @@ from linmu.errors import InputError
 from linmu.export import vision_passes as passes
 from linmu.export.vision_tiles import TILE_PARTS, TileTower
 from linmu.export.vision_towers import Qwen3Tower, Qwen25Tower, VisionTower
-from linmu.families import get_family
 from linmu.layout.vision_grid import vision_facts, vision_inputs
 from linmu.specs import GraphSpec, TensorSpec
 
@@ -68,7 +67,7 @@ def example_call(tower: VisionTower, seed: int = 0) -> dict[str, np.ndarray]:
     grid = (1, ((facts.get("window") or 2) + 1) * merge, 5 * merge)
     indices = vision_inputs(facts["family"], facts, grid)
     sizes = {"tiles": 2, "patches": grid[1] * grid[2]}
-    shape = [sizes.get(size, size) for size in tower.inputs[0].shape]
+    shape = [sizes[size] if isinstance(size, str) else size for size in tower.inputs[0].shape]
     pixels = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     return {"pixel_values": pixels, **indices}
 

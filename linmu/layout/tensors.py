@@ -36,13 +36,14 @@ LAYOUT_SPECS: tuple[TensorSpec, ...] = (
 
 
 def layout_tensors(
-    layout: PromptLayout, mmate: MMateConfig, start: int = 0, stop: int | None = None
+    layout: PromptLayout, mmate: MMateConfig, start: int = 0, stop: int | None = None, *, never_empty: bool = False
 ) -> dict[str, np.ndarray]:
     """The tensors of LAYOUT_SPECS for tokens start..stop of a prompt, token indices relative to `start`.
 
     order [4,S]: scan position -> token; inverse [4,S]; backward [4,Nb]: token of each backward element, S on padding;
     backward_slot [4,S]: a token's place in it, 0 for text; restart [Nb]: first element of each span; vision [S];
     windows [2,W,L] and window_segment [2,W,L] (-1 on padding); window_slot [2,S]: row*L+column, 0 for text.
+    With `never_empty` a text-only piece gets one element of padding in place of zero-sized tensors (for graphs).
     Raises ValueError for a piece that is empty, outside the prompt or cuts a span.
     """
     stop = layout.length if stop is None else stop
@@ -58,6 +59,11 @@ def layout_tensors(
         spans.append(Span(span.positions - start, span.grid))
     batch = _batch_tensors([spans], stop - start, mmate)
     batch["backward"], batch["restart"] = batch["backward"][:, 0], batch["restart"][0]
+    if never_empty and not spans:
+        batch["backward"] = np.full((SCHEDULES, 1), stop - start, np.int64)
+        batch["restart"] = np.ones(1, bool)
+        batch["windows"] = np.zeros((SHIFTS, 1, 1), np.int64)
+        batch["window_segment"] = np.full((SHIFTS, 1, 1), -1, np.int64)
     return {f"layout.{name}": array for name, array in batch.items()}
 
 

@@ -140,8 +140,8 @@ def _window_slots(rows: int, columns: int, window: int, unit: int) -> np.ndarray
     down, across = -(-rows // window), -(-columns // window)
     index = np.full((down * window, across * window), -1, np.int64)
     index[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
-    index = index.reshape(down, window, across, window).swapaxes(1, 2).reshape(down * across, -1, 1)
-    return np.where(index < 0, -1, index * unit + np.arange(unit)).reshape(down * across, -1)
+    windows = index.reshape(down, window, across, window).swapaxes(1, 2).reshape(down * across, -1, 1)
+    return np.where(windows < 0, -1, windows * unit + np.arange(unit)).reshape(down * across, -1)
 
 
 def _rank(slots: np.ndarray) -> np.ndarray:

@@ -97,7 +97,8 @@ class Direction(nn.Module):
             y, recurrent = ssm.chunked(q, k, v, g, state[1], scale, restart, self.mmate.chunk_size)
         every = self.heads // self.state_heads
         if strict:
-            own = scale * (q * k.repeat_interleave(every, 2)).to(y.dtype).sum(-1, keepdim=True)
+            # Widened before the product: the norm would blow up what a narrow one leaves where nothing else is seen.
+            own = scale * (q.to(y.dtype) * k.repeat_interleave(every, 2).to(y.dtype)).sum(-1, keepdim=True)
             y = y - own * v.repeat_interleave(every, 2).to(y.dtype)
         if self.skip is not None:
             y = y + self.skip[:, None].to(y.dtype) * v.repeat_interleave(every, 2).to(y.dtype)

@@ -114,7 +114,9 @@ def check_messages(messages: Any) -> list[Message]:
         if isinstance(content, list):
             for part in content:
                 if not isinstance(part, dict) or part.get("type") not in ("text", "image", "video"):
-                    raise InputError("a part of a message", got=repr(part)[:60], expected='"type": text, image or video')
+                    raise InputError(
+                        "a part of a message", got=repr(part)[:60], expected='"type": text, image or video'
+                    )
                 if part["type"] == "text" and not isinstance(part.get("text"), str):
                     raise InputError("a text part of a message", got=repr(part)[:60], expected='a "text" string')
         elif not isinstance(content, str) and content is not None:

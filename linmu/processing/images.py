@@ -103,7 +103,8 @@ def normalize(images: np.ndarray, settings: ImageSettings) -> np.ndarray:
     scaled = (levels * settings.rescale_factor if settings.do_rescale else levels).astype(np.float32)
     table = np.repeat(scaled[None], 3, axis=0)
     if settings.do_normalize:
-        table = (table - np.float32(settings.mean)[:, None]) / np.float32(settings.std)[:, None]
+        mean, std = (np.asarray(value, np.float32)[:, None] for value in (settings.mean, settings.std))
+        table = (table - mean) / std
     out = np.empty((images.shape[0], 3, *images.shape[1:3]), np.float32)
     for channel in range(3):  # 256 possible values each: a look-up is exact and needs no float copies
         np.take(table[channel], images[..., channel], out=out[:, channel])

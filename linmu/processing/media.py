@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from linmu.layout.types import MediaGrid
 from linmu.processing import expand, vision
 from linmu.processing.images import ImageSource, load_image, normalize
 from linmu.processing.settings import GridSettings, ProcessorSettings, TokenSettings, VideoSettings
-from linmu.processing.video import SAMPLERS, Clip, frames_clip, read_clip
+from linmu.processing.video import SAMPLERS, Clip, checked_rate, frames_clip, read_clip
 
 VideoSource = str | Path | np.ndarray
 
@@ -68,15 +68,11 @@ def take_clip(source: VideoSource, fps: float | None, settings: ProcessorSetting
     if not isinstance(source, (str, Path)):
         raise InputError("a video", got=type(source).__name__, expected="a file or uint8 frames [T, H, W, 3]")
     if fps is not None:
-        frames_clip(np.zeros((1, 1, 1, 3), np.uint8), fps)  # refuses a bad rate
-        video = VideoSettings(**{**vars(video), "fps": fps, "num_frames": _cap(settings.family, video)})
+        # SmolVLM's number of frames stays an upper bound when a rate is asked for; elsewhere the rate decides
+        count = video.num_frames if settings.family == "smolvlm" else None
+        video = replace(video, fps=checked_rate(fps), num_frames=count)
     clip = read_clip(Path(source), lambda total, rate: SAMPLERS[settings.family](total, rate, video))
     return clip, clip.total / clip.fps
-
-
-def _cap(family: str, video: VideoSettings) -> int | None:
-    """SmolVLM's number of frames stays an upper bound when a rate is asked for; elsewhere the rate decides."""
-    return video.num_frames if family == "smolvlm" else None
 
 
 def _video_settings(settings: ProcessorSettings) -> VideoSettings:

@@ -78,10 +78,10 @@ class Processor:
         """Ids of the tokens that vision embeddings replace: the image token, and for Qwen the video token."""
         tokens = self.settings.tokens
         names = [tokens.image, tokens.video if isinstance(self.settings.image, GridSettings) else None]
-        ids = [self.tokenizer.token_to_id(name) for name in names if name is not None]
-        if None in ids:
-            raise InputError("the tokenizer lacks the media tokens", got=ids, expected=[n for n in names if n])
-        return tuple(ids)
+        ids = {name: self.tokenizer.token_to_id(name) for name in names if name is not None}
+        if missing := [name for name, found in ids.items() if found is None]:
+            raise InputError("the tokenizer lacks media tokens", got=f"no {missing}", fix="convert the model again")
+        return tuple(found for found in ids.values() if found is not None)
 
     def encode(
         self,

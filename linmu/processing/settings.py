@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,8 @@ def to_json(settings: Any) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for field in fields(settings):
         value = getattr(settings, field.name)
-        data[field.name] = to_json(value) if is_dataclass(value) else asdict(settings)[field.name]
+        value = list(value) if isinstance(value, tuple) else value
+        data[field.name] = to_json(value) if is_dataclass(value) else value
     for kind, cls in IMAGE_KINDS.items():
         if type(settings) is cls:
             return {"kind": kind, **data}
@@ -171,7 +172,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _value(arguments[0], value, where)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return from_json(hint, value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_value(arguments[0], item, where) for item in value)

@@ -106,10 +106,11 @@ def frames_clip(frames: np.ndarray, fps: float | None) -> Clip:
         raise InputError(
             "video frames", got=f"{frames.dtype} {list(frames.shape)}", expected="uint8 [frames, height, width, 3]"
         )
-    return Clip(frames, tuple(range(len(frames))), _checked_rate(fps or DEFAULT_FPS), len(frames))
+    return Clip(frames, tuple(range(len(frames))), checked_rate(fps or DEFAULT_FPS), len(frames))
 
 
-def _checked_rate(fps: float) -> float:
+def checked_rate(fps: float) -> float:
+    """A rate in frames per second; InputError unless it is a positive number."""
     if not math.isfinite(fps) or fps <= 0:
         raise InputError("video frames per second", got=fps, expected="a positive number")
     return float(fps)
@@ -131,7 +132,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             yield container, container.streams.video[0]
     except (av.FFmpegError, OSError, EOFError) as error:
         raise InputError(
-            f"cannot read the video {path}", got=f"{path.stat().st_size} bytes, {error}", expected="an MP4, WebM, ... file"
+            f"cannot read the video {path}",
+            got=f"{path.stat().st_size} bytes, {error}",
+            expected="an MP4, WebM, ... file",
         ) from error
 
 
@@ -169,7 +172,7 @@ def load_video(path: str | Path, max_frames: int, fps: float = DEFAULT_FPS) -> t
     """(frames [T, H, W, 3] uint8, seconds between them): `fps` frames a second, evenly, at most `max_frames`."""
     if max_frames < 1:
         raise InputError("max_frames", got=max_frames, expected="at least 1")
-    wanted = _checked_rate(fps)
+    wanted = checked_rate(fps)
 
     def evenly(total: int, rate: float) -> np.ndarray:
         count = min(max(int(total / rate * wanted), 1), max_frames, total)

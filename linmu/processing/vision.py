@@ -39,10 +39,10 @@ def cut(image: np.ndarray, rows: int, columns: int, tile: geometry.Size) -> list
 def split_tiles(image: np.ndarray, settings: SplitSettings) -> Tiles:
     """Idefics3 and SmolVLM: whole tiles row by row, then the thumbnail; one tile when it fits or must not be split."""
     tile, resample = settings.tile, settings.resample
-    image = resize(image, geometry.longest_edge_size(*image.shape[:2], settings.longest_edge), resample)
+    image = resize(image, geometry.longest_edge_size(image.shape[0], image.shape[1], settings.longest_edge), resample)
     if not settings.split:
         return Tiles(resize(image, (tile, tile), resample)[None])
-    image = resize(image, geometry.whole_tiles_size(*image.shape[:2], tile), resample)
+    image = resize(image, geometry.whole_tiles_size(image.shape[0], image.shape[1], tile), resample)
     rows, columns = image.shape[0] // tile, image.shape[1] // tile
     if rows * columns == 1:
         return Tiles(image[None])
@@ -55,7 +55,7 @@ def canvas_tiles(image: np.ndarray, settings: CanvasSettings) -> Tiles:
     tile = (settings.height, settings.width)
     if settings.max_tiles <= 1:
         return Tiles(resize(image, tile, settings.resample)[None])
-    columns, rows = geometry.best_canvas(*image.shape[:2], tile, settings.min_tiles, settings.max_tiles)
+    columns, rows = geometry.best_canvas(image.shape[0], image.shape[1], tile, settings.min_tiles, settings.max_tiles)
     canvas = resize(image, (rows * tile[0], columns * tile[1]), settings.resample)
     tiles = cut(canvas, rows, columns, tile)
     if len(tiles) > 1:
@@ -69,25 +69,27 @@ def crop_tiles(image: np.ndarray, settings: CropSettings) -> Tiles:
         image = pad_to_square(image, tuple(int(value * 255) for value in settings.mean))
     size = (settings.height, settings.width)
     if settings.shortest_edge:
-        size = geometry.shortest_edge_size(*image.shape[:2], settings.shortest_edge)
+        size = geometry.shortest_edge_size(image.shape[0], image.shape[1], settings.shortest_edge)
     image = resize(image, size, settings.resample)
     if settings.crop_height:
         image = center_crop(image, (settings.crop_height, settings.crop_width))
     return Tiles(image[None])
 
 
-TILERS = {SplitSettings: split_tiles, CanvasSettings: canvas_tiles, CropSettings: crop_tiles}
-
-
 def image_tiles(image: np.ndarray, settings: ImageSettings) -> Tiles:
     """Tiles of one [height, width, 3] uint8 image under a tile family's settings."""
-    return TILERS[type(settings)](image, settings)
+    if isinstance(settings, SplitSettings):
+        return split_tiles(image, settings)
+    if isinstance(settings, CanvasSettings):
+        return canvas_tiles(image, settings)
+    assert isinstance(settings, CropSettings)
+    return crop_tiles(image, settings)
 
 
 def image_patches(image: np.ndarray, settings: GridSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Qwen: patches [h*w, 3*temporal_patch*patch*patch] float32 of an image, and its grid (1, h, w) before merging."""
     factor = settings.patch_size * settings.merge_size
-    size = geometry.grid_size(*image.shape[:2], factor, settings.min_pixels, settings.max_pixels)
+    size = geometry.grid_size(image.shape[0], image.shape[1], factor, settings.min_pixels, settings.max_pixels)
     frame = normalize(resize(image, size, settings.resample)[None], settings)
     return _patches(np.broadcast_to(frame, (settings.temporal_patch_size, *frame.shape[1:])), settings)
 

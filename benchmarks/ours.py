@@ -1,0 +1,105 @@
+"""Our side: the converted teacher's bundle, and two ways of running its step, as the peer has two.
+
+- `OurGraph`: the step graph on plain ONNX Runtime with I/O binding and two state sets that swap roles.
+- `OurSession`: what users call, `linmu.load(bundle)`, through its runner.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import say, timed
+
+from linmu.errors import LinmuError
+
+NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+
+def build_bundle(teacher: Path, out: Path) -> Path:
+    """Convert the teacher and export it in fp32 for ONNX Runtime through the command line, once."""
+    if not (out / "manifest.json").exists():
+        student = out.with_name(out.name + "-student")
+        if not (student / "config.json").exists():
+            _linmu("convert", str(teacher), "-o", str(student))
+        _linmu("export", str(student), "--target", "onnx", "--quant", "none", "-o", str(out))
+    return out
+
+
+def _linmu(*arguments: str) -> None:
+    say("linmu " + " ".join(arguments) + " ...")
+    command = [sys.executable, "-m", "linmu", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LinmuError(f"linmu {arguments[0]} failed", got=(done.stderr.strip().splitlines() or ["no message"])[-1])
+
+
+def step_file(bundle: Path) -> Path:
+    """The step graph's file, as the manifest names it."""
+    return bundle / json.loads((bundle / "manifest.json").read_text())["graphs"]["step"]["file"]
+
+
+class OurGraph:
+    """The step graph alone: state lives in two sets of buffers, past and present in turn."""
+
+    def __init__(self, path: Path, threads: int):
+        """Open the graph and bind both directions once; symbolic dimensions are 1, states start at zero."""
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.feeds = {item.name: _zeros(item) for item in self.session.get_inputs()}
+        states = [name for name in self.feeds if name.startswith("past.")]
+        self.state_bytes = sum(self.feeds[name].nbytes for name in states)
+        value = ort.OrtValue.ortvalue_from_numpy
+        tokens = {name: value(array) for name, array in self.feeds.items() if name not in states}
+        sets = [{name: value(self.feeds[name].copy()) for name in states} for _ in range(2)]
+        self.bindings = [self._bind(tokens, sets[turn], sets[1 - turn]) for turn in range(2)]
+        self.turn = 0
+
+    def _bind(self, tokens: dict, past: dict, present: dict) -> object:
+        binding = self.session.io_binding()
+        for name, value in {**tokens, **past}.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in present.items():
+            binding.bind_ortvalue_output(name.replace("past.", "present."), value)
+        for item in self.session.get_outputs():
+            if not item.name.startswith("present."):
+                binding.bind_output(item.name, "cpu")
+        return binding
+
+    def step(self) -> None:
+        """One decode step; the new state becomes the next step's past."""
+        self.session.run_with_iobinding(self.bindings[self.turn])
+        self.turn = 1 - self.turn
+
+
+def _zeros(item: Any) -> np.ndarray:
+    shape = [dim if isinstance(dim, int) else 1 for dim in item.shape]
+    return np.zeros(shape, dtype=NUMPY_TYPES[item.type])
+
+
+class OurSession:
+    """The bundle as users open it; `prefill` and `step` go through the session's runner, state included."""
+
+    def __init__(self, bundle: Path, threads: int):
+        """Open the bundle on ONNX Runtime with `threads` threads."""
+        import linmu
+
+        self.session = linmu.load(bundle, backend="onnxruntime", threads=threads)
+        self.runner = self.session.runner
+
+    def prefill(self, ids: np.ndarray) -> float:
+        """Read a text prompt [S] into a fresh state; seconds."""
+        self.session.reset()
+        return timed(lambda: self.session.feed(ids))
+
+    def step(self, token: int = 42) -> None:
+        """One decode step after whatever was read before."""
+        self.session.step(token)

@@ -1,0 +1,110 @@
+"""Builds one ONNX graph node by node: names nodes after their module, merges equal nodes, shares external weights."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from linmu.export.weight_file import StoredWeight
+from linmu.specs import GraphSpec, TensorSpec
+
+MICROSOFT = "com.microsoft"
+OPSET = 21
+IR_VERSION = 10
+DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+
+
+class GraphBuilder:
+    """Collects nodes; values are their names (str). All operators used are pure, so equal nodes are made once."""
+
+    def __init__(self, stored: dict[str, StoredWeight], data_file: str):
+        self.stored, self.data_file = stored, data_file
+        self.scope = ""
+        self.nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._known: dict[tuple, list[str]] = {}
+        self._names: Counter[str] = Counter()
+
+    def node(
+        self, op: str, inputs: Sequence[str], outputs: int = 1, *, domain: str = "", used: Sequence[int] | None = None,
+        **attributes: Any,
+    ) -> Any:  # fmt: skip
+        """Add a node; returns its output name, or a list when `outputs` > 1. Outputs not in `used` are left out."""
+        key = (op, domain, tuple(inputs), outputs, repr(sorted(attributes.items())))
+        if key not in self._known:
+            base = self._unique(f"{self.scope}{op}")
+            names = [f"{base}:{i}" if used is None or i in used else "" for i in range(outputs)]
+            names = [base] if outputs == 1 else names
+            self.nodes.append(helper.make_node(op, list(inputs), names, name=base, domain=domain, **attributes))
+            self._known[key] = names
+        names = self._known[key]
+        return names[0] if outputs == 1 else names
+
+    def const(self, value: Any, dtype: Any = np.int64) -> str:
+        """A small constant, stored inside the graph once."""
+        array = np.asarray(value, dtype)
+        key = ("const", array.dtype.str, array.shape, array.tobytes())
+        if key not in self._known:
+            name = self._unique("const")
+            self._initializers[name] = numpy_helper.from_array(array, name)
+            self._known[key] = [name]
+        return self._known[key][0]
+
+    def weight(self, name: str) -> str:
+        """A weight of the shared data file as float32 (a Cast follows weights stored as float16)."""
+        stored = self.stored[name]
+        if name not in self._initializers:
+            tensor = TensorProto(name=name, dims=stored.shape, data_type=helper.np_dtype_to_tensor_dtype(stored.dtype))
+            tensor.data_location = TensorProto.EXTERNAL
+            place = {"location": self.data_file, "offset": stored.offset, "length": stored.length}
+            for field, value in place.items():
+                tensor.external_data.add(key=field, value=str(value))
+            self._initializers[name] = tensor
+        return name if stored.dtype == np.float32 else self.node("Cast", [name], to=TensorProto.FLOAT)
+
+    def save(self, path: Path, inputs: Sequence[TensorSpec], outputs: dict[str, tuple[str, TensorSpec]]) -> GraphSpec:
+        """Write the graph: `outputs` maps contract names to (value, spec). Returns its spec."""
+        self._rename_outputs({value: name for name, (value, _) in outputs.items()})
+        domains = sorted({node.domain for node in self.nodes} - {""})
+        graph = helper.make_graph(
+            self.nodes,
+            path.stem,
+            [_value_info(spec) for spec in inputs],
+            [_value_info(spec) for _, spec in outputs.values()],
+            list(self._initializers.values()),
+        )
+        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="linmu")
+        path.write_bytes(model.SerializeToString())
+        return GraphSpec(path.name, tuple(inputs), tuple(spec for _, spec in outputs.values()))
+
+    def _rename_outputs(self, names: dict[str, str]) -> None:
+        for node in self.nodes:
+            for field in (node.input, node.output):
+                field[:] = [names.get(value, value) for value in field]
+
+    def _unique(self, base: str) -> str:
+        self._names[base] += 1
+        count = self._names[base]
+        return base if count == 1 else f"{base}_{count}"
+
+
+def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype], list(spec.shape))
+
+
+def nodes_per_layer(nodes: Sequence[onnx.NodeProto], layers: int) -> float:
+    """Mean number of nodes that belong to a decoder layer."""
+    return sum(node.name.startswith("layers.") for node in nodes) / max(layers, 1)
+
+
+def next_multiple(value: int, of: int) -> int:
+    """The smallest multiple of `of` not below `value`."""
+    return math.ceil(value / of) * of

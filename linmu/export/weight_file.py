@@ -1,0 +1,50 @@
+"""One data file for all graphs of a bundle: every weight stands in it once, streamed tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ALIGNMENT = 4096  # a page: lets runtimes map single tensors
+
+MATRICES = ("in_proj", "swin", "out_proj", "gate_up", "down", "token_embedding", "head")  # stored as fp16 on request
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """Where a weight lies: numpy dtype, shape, byte offset and length in the data file."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+def write_weights(
+    path: Path,
+    weights: dict[str, Callable[[], torch.Tensor]],
+    half: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, StoredWeight]:
+    """Write all weights to `path` as float32 (matrices as float16 with `half`); one tensor in memory at a time."""
+    stored = {}
+    with path.open("wb") as file:
+        for count, (name, thunk) in enumerate(weights.items(), 1):
+            array = thunk().detach().to(torch.float32).contiguous().numpy()
+            if half and name.rpartition(".")[2] in MATRICES:
+                array = array.astype(np.float16)
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            stored[name] = StoredWeight(array.dtype, array.shape, file.tell(), array.nbytes)
+            file.write(memoryview(array).cast("B"))
+            if progress is not None:
+                progress(count, len(weights))
+    return stored
+
+
+def total_bytes(stored: Iterable[StoredWeight]) -> int:
+    """Bytes of the weights without alignment."""
+    return sum(weight.length for weight in stored)

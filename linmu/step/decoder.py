@@ -1,0 +1,189 @@
+"""The step form itself: prefill and decode step of a student, written once against `Ops` (see ops.py).
+
+Layout of every activation: [batch, tokens, packed heads]. Tensors are opaque here: torch tensors when run eagerly,
+graph value names when exported. Names of weights: form.py. Maths: mmate.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from linmu.layout.types import SCHEDULES, SHIFTS
+from linmu.step.form import DecoderForm
+from linmu.step.ops import Ops
+
+Tensor = Any
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """cos and sin [rows, d/2] of the current tokens; `rows` are looked up by token index (None = one token)."""
+
+    cos: Tensor
+    sin: Tensor
+    straight: Tensor  # token index of every token in prompt order
+
+
+def step(ops: Ops, form: DecoderForm, input_ids: Tensor, position_ids: Tensor, past: State, fill: Tensor | None):
+    """One decode step: input_ids [B,1], position_ids [P?,B,1], past state -> (logits [B,1,V], present state).
+
+    `fill` [B]: tokens seen so far, only with a text window.
+    """
+    x = ops.embed(input_ids, "token_embedding")
+    cos, sin = ops.rope_tables(position_ids, form)
+    tables = Tables(cos, sin, ops.batch_index(position_ids, form))
+    x, present = _layers(ops, form, x, tables, past, None, None, fill)
+    return ops.head(x, "token_embedding" if form.tied else "head"), present
+
+
+def prefill(
+    ops: Ops,
+    form: DecoderForm,
+    inputs_embeds: Tensor,
+    position_ids: Tensor,
+    past: State,
+    layout: dict[str, Tensor] | None,
+    deepstack: Tensor | None,
+    fill: Tensor | None,
+):
+    """A piece of a prompt: inputs_embeds [1,S,D], position_ids [P?,1,S] -> (logits [1,1,V] of the last token, present).
+
+    layout: the tensors of linmu.layout.LAYOUT_SPECS without their prefix (None for text-only decoders);
+    deepstack [n,1,S,D]: features added after the first n layers (Qwen3-VL).
+    """
+    cos, sin = ops.rope_tables(position_ids, form)
+    straight = ops.token_index(inputs_embeds)
+    if layout is not None:
+        cos, sin = ops.extend_rows(cos, layout["backward"]), ops.extend_rows(sin, layout["backward"])
+        layout = ops.prepare_layout(layout, form)
+    tables = Tables(cos, sin, straight)
+    x, present = _layers(ops, form, inputs_embeds, tables, past, layout, deepstack, fill)
+    return ops.head(ops.last_token(x), "token_embedding" if form.tied else "head"), present
+
+
+def _layers(ops: Ops, form: DecoderForm, x, tables, past, layout, deepstack, fill) -> tuple[Tensor, State]:
+    present: State = {}
+    update = None  # the last branch's output, not yet added to the residual stream x
+    for i in range(form.layers):
+        name = f"layers.{i}."
+        ops.enter(name)
+        u, x = ops.add_rms_norm(x, update, name + "norm_in", form.eps)
+        own = {kind: past[f"past.{i}.{kind}"] for kind in ("conv", "recurrent")}
+        if form.mmate.text_window:
+            own |= {kind: past[f"past.{i}.{kind}"] for kind in ("key", "value")}
+        y, state = _mmate(ops, form, i, u, tables, own, layout, fill)
+        present |= {f"present.{i}.{kind}": value for kind, value in state.items()}
+        u, x = ops.add_rms_norm(x, ops.linear(y, name + "out_proj"), name + "norm_post", form.eps)
+        update = ops.linear(ops.silu_mul(ops.linear(u, name + "gate_up")), name + "down")
+        if deepstack is not None and i < form.deepstack:
+            update = ops.add(update, ops.item(deepstack, i))
+    ops.enter("")
+    u, _ = ops.add_rms_norm(x, update, "norm", form.eps)
+    return u, present
+
+
+def _mmate(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, past, layout, fill) -> tuple[Tensor, State]:
+    """The M-MATE block of layer i without W_O: u [B,S,D] -> [B,S,H*d], new state."""
+    name = f"layers.{i}."
+    parts = ops.split(ops.linear(u, name + "in_proj"), form.in_sizes)
+    qkv, dt = parts[0], parts[1]
+    if form.has(name + "qkv_bias"):
+        qkv = ops.add_bias(qkv, name + "qkv_bias")
+    if form.has(name + "qk_norm"):
+        qkv = ops.qk_norm(qkv, name + "qk_norm", form)
+    gates = None
+    if form.gates and (layout is not None or form.mmate.text_window):
+        gates = ops.sigmoid(ops.add_bias(parts[-1], name + "gates_bias"))
+    if layout is None:
+        y, state = _direction(ops, form, name, "f", qkv, dt, tables, tables.straight, past, None)
+        y = ops.head_norm(y, name + "norm_f", form)
+    else:
+        y, state = _flex(ops, form, i, qkv, dt, parts[2] if form.backward else None, gates, tables, past, layout)
+    if form.mixed and gates is not None:
+        y, window = _mix(ops, form, i, u, y, gates, tables, past, layout, fill)
+        state |= window
+    return y, state
+
+
+def _direction(ops: Ops, form: DecoderForm, name: str, tag: str, qkv, dt, tables, index, past, restart):
+    """Conv, rotation and recurrence of one direction over an ordered sequence -> y [B,N,H*d], state."""
+    m = form.mmate
+    convolved, conv = ops.causal_conv(qkv, name + f"conv_{tag}", past and past["conv"])
+    q, k, v = ops.split(convolved, (form.heads * form.head_dim,) + (form.kv_heads * form.head_dim,) * 2)
+    if m.rope:
+        q = ops.rotary(q, tables.cos, tables.sin, index, form.heads)
+        k = ops.rotary(k, tables.cos, tables.sin, index, form.kv_heads)
+    repeat = form.state_heads // form.kv_heads
+    k, v = ops.repeat_heads(k, repeat, form.head_dim), ops.repeat_heads(v, repeat, form.head_dim)
+    g = ops.log_decay(dt, name + f"dt_bias_{tag}", name + f"decay_{tag}")
+    y, recurrent = ops.linear_attention(q, k, v, g, past and past["recurrent"], restart, form)
+    every = form.heads // form.state_heads
+    if restart is not None:  # both directions count the current token: take it out of the backward one
+        y = ops.subtract_own(y, q, k, v, form)
+    if form.has(name + f"skip_{tag}"):
+        y = ops.add(y, ops.scale_channels(ops.repeat_heads(v, every, form.head_dim), name + f"skip_{tag}"))
+    return y, {"conv": conv, "recurrent": recurrent}
+
+
+def _flex(ops: Ops, form: DecoderForm, i: int, qkv, dt, dt_backward, gates, tables, past, layout):
+    """Flex-MA of a prompt with vision tokens: both directions in scan order, gated, back in prompt order."""
+    name, schedule = f"layers.{i}.", i % SCHEDULES
+    order = layout["order"][schedule]
+    y, state = _direction(
+        ops, form, name, "f", ops.take(qkv, order), ops.take(dt, order), tables, order, past, None
+    )
+    y = ops.take(ops.head_norm(y, name + "norm_f", form), layout["inverse"][schedule])
+    if not form.backward:
+        return y, state
+    index = layout["backward"][schedule]
+    back, _ = _direction(
+        ops, form, name, "b", ops.take_or_zero(qkv, index), ops.take_or_zero(dt_backward, index), tables, index, None,
+        layout["restart"],
+    )  # fmt: skip
+    back = ops.head_norm(back, name + "norm_b", form)
+    back = ops.take_or_zero(back, layout["backward_slot"][schedule])
+    gate_f, gate_b = ops.split(gates, (form.heads, form.heads) + ((form.heads,) if form.mixed else ()))[:2]
+    forward = ops.scale_heads(y, ops.where(layout["vision"], gate_f, 1.0), form)
+    return ops.add(forward, ops.scale_heads(back, ops.where(layout["vision"], gate_b, 0.0), form)), state
+
+
+def _mix(ops: Ops, form: DecoderForm, i: int, u, y, gates, tables: Tables, past, layout, fill):
+    """alpha * Flex-MA + (1 - alpha) * windows; alpha is 1 on text unless there is a text window."""
+    m, name, state = form.mmate, f"layers.{i}.", {}
+    alpha = ops.split(gates, (form.gates - form.heads, form.heads))[1] if form.backward else gates
+    text, local = None, None
+    if m.text_window:
+        q, k, v = _swin_qkv(ops, form, name, u, tables, tables.straight)
+        text, key, value = ops.sliding_attention(q, k, v, past["key"], past["value"], fill, form)
+        state = {"key": key, "value": value}
+    if layout is not None and form.windows:
+        local = _windows(ops, form, i, u, tables, layout)
+    if layout is None or m.text_window == 0:
+        other = text if local is None else local
+    else:
+        other = text if local is None else ops.where(layout["vision"], local, text)
+    if other is None:
+        return y, state
+    if layout is not None and m.text_window == 0:
+        alpha = ops.where(layout["vision"], alpha, 1.0)
+    return ops.add(ops.scale_heads(y, alpha, form), ops.scale_heads(other, ops.one_minus(alpha), form)), state
+
+
+def _windows(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, layout) -> Tensor:
+    """Local-Swin: gather window rows, attend inside their segments, scatter back (text reads a zero or any row)."""
+    shift = i % SHIFTS
+    index = layout["windows"][shift]  # [W * L]
+    q, k, v = _swin_qkv(ops, form, f"layers.{i}.", ops.take(u, index), tables, index)
+    y = ops.window_attention(q, k, v, layout["window_bias"][shift], form)
+    return ops.take_or_zero(y, layout["window_slot"][shift])
+
+
+def _swin_qkv(ops: Ops, form: DecoderForm, name: str, u, tables: Tables, index) -> list[Tensor]:
+    qkv = ops.linear(u, name + "swin")
+    if form.has(name + "swin_qk_norm"):
+        qkv = ops.qk_norm(qkv, name + "swin_qk_norm", form)
+    q, k, v = ops.split(qkv, (form.heads * form.head_dim,) + (form.kv_heads * form.head_dim,) * 2)
+    q = ops.rotary(q, tables.cos, tables.sin, index, form.heads)
+    return [q, ops.rotary(k, tables.cos, tables.sin, index, form.kv_heads), v]

@@ -1,0 +1,113 @@
+"""What the step form of a student consists of: sizes, packed weights by name, and its state (no graph yet).
+
+Packed names, per layer i (all matrices [in, out], so that x @ W):
+    layers.i.in_proj     [D, C + M + M + 3H]   q | k | v | dt forward | dt backward | g_f | g_b | alpha (what exists)
+    layers.i.qkv_bias    [C]; gates_bias [3H]; other biases where the teacher has them
+    layers.i.conv_f      [C, 1, K]; conv_f_bias [C]; conv_b …        C = (H + 2G) d
+    layers.i.norm_f      [H * d] per-head RMSNorm scale of the forward direction; norm_b of the backward one
+    layers.i.qk_norm     [H + G, d] the teacher's q_norm and k_norm side by side (Qwen3)
+    layers.i.swin        [D, C] q | k | v of Local-Swin
+    layers.i.out_proj    [H * d, D]; gate_up [D, 2I]; down [I, D]
+    token_embedding      [V, D]; head [V, D] when not tied
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from linmu.config import MMateConfig
+from linmu.families import Family
+from linmu.specs import StateSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    Weight = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class DecoderForm:
+    """Sizes and switches of one student's decoder; `weights` are thunks, so packing needs no second copy in memory."""
+
+    family: Family
+    mmate: MMateConfig
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    eps: float
+    tied: bool
+    qk_norm_eps: float
+    deepstack: int  # decoder layers that add vision features (Qwen3-VL)
+    rope_axes: int  # rows of position_ids: 1, or 3 for M-RoPE
+    rope_scale: float  # factor on cos and sin (yarn)
+    weights: dict[str, Weight]
+
+    @property
+    def vision(self) -> bool:
+        """Whether prompts can hold images."""
+        return not self.family.text_only
+
+    @property
+    def channels(self) -> int:
+        """Conv channels C of q | k | v."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def state_heads(self) -> int:
+        """Heads M that own a decay and a state."""
+        return self.heads if self.mmate.decay == "query_head" else self.kv_heads
+
+    @property
+    def backward(self) -> bool:
+        """Whether there is a backward direction."""
+        return self.vision and self.mmate.backward
+
+    @property
+    def windows(self) -> bool:
+        """Whether there are Local-Swin windows over vision tokens."""
+        return self.vision and self.mmate.local_swin
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there is an alpha: windows over vision tokens or over text."""
+        return self.windows or self.mmate.text_window > 0
+
+    @property
+    def gates(self) -> int:
+        """Width of the gates g_f | g_b | alpha at the end of in_proj."""
+        return self.heads * (2 * self.backward + self.mixed)
+
+    @property
+    def in_sizes(self) -> tuple[int, ...]:
+        """Widths of in_proj's parts: q | k | v, dt forward, then dt backward and the gates where they exist."""
+        sizes = [self.channels, self.state_heads]
+        if self.backward:
+            sizes.append(self.state_heads)
+        if self.gates:
+            sizes.append(self.gates)
+        return tuple(sizes)
+
+    def has(self, name: str) -> bool:
+        """Whether a packed weight of this name exists."""
+        return name in self.weights
+
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        """The whole recurrent state, layer by layer (bundle.md, "Graphs and state")."""
+        specs = []
+        dim, taps = self.head_dim, self.mmate.taps - 1
+        for i in range(self.layers):
+            shapes = {
+                "conv": ((1, taps, self.channels), ("batch", "taps", "channels")),
+                "recurrent": ((1, self.state_heads, dim, dim), ("batch", "heads", "key_dim", "value_dim")),
+            }
+            if window := self.mmate.text_window:
+                ring = (1, self.kv_heads, window, dim)
+                shapes |= dict.fromkeys(("key", "value"), (ring, ("batch", "heads", "window", "head_dim")))
+            for kind, (shape, axes) in shapes.items():
+                specs.append(StateSpec(f"past.{i}.{kind}", f"present.{i}.{kind}", "float32", shape, axes))
+        return tuple(specs)

@@ -1,0 +1,121 @@
+"""The operations that the step form is written in. Two tables implement them: TorchOps and OnnxOps.
+
+Activations are [batch, tokens, packed heads] (packed = heads * head_dim in the last axis); `index` is [N] int64 into
+the token axis; weights are named (form.py). ONNX counterparts of the recurrent ones: CausalConvWithState and
+LinearAttention (opset 27).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from linmu.step.form import DecoderForm
+
+T = Any
+
+
+class Ops(Protocol):
+    """See each method; `T` is a torch tensor or the name of a graph value."""
+
+    def enter(self, scope: str) -> None:
+        """Names the module that the following operations belong to."""
+
+    def embed(self, ids: T, weight: str) -> T:
+        """Rows of an embedding table: [B,S] -> [B,S,D]."""
+
+    def head(self, x: T, weight: str) -> T:
+        """Logits x @ W^T with W [V,D]: [B,1,D] -> [B,1,V]."""
+
+    def linear(self, x: T, weight: str) -> T:
+        """The product x @ W with W [in,out], plus `weight`_bias where it exists."""
+
+    def add_rms_norm(self, x: T, update: T | None, weight: str, eps: float) -> tuple[T, T]:
+        """(RMSNorm(x + update) * weight, x + update)."""
+
+    def head_norm(self, x: T, weight: str, form: DecoderForm) -> T:
+        """RMSNorm of every head of packed x, scale [H*d]."""
+
+    def qk_norm(self, qkv: T, weight: str, form: DecoderForm) -> T:
+        """RMSNorm of every head of q and k in packed q | k | v; v passes."""
+
+    def split(self, x: T, sizes: tuple[int, ...]) -> list[T]:
+        """Split the last axis."""
+
+    def add(self, x: T, y: T) -> T:
+        """The sum x + y."""
+
+    def add_bias(self, x: T, weight: str) -> T:
+        """The sum x + a weight over the last axis."""
+
+    def scale_channels(self, x: T, weight: str) -> T:
+        """The product x * a weight over the last axis."""
+
+    def sigmoid(self, x: T) -> T:
+        """Elementwise."""
+
+    def one_minus(self, x: T) -> T:
+        """The difference 1 - x."""
+
+    def where(self, mask: T, x: T, other: T | float) -> T:
+        """The choice x where mask [1,S,1] else other."""
+
+    def silu_mul(self, x: T) -> T:
+        """silu(gate) * up of packed gate | up."""
+
+    def item(self, x: T, index: int) -> T:
+        """x[index]."""
+
+    def last_token(self, x: T) -> T:
+        """[B,S,D] -> [B,1,D]."""
+
+    def token_index(self, x: T) -> T:
+        """0..S-1 of x [1,S,D]: [S] int64."""
+
+    def batch_index(self, position_ids: T, form: DecoderForm) -> T:
+        """0..B-1 [B,1] int64: each sequence's row of the rope tables of a decode step."""
+
+    def rope_tables(self, position_ids: T, form: DecoderForm) -> tuple[T, T]:
+        """cos and sin [rows, d/2] of position_ids [B,S] or [3,B,S]; rows = B*S."""
+
+    def extend_rows(self, table: T, backward: T) -> T:
+        """Append as many rows as the backward sequence is long: what its padding indices read."""
+
+    def prepare_layout(self, layout: dict[str, T], form: DecoderForm) -> dict[str, Any]:
+        """Layout inputs -> per-schedule and per-shift indices, masks ready to use (done once per graph)."""
+
+    def take(self, x: T, index: T) -> T:
+        """Tokens of x by index: [1,S,C] -> [1,N,C]."""
+
+    def take_or_zero(self, x: T, index: T) -> T:
+        """Like take; index S reads a zero row."""
+
+    def repeat_heads(self, x: T, times: int, head_dim: int) -> T:
+        """Repeat every head of packed x in place (GQA)."""
+
+    def scale_heads(self, x: T, factor: T, form: DecoderForm) -> T:
+        """Packed x [B,S,H*d] times factor [B,S,H]."""
+
+    def causal_conv(self, x: T, weight: str, past: T | None) -> tuple[T, T]:
+        """Depthwise causal conv with weight and weight_bias; past and present [B,K-1,C] (None: zeros)."""
+
+    def rotary(self, x: T, cos: T, sin: T, index: T, heads: int) -> T:
+        """Rotate every head of packed x by rows `index` of the tables."""
+
+    def log_decay(self, raw: T, dt_bias: str, scale: str) -> T:
+        """scale * softplus(raw + dt_bias), scale = -exp(A_log)."""
+
+    def linear_attention(
+        self, q: T, k: T, v: T, g: T, past: T | None, restart: T | None, form: DecoderForm
+    ) -> tuple[T, T]:
+        """The gated recurrence (ssm.py) on packed heads; restart [N] bool drops the state before a token."""
+
+    def subtract_own(self, y: T, q: T, k: T, v: T, form: DecoderForm) -> T:
+        """Y minus each token's own term scale * (q.k) v."""
+
+    def window_attention(self, q: T, k: T, v: T, bias: T, form: DecoderForm) -> T:
+        """Attention inside window rows: packed [1,W*L,...], bias [W,1,L,L] -> [1,W*L,H*d]."""
+
+    def sliding_attention(
+        self, q: T, k: T, v: T, past_key: T, past_value: T, fill: T, form: DecoderForm
+    ) -> tuple[T, T, T]:
+        """Causal attention over the last text_window tokens; past [B,G,W,d], fill [B] tokens seen before."""

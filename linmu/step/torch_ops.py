@@ -1,0 +1,165 @@
+"""The step form's operations in torch: the eager reference of every exported graph (and ExecuTorch's source)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from linmu.model import ssm
+from linmu.model.local_swin import sliding_attention
+from linmu.model.rotary import rotate
+from linmu.step.form import DecoderForm
+
+
+class TorchOps:
+    """Implements linmu.step.ops.Ops on torch tensors; weights are read once from the form."""
+
+    def __init__(self, form: DecoderForm):
+        self.weights = {name: thunk().detach() for name, thunk in form.weights.items()}
+
+    def enter(self, scope: str) -> None:
+        """Nothing to name when run eagerly."""
+
+    def embed(self, ids: Tensor, weight: str) -> Tensor:  # noqa: D102
+        return functional.embedding(ids, self.weights[weight])
+
+    def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        return x @ self.weights[weight].T
+
+    def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        y = x @ self.weights[weight]
+        bias = self.weights.get(weight + "_bias")
+        return y if bias is None else y + bias
+
+    def add_rms_norm(self, x: Tensor, update: Tensor | None, weight: str, eps: float) -> tuple[Tensor, Tensor]:  # noqa: D102
+        x = x if update is None else x + update
+        return functional.rms_norm(x, x.shape[-1:], self.weights[weight], eps), x
+
+    def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
+        scale = self.weights[weight]
+        normed = functional.rms_norm(x.unflatten(-1, (form.heads, -1)), (form.head_dim,), None, form.mmate.norm_eps)
+        return (normed.flatten(-2) * scale).to(scale.dtype)
+
+    def qk_norm(self, qkv: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
+        qk, v = qkv.split([(form.heads + form.kv_heads) * form.head_dim, form.kv_heads * form.head_dim], -1)
+        normed = functional.rms_norm(qk.unflatten(-1, (-1, form.head_dim)), (form.head_dim,), None, form.qk_norm_eps)
+        return torch.cat([(normed * self.weights[weight]).flatten(-2), v], -1)
+
+    def split(self, x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:  # noqa: D102
+        return list(x.split(list(sizes), -1))
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return x + y
+
+    def add_bias(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        return x + self.weights[weight]
+
+    def scale_channels(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        return x * self.weights[weight]
+
+    def sigmoid(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x.sigmoid()
+
+    def one_minus(self, x: Tensor) -> Tensor:  # noqa: D102
+        return 1 - x
+
+    def where(self, mask: Tensor, x: Tensor, other: Tensor | float) -> Tensor:  # noqa: D102
+        return torch.where(mask, x, other)
+
+    def silu_mul(self, x: Tensor) -> Tensor:  # noqa: D102
+        gate, up = x.chunk(2, -1)
+        return functional.silu(gate) * up
+
+    def item(self, x: Tensor, index: int) -> Tensor:  # noqa: D102
+        return x[index]
+
+    def last_token(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x[:, -1:]
+
+    def token_index(self, x: Tensor) -> Tensor:  # noqa: D102
+        return torch.arange(x.shape[1], device=x.device)
+
+    def batch_index(self, position_ids: Tensor, form: DecoderForm) -> Tensor:  # noqa: D102
+        return torch.arange(position_ids.shape[-2], device=position_ids.device)[:, None]
+
+    def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
+        rows = position_ids.reshape(form.rope_axes, -1).T.float()  # [B*S, P]
+        angles = (rows[:, :, None] * self.weights["rope"]).sum(1)  # exact: one axis owns each frequency
+        dtype = self.weights["norm"].dtype
+        return (angles.cos() * form.rope_scale).to(dtype), (angles.sin() * form.rope_scale).to(dtype)
+
+    def extend_rows(self, table: Tensor, backward: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([table, table.new_zeros(backward.shape[1] + 1, table.shape[1])])
+
+    def prepare_layout(self, layout: dict[str, Tensor], form: DecoderForm) -> dict[str, Any]:  # noqa: D102
+        ready: dict[str, Any] = dict(layout)
+        windows, segment = layout["windows"], layout["window_segment"]  # [2, W, L]
+        allowed = segment[..., :, None] == segment[..., None, :]
+        if form.mmate.causal_windows:
+            allowed = allowed & (windows[..., None, :] <= windows[..., :, None])
+        bias = torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
+        ready["window_bias"] = bias[:, :, None]
+        ready["windows"] = windows.flatten(1)
+        ready["vision"] = layout["vision"][None, :, None]
+        return ready
+
+    def take(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
+        return x[:, index]
+
+    def take_or_zero(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
+        return functional.pad(x, (0, 0, 0, 1))[:, index]
+
+    def repeat_heads(self, x: Tensor, times: int, head_dim: int) -> Tensor:  # noqa: D102
+        return x if times == 1 else x.unflatten(-1, (-1, head_dim)).repeat_interleave(times, -2).flatten(-2)
+
+    def scale_heads(self, x: Tensor, factor: Tensor, form: DecoderForm) -> Tensor:  # noqa: D102
+        return (x.unflatten(-1, (form.heads, -1)) * factor[..., None]).flatten(-2)
+
+    def causal_conv(self, x: Tensor, weight: str, past: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        taps = self.weights[weight]
+        past = x.new_zeros(x.shape[0], taps.shape[0], taps.shape[2] - 1) if past is None else past.mT
+        y, present = ssm.causal_conv(x, taps, self.weights[weight + "_bias"], past)
+        return y, present.mT
+
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor, index: Tensor, heads: int) -> Tensor:  # noqa: D102
+        return rotate(x.unflatten(-1, (heads, -1)), cos[index], sin[index]).flatten(-2)
+
+    def log_decay(self, raw: Tensor, dt_bias: str, scale: str) -> Tensor:  # noqa: D102
+        return self.weights[scale] * functional.softplus(raw.float() + self.weights[dt_bias])
+
+    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
+        heads = [x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v)]
+        if past is None:
+            past = g.new_zeros(q.shape[0], form.state_heads, form.head_dim, form.head_dim)
+        scale = form.head_dim**-0.5
+        if q.shape[1] == 1 and restart is None:
+            y, state = ssm.step(heads[0][:, 0], heads[1][:, 0], heads[2][:, 0], g[:, 0], past, scale)
+            return y.flatten(1)[:, None], state
+        batched = None if restart is None else restart[None]
+        y, state = ssm.chunked(*heads, g, past, scale, batched, form.mmate.chunk_size)
+        return y.flatten(2), state
+
+    def subtract_own(self, y, q, k, v, form: DecoderForm) -> Tensor:  # noqa: D102
+        every, dim = form.heads // form.state_heads, form.head_dim
+        k, v = self.repeat_heads(k, every, dim), self.repeat_heads(v, every, dim)
+        own = (q * k).unflatten(-1, (form.heads, -1)).sum(-1) * dim**-0.5
+        return y - self.scale_heads(v, own, form)
+
+    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
+        rows, length = bias.shape[0], bias.shape[-1]
+        repeat = form.heads // form.kv_heads
+        k, v = self.repeat_heads(k, repeat, form.head_dim), self.repeat_heads(v, repeat, form.head_dim)
+        split = [x.view(rows, length, form.heads, form.head_dim).transpose(1, 2) for x in (q, k, v)]
+        y = functional.scaled_dot_product_attention(*split, attn_mask=bias.to(q.dtype))
+        return y.transpose(1, 2).reshape(1, rows * length, -1)
+
+    def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):  # noqa: D102
+        window = form.mmate.text_window
+        valid = torch.arange(window, device=q.device) >= window - fill[:, None]  # [B, W]
+        heads = [x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v)]
+        known = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
+        y, (key, value, _) = sliding_attention(*heads, known, (past_key, past_value, valid), form.head_dim**-0.5)
+        return y.flatten(2), key, value

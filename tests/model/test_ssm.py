@@ -1,0 +1,202 @@
+"""The recurrence alone: step, loop and chunks against the float64 reference, long roll-outs, conv, decay."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from linmu.model import ssm
+from tests.model.reference import depthwise_conv, gated_scan
+
+BATCH, HEADS, KEY, VALUE, CHUNK = 2, 6, 3, 5, 7
+SCALE = 0.3
+LENGTHS = [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
+
+
+def random_scan(length: int, owners: int, dtype=torch.float64, seed: int = 0):
+    """q [B,S,H,dk], k [B,S,M,dk], v [B,S,M,dv], g [B,S,M], state [B,M,dk,dv]."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    q, k, v = draw(BATCH, length, HEADS, KEY), draw(BATCH, length, owners, KEY), draw(BATCH, length, owners, VALUE)
+    return q, k, v, -draw(BATCH, length, owners).exp() * 0.3, draw(BATCH, owners, KEY, VALUE)
+
+
+def slow_scan(q, k, v, g, state, restart=None):
+    """The reference of every row: heads repeated, the state emptied at restarts."""
+    every = HEADS // k.shape[2]
+    ys, states = [], []
+    for row in range(BATCH):
+        kr, vr, gr = (x[row].double().repeat_interleave(every, 1).numpy() for x in (k, v, g))
+        s = state[row].double().repeat_interleave(every, 0).numpy()
+        cuts = [0, *(np.flatnonzero(restart[row]) if restart is not None else []), len(kr)]
+        parts = []
+        for n, (low, high) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+            s = np.zeros_like(s) if n else s
+            y, s = gated_scan(q[row, low:high].double().numpy(), kr[low:high], vr[low:high], gr[low:high], s, SCALE)
+            parts.append(y)
+        ys.append(np.concatenate(parts))
+        states.append(s[::every])
+    return np.stack(ys), np.stack(states)
+
+
+def assert_close(got, expected, tolerance: float = 1e-12) -> None:
+    np.testing.assert_allclose(got.detach().numpy(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("owners", [6, 3, 1])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_loop_and_chunks_are_the_reference(length, owners):
+    inputs = random_scan(length, owners)
+    expected, last = slow_scan(*inputs)
+    for y, state in (ssm.recurrent(*inputs, SCALE), ssm.chunked(*inputs, SCALE, chunk_size=CHUNK)):
+        assert_close(y, expected)
+        assert_close(state, last)
+
+
+@pytest.mark.parametrize("owners", [6, 2])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_restarts(length, owners):
+    inputs = random_scan(length, owners)
+    restart = torch.rand(BATCH, length, generator=torch.Generator().manual_seed(3)) < 0.3
+    restart[1, -1] = True
+    expected, last = slow_scan(*inputs, restart=restart.numpy())
+    for y, state in (ssm.recurrent(*inputs, SCALE, restart), ssm.chunked(*inputs, SCALE, restart, CHUNK)):
+        assert_close(y, expected)
+        assert_close(state, last)
+
+
+@pytest.mark.parametrize("owners", [6, 3])
+def test_every_split_into_chunks_and_steps(owners):
+    length = 3 * CHUNK + 5
+    q, k, v, g, state = random_scan(length, owners)
+    expected, last = slow_scan(q, k, v, g, state)
+    for cut in range(1, length):
+        first, middle = ssm.chunked(q[:, :cut], k[:, :cut], v[:, :cut], g[:, :cut], state, SCALE, None, CHUNK)
+        found = [first]
+        for t in range(cut, length):
+            y, middle = ssm.step(q[:, t], k[:, t], v[:, t], g[:, t], middle, SCALE)
+            found.append(y[:, None])
+        assert_close(torch.cat(found, 1), expected)
+        assert_close(middle, last)
+
+
+def test_an_empty_piece_keeps_the_state():
+    q, k, v, g, state = random_scan(0, 3)
+    y, after = ssm.chunked(q, k, v, g, state, SCALE)
+    assert y.shape == (BATCH, 0, HEADS, VALUE) and torch.equal(after, state)
+
+
+@pytest.mark.parametrize("owners", [6, 2])
+def test_without_decay_it_is_unnormalised_causal_linear_attention(owners):
+    q, k, v, g, state = random_scan(2 * CHUNK + 3, owners)
+    every = HEADS // owners
+    y, _ = ssm.chunked(q, k, v, torch.zeros_like(g), torch.zeros_like(state), SCALE, None, CHUNK)
+    for row, head in np.ndindex(BATCH, HEADS):
+        weights = SCALE * q[row, :, head] @ k[row, :, head // every].T
+        assert_close(y[row, :, head], (weights.tril() @ v[row, :, head // every]).numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_inputs_are_computed_in_float32(dtype):
+    inputs = random_scan(3 * CHUNK, 3, dtype)
+    expected, last = slow_scan(*inputs)
+    for function in (ssm.recurrent, ssm.chunked):
+        y, state = function(*inputs, SCALE)
+        assert y.dtype == state.dtype == torch.float32
+        assert_close(y, expected, 1e-5)
+        assert_close(state, last, 1e-5)
+
+
+def test_very_strong_decays_overflow_neither_values_nor_gradients():
+    q, k, v, g, state = random_scan(2 * CHUNK + 1, 3, torch.float32)
+    g = g.clone()
+    g[:, ::4] = ssm.RESTART_LOG_DECAY
+    leaves = [x.requires_grad_() for x in (q, k, v, g, state)]
+    y, last = ssm.chunked(*leaves, SCALE, None, CHUNK)
+    (y.square().sum() + last.square().sum()).backward()
+    assert all(x.grad.isfinite().all() for x in leaves)
+    expected, _ = slow_scan(*(x.detach() for x in leaves))
+    assert_close(y, expected, 2e-3)  # a cumulative sum beside -1e4 keeps 1e-3 of the small decays
+
+
+def test_gradients_of_chunks_are_those_of_the_loop():
+    inputs = random_scan(2 * CHUNK + 3, 3)
+    restart = torch.zeros(BATCH, 2 * CHUNK + 3, dtype=torch.bool)
+    restart[0, 4], restart[1, 9] = True, True
+    found = []
+    for function in (ssm.recurrent, ssm.chunked):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        y, last = function(*leaves, SCALE, restart)
+        (y.square().sum() + last.sin().sum()).backward()
+        found.append([x.grad for x in leaves])
+    for loop, chunks in zip(*found, strict=True):
+        assert loop.abs().max() > 0
+        assert_close(chunks, loop.numpy(), 1e-10)
+
+
+@pytest.mark.slow
+def test_32k_steps_stay_finite_and_near_float64():
+    length, heads = 32_768, 5
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, length, heads, n, generator=generator) for n in (KEY, KEY, VALUE))
+    bias = ssm.initial_dt_bias(heads, 4.0, 65536.0)
+    g = ssm.log_decay(0.5 * torch.randn(1, length, heads, generator=generator), bias, torch.zeros(heads))
+    state = torch.zeros(1, heads, KEY, VALUE)
+    wide_y, wide = ssm.chunked(*(x.double() for x in (q, k, v, g)), state.double(), SCALE, chunk_size=64)
+    assert_close(wide, slow_last(k, v, g), 1e-8)
+    ys = []
+    with torch.inference_mode():
+        for t in range(length):
+            y, state = ssm.step(q[:, t], k[:, t], v[:, t], g[:, t], state, SCALE)
+            ys.append(y)
+    assert state.isfinite().all()
+    # Stated bound: relative error 1e-5 of every head's state, and of its outputs over the last 1,000 tokens.
+    for head in range(heads):
+        assert (state[0, head] - wide[0, head]).norm() < 1e-5 * wide[0, head].norm()
+        got, expected = torch.stack(ys[-1000:], 1)[0, :, head], wide_y[0, -1000:, head]
+        assert (got - expected).norm() < 1e-5 * expected.norm()
+
+
+def slow_last(k, v, g) -> np.ndarray:
+    """The state after all tokens as one sum of outer products: exp(sum of later g) k v^T."""
+    k, v, g = (x[0].double().numpy() for x in (k, v, g))
+    later = np.cumsum(g[::-1], 0)[::-1] - g
+    return np.einsum("sh,shk,shv->hkv", np.exp(later), k, v)[None]
+
+
+@pytest.mark.parametrize("taps", [2, 3, 4, 6])
+@pytest.mark.parametrize("length", [1, 2, 5, 11])
+def test_conv_is_the_loop_in_any_pieces(length, taps):
+    generator = torch.Generator().manual_seed(taps)
+    x = torch.randn(BATCH, length, 8, generator=generator, dtype=torch.float64)
+    weight, bias = torch.randn(8, 1, taps, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    expected = np.stack([depthwise_conv(row.numpy(), weight.numpy(), bias.numpy()) for row in x])
+    for cut in range(length + 1):
+        past = torch.zeros(BATCH, 8, taps - 1, dtype=torch.float64)
+        first, past = ssm.causal_conv(x[:, :cut], weight, bias, past)
+        second, past = ssm.causal_conv(x[:, cut:], weight, bias, past)
+        assert_close(torch.cat([first, second], 1), expected)
+        kept = min(length, taps - 1)
+        assert torch.equal(past[..., taps - 1 - kept :], x[:, length - kept :].mT)
+        assert not past[..., : taps - 1 - kept].any()
+
+
+def test_log_decay_is_delta_times_a():
+    raw, bias, a_log = torch.tensor([[-3.0, 0.5, 30.0]]), torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.0, 1.0, -1.0])
+    expected = [-math.exp(a) * math.log1p(math.exp(r + b)) for r, b, a in zip(raw[0], bias, a_log, strict=True)]
+    assert_close(ssm.log_decay(raw, bias, a_log), [expected], 1e-5)
+    narrow = ssm.log_decay(raw.bfloat16(), bias.bfloat16(), a_log.bfloat16())
+    assert narrow.dtype == torch.float32
+    assert_close(narrow, [expected], 1e-5)  # all these values are exact in bfloat16: nothing may be rounded on the way
+
+
+@pytest.mark.parametrize(("heads", "half_lives"), [(1, [512.0]), (4, [8.0, 32.0, 128.0, 512.0])])
+def test_half_lives_are_spread_from_shortest_to_longest(heads, half_lives):
+    g = ssm.log_decay(torch.zeros(heads), ssm.initial_dt_bias(heads, 8.0, 512.0), torch.zeros(heads))
+    np.testing.assert_allclose(-math.log(2) / g.numpy(), half_lives, rtol=1e-4)

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from linmu import __version__
+from linmu.cli import context_lengths, main, mmate_config, plain
+from linmu.config import MMateConfig
+from linmu.errors import InputError
+from tests.bundles import tiny_bundle
+
+COMMANDS = ("convert", "export", "verify", "run", "bench", "inspect", "doctor")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_has_an_example(capsys, command, flag):
+    assert main([command, flag]) == 0
+    captured = capsys.readouterr()
+    assert f"linmu {command}" in captured.out and "Example: linmu" in captured.out and not captured.err
+
+
+def test_no_command_shows_help_and_fails(capsys):
+    assert main([]) == 2
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "nope"),
+        (["export", "student"], "--out"),
+        (["export", "-o", "b"], "linmu convert"),
+        (["inspect"], "folder"),
+        (["inspect", "none"], "neither a bundle nor a student"),
+        (["verify", "b", "--steps", "0"], "steps"),
+        (["bench", "b", "--contexts", "512,x"], "token counts"),
+        (["convert", "t", "-o", "s", "--set", "taps"], "NAME=VALUE"),
+        (["convert", "t", "-o", "t"], "two folders"),
+        (["convert", "t", "-o", "t/inside"], "two folders"),
+        (["convert", "t/inside", "-o", "t", "--overwrite"], "two folders"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(capsys, arguments, message):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert message in captured.err and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "inspect", "none"], ["inspect", "none", "--debug"]])
+def test_debug_shows_the_traceback(capsys, arguments):
+    assert main(arguments) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_inspect(capsys, tmp_path):
+    folder = tiny_bundle(tmp_path / "b")
+    assert main(["inspect", str(folder), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["state_bytes"] == 4 * (150 + 210) and captured.err == ""
+    assert main(["inspect", str(folder)]) == 0
+    assert "memory forecast" in capsys.readouterr().out
+
+
+def test_a_damaged_bundle_is_one_line(capsys, tmp_path):
+    folder = tiny_bundle(tmp_path / "b")
+    (folder / "step.onnx").unlink()
+    assert main(["inspect", str(folder)]) == 2
+    assert "step.onnx is missing" in capsys.readouterr().err
+
+
+def test_doctor(capsys):
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    assert main(["doctor"]) == 0
+    assert "onnxruntime" in capsys.readouterr().out
+
+
+def run_linmu(*arguments, before="", cwd=None):
+    script = f"import sys\n{before}\nfrom linmu.cli import main\nsys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+BLOCK = """
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "onnx"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"), [(("convert", "t", "-o", "s"), "convert"), (("export", "s", "-o", "b"), "export")]
+)
+def test_missing_component_is_exit_3_and_names_the_extra(tmp_path, arguments, extra):
+    done = run_linmu(*arguments, before=BLOCK, cwd=tmp_path)
+    assert done.returncode == 3 and done.stdout == ""
+    assert "torch is needed" in done.stderr and f"linmu[{extra}]" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_doctor_and_inspect_work_without_torch(tmp_path):
+    folder = tiny_bundle(tmp_path / "b")
+    assert run_linmu("inspect", str(folder), before=BLOCK).returncode == 0
+    done = run_linmu("doctor", "--json", before=BLOCK)
+    assert done.returncode == 0 and json.loads(done.stdout)["ready"]["convert"] is False
+
+
+def test_unexpected_error_is_one_line_with_a_hint():
+    before = "import linmu.inspect\ndef broken(folder): raise RuntimeError('two\\nlines')\n"
+    done = run_linmu("inspect", "x", before=before + "linmu.inspect.inspect_folder = broken")
+    assert done.returncode == 1
+    assert done.stderr == "error: RuntimeError: two lines; run with --debug for the traceback\n"
+
+
+WAIT = """
+import sys, time
+import linmu.inspect
+from linmu.cli import main
+def wait(folder):
+    print("ready", file=sys.__stdout__, flush=True)
+    time.sleep(60)
+linmu.inspect.inspect_folder = wait
+sys.exit(main(["inspect", "x"]))
+"""
+
+
+def test_interrupt_is_exit_130():
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", WAIT], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_reader_that_went_away(tmp_path, flag):
+    folder = tiny_bundle(tmp_path / "b")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "linmu", "inspect", str(folder), *flag]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    os.close(writing)
+    assert done.returncode == 1 and done.stderr == ""
+
+
+def test_libraries_that_print_do_not_disturb_json(tmp_path):
+    before = "import linmu.inspect\nreal = linmu.inspect.inspect_folder\ndef noisy(f): print('noise'); return real(f)\n"
+    folder = tiny_bundle(tmp_path / "b")
+    done = run_linmu("inspect", str(folder), "--json", before=before + "linmu.inspect.inspect_folder = noisy")
+    assert json.loads(done.stdout)["kind"] == "bundle" and "noise" in done.stderr
+
+
+def test_settings():
+    expected = MMateConfig(taps=3, rope=False, decay="kv_head", norm_eps=1e-6)
+    assert mmate_config(["taps=3", "rope=false", "decay=kv_head", "norm_eps=1e-6"]) == expected
+    for wrong in ("taps=x", "rope=1", "taps=1", "decay=none", "surprise=1"):
+        with pytest.raises(InputError):
+            mmate_config([wrong])
+
+
+def test_context_lengths():
+    assert context_lengths("512, 2048") == (512, 2048)
+    for wrong in ("", "0", "-1", "1,,2", "²"):
+        with pytest.raises(InputError):
+            context_lengths(wrong)
+
+
+@dataclass(frozen=True)
+class Sample:
+    values: tuple[float, ...]
+    path: Path
+
+
+def test_plain_values():
+    sample = Sample((1.0, math.nan, math.inf), Path("a"))
+    value = {"s": sample, 3: np.float32(0.5), "n": np.arange(2), "t": (True, None)}
+    assert plain(value) == {"s": {"values": [1.0, None, None], "path": "a"}, "3": 0.5, "n": [0, 1], "t": [True, None]}

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linmu.errors import BundleError
+from linmu.manifest import FileEntry, Manifest, model_hash, state_bytes
+from linmu.specs import TensorSpec
+from tests.bundles import CONV_FIRST, CONV_LAST, RECURRENT, step_graph, tiny_manifest
+
+
+def test_round_trip_through_json():
+    manifest = tiny_manifest(files={"step.onnx": FileEntry("0" * 64, 5)}, tolerances={"onnxruntime": {"logits": 1e-4}})
+    again = Manifest.from_json(json.loads(json.dumps(manifest.to_json())))
+    assert again == manifest
+
+
+def test_state_bytes_count_one_sequence():
+    assert state_bytes((CONV_LAST, RECURRENT)) == 4 * (3 * 50 + 6 * 5 * 7)
+
+
+CHANGES = [
+    (("format",), "other", "format"),
+    (("format_version",), 2, "format_version"),
+    (("format_version",), True, "format_version"),
+    (("surprise",), 1, "unknown key 'surprise'"),
+    (("model", "surprise"), 1, "unknown key 'surprise'"),
+    (("model", "layers"), "3", "model.layers"),
+    (("model", "layers"), True, "model.layers"),
+    (("model", "layers"), -1, "model.layers"),
+    (("backends",), [1], "backends"),
+    (("state_bytes",), 3, "state_bytes"),
+    (("state", 0, "axes"), ["batch", "taps", "taps"], r"state\[0\].axes"),
+    (("state", 0, "init"), "ones", "init"),
+    (("state", 0, "name"), "past.0.other", "unknown state"),
+    (("state", 0, "dtype"), "float31", "dtype"),
+    (("state", 0, "shape"), ["batch", 50, 3], "graphs.step"),
+    (("graphs", "step", "inputs", 0, "shape"), [1.5], "shape"),
+    (("graphs", "step", "inputs", 0, "surprise"), 0, "surprise"),
+    (("graphs", "step", "inputs", 1, "name"), "input_ids", "twice"),
+    (("files", "step.onnx"), {"sha256": "A" * 64, "bytes": 1}, "sha256"),
+    (("files", "step.onnx"), {"sha256": "a" * 64, "bytes": -1}, "bytes"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), CHANGES)
+def test_each_contradiction_is_named(path, value, message):
+    data = copy.deepcopy(tiny_manifest().to_json())
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(BundleError, match=message) as caught:
+        Manifest.from_json(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [key for key in tiny_manifest().to_json() if key != "format"])
+def test_every_key_is_needed(key):
+    data = tiny_manifest().to_json()
+    del data[key]
+    with pytest.raises(BundleError, match=key):
+        Manifest.from_json(data)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(key=st.sampled_from([key for key in tiny_manifest().to_json()]), value=JSON)
+def test_any_value_is_read_or_refused_in_one_line(key, value):
+    data = {**tiny_manifest().to_json(), key: value}
+    try:
+        Manifest.from_json(data)
+    except BundleError as error:
+        assert "\n" not in str(error)
+
+
+def test_model_hash_follows_weights_and_states_not_axis_order():
+    files = {"a.data": FileEntry("1" * 64, 1), "README.md": FileEntry("2" * 64, 1)}
+    base = tiny_manifest(files=files)
+    assert model_hash(base) == model_hash(replace(base, files={**files, "README.md": FileEntry("3" * 64, 1)}))
+    assert model_hash(base) != model_hash(replace(base, files={**files, "a.data": FileEntry("3" * 64, 1)}))
+    permuted = tiny_manifest((CONV_FIRST, RECURRENT), files=files)
+    assert model_hash(base) == model_hash(permuted)
+    other = replace(CONV_LAST, shape=("batch", 4, 50))
+    assert model_hash(base) != model_hash(tiny_manifest((other, RECURRENT), files=files))
+    known = replace(base, model=replace(base.model, weights_hash="5" * 64))
+    assert model_hash(known) == model_hash(replace(known, files={"b.pte": FileEntry("3" * 64, 1)}))
+
+
+def test_step_graph_must_carry_every_state():
+    graph = step_graph()
+    transposed = TensorSpec("present.0.recurrent", "float32", ("batch", 6, 7, 5))
+    wrong = replace(graph, outputs=(*graph.outputs[:-1], transposed))
+    with pytest.raises(BundleError, match="graphs.step"):
+        Manifest.from_json(tiny_manifest(graphs={"step": wrong}).to_json())
