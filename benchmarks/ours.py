@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import say, timed
+from harness import say
 
 from linmu.errors import LinmuError
 
+PIECE = 2048
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
@@ -86,20 +87,32 @@ def _zeros(item: Any) -> np.ndarray:
 
 
 class OurSession:
-    """The bundle as users open it; `prefill` and `step` go through the session's runner, state included."""
+    """The bundle as users open it: prompts and steps through the session's runner, which updates the state it is given.
+
+    A prompt is read in pieces of at most PIECE tokens: a piece after another equals one call, and bounds the memory.
+    """
 
     def __init__(self, bundle: Path, threads: int):
-        """Open the bundle on ONNX Runtime with `threads` threads."""
+        """Open a text-only bundle on ONNX Runtime with `threads` threads."""
         import linmu
 
         self.session = linmu.load(bundle, backend="onnxruntime", threads=threads)
         self.runner = self.session.runner
+        self.state = self.runner.new_state()
+        self.length = 0
 
-    def prefill(self, ids: np.ndarray) -> float:
-        """Read a text prompt [S] into a fresh state; seconds."""
-        self.session.reset()
-        return timed(lambda: self.session.feed(ids))
+    def prefill(self, ids: np.ndarray) -> None:
+        """Read a prompt [S] of token ids into a fresh state."""
+        from linmu.runtimes.base import PromptPiece
+
+        self.state.zero()
+        for start in range(0, len(ids), PIECE):
+            piece = ids[start : start + PIECE].astype(np.int64)
+            positions = np.arange(start, start + len(piece), dtype=np.int64)[None]
+            self.runner.prefill(PromptPiece(self.runner.embed(piece)[None], positions, {}, None, start), self.state)
+        self.length = len(ids)
 
     def step(self, token: int = 42) -> None:
         """One decode step after whatever was read before."""
-        self.session.step(token)
+        self.runner.step(token, self.length, self.length, self.state)
+        self.length += 1

@@ -47,7 +47,9 @@ class MMateConfig:
     def __post_init__(self) -> None:
         for name, allowed in (("decay", DECAYS), ("scan", SCANS)):
             if getattr(self, name) not in allowed:
-                raise InputError(f"mmate.{name}", got=repr(getattr(self, name)), expected="one of " + ", ".join(allowed))
+                raise InputError(
+                    f"mmate.{name}", got=repr(getattr(self, name)), expected="one of " + ", ".join(allowed)
+                )
         positive = ("window_frames", "window_rows", "window_columns", "max_span_frames", "chunk_size")
         for name, low in {**dict.fromkeys(positive, 1), "taps": 2, "text_window": 0}.items():
             if int(getattr(self, name)) < low:
@@ -67,5 +69,7 @@ class MMateConfig:
         """Read `to_json`'s form; raises InputError on an unknown key or a bad value."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
-            raise InputError("unknown M-MATE setting", got=", ".join(unknown), expected="one of " + ", ".join(sorted(known)))
+            raise InputError(
+                "unknown M-MATE setting", got=", ".join(unknown), expected="one of " + ", ".join(sorted(known))
+            )
         return cls(**data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from linmu.decoder_file import DecoderFile, WeightEntry, write_decoder_file
 from linmu.export.graph_builder import GraphBuilder, nodes_per_layer
 from linmu.export.onnx_ops import OnnxOps
 from linmu.export.plain_ops import PlainOps
@@ -26,7 +27,7 @@ class GraphReport:
 def write_decoder_graphs(
     folder: Path, form: DecoderForm, stored: dict[str, StoredWeight], data_file: str, plain: bool
 ) -> tuple[dict[str, GraphSpec], dict[str, GraphReport]]:
-    """Write token_embedding.onnx, prefill.onnx and step.onnx; `plain` uses standard operators only."""
+    """Write token_embedding.onnx, prefill.onnx, step.onnx and decoder.json; `plain`: standard operators only."""
     writers = {"token_embedding": _embedding_graph, "prefill": _prefill_graph, "step": _step_graph}
     specs, reports = {}, {}
     for name, write in writers.items():
@@ -34,6 +35,8 @@ def write_decoder_graphs(
         ops = (PlainOps if plain else OnnxOps)(graph, form)
         specs[name] = write(folder / f"{name}.onnx", graph, ops, form)
         reports[name] = GraphReport(len(graph.nodes), nodes_per_layer(graph.nodes, form.layers))
+    entries = {name: WeightEntry(w.dtype.name, w.shape, w.offset) for name, w in stored.items()}
+    write_decoder_file(folder, DecoderFile(data_file, entries, form.to_json()))
     return specs, reports
 
 

@@ -18,7 +18,12 @@ from linmu.specs import GraphSpec, TensorSpec
 MICROSOFT = "com.microsoft"
 OPSET = 21
 IR_VERSION = 10
-DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+DTYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+}
 
 
 class GraphBuilder:

@@ -69,9 +69,7 @@ class OnnxOps:
         scale = self.graph.weight(weight)
         if update is None:
             return self.node("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps), x
-        outputs = self.fused(
-            "SkipSimplifiedLayerNormalization", x, update, scale, outputs=4, used=(0, 3), epsilon=eps
-        )
+        outputs = self.fused("SkipSimplifiedLayerNormalization", x, update, scale, outputs=4, used=(0, 3), epsilon=eps)
         return outputs[0], outputs[3]
 
     def head_norm(self, x: str, weight: str, form: DecoderForm) -> str:  # noqa: D102
@@ -115,7 +113,7 @@ class OnnxOps:
         return self.node("Mul", self.silu(gate), up)
 
     def silu(self, x: str) -> str:
-        """x * sigmoid(x)."""
+        """X * sigmoid(x)."""
         return self.fused("QuickGelu", x, alpha=1.0)
 
     # ---- tokens, positions, layout -------------------------------------------------------------------------------
@@ -224,7 +222,7 @@ class OnnxOps:
         heads = {"q_num_heads": form.heads, "kv_num_heads": form.state_heads}
         outputs = self.graph.node(
             "LinearAttention", [q, k, v, past or "", g], 2, domain=RECURRENT_DOMAIN, update_rule="gated",
-            scale=form.head_dim**-0.5, used=(0, 1) if past else (0,), **heads,
+            scale=form.head_dim**-0.5, **heads,
         )  # fmt: skip
         return outputs[0], outputs[1]
 

@@ -40,7 +40,9 @@ class ConversionReport:
         return {
             "probe_tokens": self.probe_tokens,
             "token_agreement": self.token_agreement,
-            "layers": [vars(layer) | {"hidden_nmse": h} for layer, h in zip(self.layers, self.hidden_nmse, strict=True)],
+            "layers": [
+                vars(layer) | {"hidden_nmse": h} for layer, h in zip(self.layers, self.hidden_nmse, strict=True)
+            ],
         }
 
 
@@ -83,7 +85,9 @@ def _probe_layout(teacher: PreTrainedModel, family: Family, mmate: MMateConfig, 
     shell = student_class(family.name).__new__(student_class(family.name))
     nn.Module.__init__(shell)
     shell.mmate, shell._prompt_rules = mmate, PromptRules.from_config(teacher_config(teacher.config))
-    return LinMUModel.layout_tensors(shell, probe["input_ids"], probe.get("attention_mask"), probe.get("linmu_media"), probe)
+    return LinMUModel.layout_tensors(
+        shell, probe["input_ids"], probe.get("attention_mask"), probe.get("linmu_media"), probe
+    )
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ class Direction(nn.Module):
         self.norm.weight.fill_(1.0)
 
     def log_decay(self, u: Tensor) -> Tensor:
-        """g [B,S,M] of inputs u [B,S,D]."""
+        """G [B,S,M] of inputs u [B,S,D]."""
         return ssm.log_decay(self.dt_proj(u), self.dt_bias, self.a_log)
 
     def scan(

@@ -26,7 +26,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, segment: Tensor, index: 
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Tensor:
-    """q [N,L,H,d], k and v [N,M,G,d], allowed [N,1,L,M] -> [N,L,H,d]."""
+    """Q [N,L,H,d], k and v [N,M,G,d], allowed [N,1,L,M] -> [N,L,H,d]."""
     repeat = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)

@@ -107,11 +107,12 @@ class MMateBlock(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One pass over S tokens.
 
-        u [B,S,D]; position_embeddings cos, sin [B,S,d]; state {"conv", "recurrent", ...} of a former pass or None;
+        u [B,S,D]; position_embeddings cos, sin [B or 1,S,d]; state {"conv", "recurrent", ...} of a former pass or None;
         valid [B,S] bool, False on left padding; layout: index tensors of linmu.layout.stack_layouts.
         Returns y [B,S,D] and the new state.
         """
-        tables = half_tables(position_embeddings)
+        cos, sin = half_tables(position_embeddings)
+        tables = cos.expand(len(u), -1, -1), sin.expand(len(u), -1, -1)  # teachers make one row for a whole batch
         state = state if state is not None else self.initial_state(u)
         mixed, new_state = self._flex(u, tables, state, valid, layout)
         if self.swin is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,20 @@ class LinMUModel:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> PreTrainedModel:  # type: ignore[override]
-        """Load a student folder; raises InputError when it is not one. Arguments as in transformers."""
+        """Load a student folder; raises InputError when it is none or lacks weights. Arguments as in transformers."""
         if "linmu_family" not in cls.__dict__:
             config = read_student_config(Path(folder))
             return student_class(config["model_type"].removeprefix(MODEL_TYPE_PREFIX)).from_pretrained(
                 folder, *args, **kwargs
             )
         kwargs.pop("trust_remote_code", None)
-        return super().from_pretrained(folder, *args, use_safetensors=True, **kwargs)  # type: ignore[misc]
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        student, info = super().from_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
+        if missing := sorted(info["missing_keys"]):
+            raise InputError(f"{folder} lacks weights of the student", got=f"no {missing[0]} ({len(missing)} missing)",
+                             fix="copy the folder again or convert the teacher again")  # fmt: skip
+        return (student, info) if wants_info else student
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[misc]
@@ -85,7 +91,11 @@ class LinMUModel:
             return None
         offsets = [0] * len(ids)
         if attention_mask is not None and attention_mask.ndim == 2:
-            offsets = (attention_mask[:, -ids.shape[1] :] == 0).sum(1).tolist()
+            padding = attention_mask[:, -ids.shape[1] :] == 0
+            if bool((padding[:, 1:] & ~padding[:, :-1]).any()):
+                raise InputError("padding behind or inside a prompt with images", expected="padding on the left",
+                                 fix='set padding_side="left" in the tokenizer')  # fmt: skip
+            offsets = padding.sum(1).tolist()
         rows = [row[pad:] for row, pad in zip(ids, offsets, strict=True)]
         if media is None:
             media = media_of_batch(rules, rows, *(_numpy((grids or {}).get(name)) for name in GRID_ARGUMENTS))
@@ -132,7 +142,7 @@ class LinMUForCausalLM(LinMUModel):
     """A text-only student; `from_pretrained(folder)` returns a subclass of the teacher's class too."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def student_class(model_type: str) -> type[PreTrainedModel]:
     """The student class of a family, made from the teacher's class; raises InputError for an unknown family."""
     family = get_family(model_type)
@@ -170,10 +180,15 @@ def read_student_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is not JSON", got=str(error)) from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}", got=type(config).__name__, expected="a JSON object")
     if not str(config.get("model_type", "")).startswith(MODEL_TYPE_PREFIX):
         raise InputError(f"{folder} is not a linmu student", got=f"model_type {config.get('model_type')!r}",
                          expected=f"a model_type that starts with {MODEL_TYPE_PREFIX!r}",
                          fix="convert it first: linmu convert TEACHER -o STUDENT")  # fmt: skip
+    if not isinstance(config.get("linmu"), dict):
+        raise InputError(f"{path} has no M-MATE settings", expected='an object under "linmu"',
+                         fix="convert the teacher again: linmu convert TEACHER -o STUDENT")  # fmt: skip
     return config
 
 

@@ -55,9 +55,7 @@ def save_state(
     write_bytes(Path(path), save_tensors(canonical, metadata))
 
 
-def load_state(
-    path: Path, specs: Sequence[StateSpec], model_hash: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a state file: the tensors in the axis order of `specs`, and the `position` mapping it was saved with.
 
     Raises StateError when the file is damaged, no state, of another model, or a tensor is missing, misshapen or NaN.

@@ -131,9 +131,7 @@ def _flex(ops: Ops, form: DecoderForm, i: int, qkv, dt, dt_backward, gates, tabl
     """Flex-MA of a prompt with vision tokens: both directions in scan order, gated, back in prompt order."""
     name, schedule = f"layers.{i}.", i % SCHEDULES
     order = layout["order"][schedule]
-    y, state = _direction(
-        ops, form, name, "f", ops.take(qkv, order), ops.take(dt, order), tables, order, past, None
-    )
+    y, state = _direction(ops, form, name, "f", ops.take(qkv, order), ops.take(dt, order), tables, order, past, None)
     y = ops.take(ops.head_norm(y, name + "norm_f", form), layout["inverse"][schedule])
     if not form.backward:
         return y, state
@@ -150,7 +148,7 @@ def _flex(ops: Ops, form: DecoderForm, i: int, qkv, dt, dt_backward, gates, tabl
 
 
 def _mix(ops: Ops, form: DecoderForm, i: int, u, y, gates, tables: Tables, past, layout, fill):
-    """alpha * Flex-MA + (1 - alpha) * windows; alpha is 1 on text unless there is a text window."""
+    """Alpha * Flex-MA + (1 - alpha) * windows; alpha is 1 on text unless there is a text window."""
     m, name, state = form.mmate, f"layers.{i}.", {}
     alpha = ops.split(gates, (form.gates - form.heads, form.heads))[1] if form.backward else gates
     text, local = None, None

@@ -14,11 +14,11 @@ Packed names, per layer i (all matrices [in, out], so that x @ W):
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from linmu.config import MMateConfig
-from linmu.families import Family
+from linmu.families import Family, get_family
 from linmu.specs import StateSpec
 
 if TYPE_CHECKING:
@@ -91,6 +91,17 @@ class DecoderForm:
         if self.gates:
             sizes.append(self.gates)
         return tuple(sizes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the weights as plain JSON values (decoder.json)."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "weights"}
+        return plain | {"family": self.family.name, "mmate": self.mmate.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], weights: dict[str, Weight]) -> DecoderForm:
+        """Read `to_json`'s form; raises TypeError on unknown or missing fields."""
+        family, mmate = get_family(data["family"]), MMateConfig.from_json(data["mmate"])
+        return cls(**{**data, "family": family, "mmate": mmate, "weights": weights})
 
     def has(self, name: str) -> bool:
         """Whether a packed weight of this name exists."""

@@ -75,7 +75,7 @@ class Ops(Protocol):
         """0..B-1 [B,1] int64: each sequence's row of the rope tables of a decode step."""
 
     def rope_tables(self, position_ids: T, form: DecoderForm) -> tuple[T, T]:
-        """cos and sin [rows, d/2] of position_ids [B,S] or [3,B,S]; rows = B*S."""
+        """Cos and sin [rows, d/2] of position_ids [B,S] or [3,B,S]; rows = B*S."""
 
     def extend_rows(self, table: T, backward: T) -> T:
         """Append as many rows as the backward sequence is long: what its padding indices read."""
@@ -102,7 +102,7 @@ class Ops(Protocol):
         """Rotate every head of packed x by rows `index` of the tables."""
 
     def log_decay(self, raw: T, dt_bias: str, scale: str) -> T:
-        """scale * softplus(raw + dt_bias), scale = -exp(A_log)."""
+        """Scale * softplus(raw + dt_bias), scale = -exp(A_log)."""
 
     def linear_attention(
         self, q: T, k: T, v: T, g: T, past: T | None, restart: T | None, form: DecoderForm

@@ -92,7 +92,13 @@ def _layer(layer: nn.Module) -> dict[str, Weight]:
         "down": lambda: _columns([mlp.down_proj]),
         **_direction("f", forward),
     }
-    biased = {"qkv": rows[:3], "gates": rows[4 + (backward is not None) :], "out_proj": [block.o_proj], "gate_up": [mlp.gate_proj, mlp.up_proj], "down": [mlp.down_proj]}
+    biased = {
+        "qkv": rows[:3],
+        "gates": rows[4 + (backward is not None) :],
+        "out_proj": [block.o_proj],
+        "gate_up": [mlp.gate_proj, mlp.up_proj],
+        "down": [mlp.down_proj],
+    }
     if backward is not None:
         weights |= _direction("b", backward)
     if block.swin is not None:

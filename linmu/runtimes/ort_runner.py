@@ -1,0 +1,231 @@
+"""ONNX Runtime: weights mapped once for all graphs, states in two buffer sets that a step swaps without copying."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from linmu.bundle import Bundle, check_graph_io
+from linmu.decoder_file import DECODER_FILE, map_weights, read_decoder_file
+from linmu.errors import BundleError
+from linmu.layout.vision_grid import vision_inputs
+from linmu.runtimes.base import PromptPiece, VisionFeatures
+from linmu.specs import GraphSpec, StateSpec, TensorSpec
+
+PROVIDER = "CPUExecutionProvider"
+ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+}
+
+
+class OrtState:
+    """Recurrent state in two sets of buffers: a run reads one, writes the other, and they change places."""
+
+    def __init__(self, specs: tuple[StateSpec, ...]):
+        self.specs = specs
+        shapes = [tuple(1 if isinstance(dim, str) else dim for dim in spec.shape) for spec in specs]
+        self._sets = [
+            {spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}
+            for _ in range(2)
+        ]
+        self._values = [{name: _value(array) for name, array in arrays.items()} for arrays in self._sets]
+        self.now = 0
+        self.step_bindings: list[ort.IOBinding] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one buffer set."""
+        return sum(array.nbytes for array in self._sets[0].values())
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Copies of the current tensors."""
+        return {name: array.copy() for name, array in self._sets[self.now].items()}
+
+    def write(self, tensors: dict[str, np.ndarray]) -> None:
+        """Overwrite the current tensors in place."""
+        for name, array in self._sets[self.now].items():
+            array[...] = tensors[name]
+
+    def zero(self) -> None:
+        """Back to zeros."""
+        for array in self._sets[self.now].values():
+            array.fill(0)
+
+    def bind(self, binding: ort.IOBinding, source: int) -> None:
+        """Bind buffer set `source` as past and the other one as present."""
+        for spec in self.specs:
+            binding.bind_ortvalue_input(spec.name, self._values[source][spec.name])
+            binding.bind_ortvalue_output(spec.output, self._values[1 - source][spec.name])
+
+
+class OrtRunner:
+    """All graphs of a bundle in ONNX Runtime; see linmu.runtimes.base.Runner."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None):
+        self.bundle, self.threads = bundle, threads
+        self.state_specs = bundle.manifest.state
+        self._weights = self._shared_weights()
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        vocab = bundle.manifest.model.vocab_size
+        axes = self._position_axes()
+        self._ids = np.zeros((1, 1), np.int64)
+        self._positions = np.zeros((axes, 1, 1) if axes > 1 else (1, 1), np.int64)
+        self._past_length = np.zeros(1, np.int64)
+        self._logits = np.zeros((1, 1, vocab), np.float32)
+        for name in ("step", "prefill", "token_embedding"):
+            self._session(name)
+
+    def __enter__(self) -> OrtRunner:
+        """The runner itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Drop sessions and weights."""
+        self._sessions.clear()
+        self._weights.clear()
+
+    def new_state(self) -> OrtState:
+        """A zero state for one sequence."""
+        return OrtState(self.state_specs)
+
+    def embed(self, input_ids: np.ndarray) -> np.ndarray:
+        """Token embeddings: [S] int64 -> [S, D] float32."""
+        ids = np.ascontiguousarray(input_ids, np.int64)[None]
+        return self._session("token_embedding").run(None, {"input_ids": ids})[0][0]
+
+    def encode(self, call: dict[str, np.ndarray]) -> VisionFeatures:
+        """The vision graph on one call; raises BundleError when the bundle has none."""
+        vision = self.bundle.manifest.vision
+        feeds = {name: value for name, value in call.items() if name != "grid"}
+        if "grid" in call:
+            grid = tuple(int(n) for n in call["grid"])
+            feeds |= vision_inputs(self.bundle.manifest.model.family, vision, (grid[0], grid[1], grid[2]))
+        session = self._session("vision")
+        outputs = dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
+        embeddings = outputs["embeddings"]
+        return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]), outputs.get("deepstack"))
+
+    def prefill(self, piece: PromptPiece, state: OrtState) -> np.ndarray:
+        """Run a piece of a prompt, updating the state in place -> logits [V] of its last token."""
+        positions = piece.position_ids[:, None] if self._positions.ndim == 3 else piece.position_ids
+        feeds: dict[str, np.ndarray] = {"inputs_embeds": piece.inputs_embeds, "position_ids": positions, **piece.layout}
+        if piece.deepstack is not None:
+            feeds["deepstack"] = piece.deepstack
+        if self._uses_past_length("prefill"):
+            feeds["past_length"] = np.array([piece.past_length], np.int64)
+        session = self._session("prefill")
+        binding = session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        state.bind(binding, state.now)
+        logits = np.zeros_like(self._logits)
+        binding.bind_ortvalue_output("logits", _value(logits))
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        session.run_with_iobinding(binding, options)
+        state.now = 1 - state.now
+        return logits[0, 0]
+
+    def step(self, token: int, position: int, past_length: int, state: OrtState) -> np.ndarray:
+        """One decode step -> logits [V]; the array is overwritten by the next step."""
+        if not state.step_bindings:
+            state.step_bindings = [self._step_binding(state, source) for source in (0, 1)]
+        self._ids[...], self._positions[...], self._past_length[...] = token, position, past_length
+        self._session("step").run_with_iobinding(state.step_bindings[state.now])
+        state.now = 1 - state.now
+        return self._logits[0, 0]
+
+    def _step_binding(self, state: OrtState, source: int) -> ort.IOBinding:
+        binding = self._session("step").io_binding()
+        binding.bind_ortvalue_input("input_ids", _value(self._ids))
+        binding.bind_ortvalue_input("position_ids", _value(self._positions))
+        if self._uses_past_length("step"):
+            binding.bind_ortvalue_input("past_length", _value(self._past_length))
+        binding.bind_ortvalue_output("logits", _value(self._logits))
+        state.bind(binding, source)
+        return binding
+
+    def _uses_past_length(self, graph: str) -> bool:
+        return any(spec.name == "past_length" for spec in self.bundle.manifest.graphs[graph].inputs)
+
+    def _position_axes(self) -> int:
+        spec = next(s for s in self.bundle.manifest.graphs["step"].inputs if s.name == "position_ids")
+        return 3 if len(spec.shape) == 3 else 1
+
+    def _shared_weights(self) -> dict[str, ort.OrtValue]:
+        if DECODER_FILE not in self.bundle.manifest.files:
+            return {}
+        views = map_weights(self.bundle.folder, read_decoder_file(self.bundle.folder))
+        return {name: _value(view) for name, view in views.items()}
+
+    def _session(self, name: str) -> ort.InferenceSession:
+        """Open a graph on first use and hold it against the manifest before anything is run."""
+        if name not in self._sessions:
+            spec = self.bundle.manifest.graphs.get(name)
+            if spec is None:
+                raise BundleError(f"the bundle has no {name} graph", got=", ".join(self.bundle.manifest.graphs))
+            self._sessions[name] = self._open(name, spec)
+        return self._sessions[name]
+
+    def _open(self, name: str, spec: GraphSpec) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if name != "vision":
+            # packed copies of the weights would be private to each session: keep the one mapped copy instead
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            for weight, value in self._weights.items():
+                options.add_initializer(weight, value)
+        path = self.bundle.folder / spec.file
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[PROVIDER])
+        except _ort_errors() as error:
+            raise BundleError(f"{path} cannot be loaded", got=_first_line(error), fix="export it again") from error
+        check_graph_io(spec, _specs(session.get_inputs()), _specs(session.get_outputs()))
+        return session
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile, state.NotImplemented,
+            state.InvalidArgument, state.RuntimeException)  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
+
+
+def _specs(values: list[Any]) -> list[TensorSpec]:
+    return [TensorSpec(v.name, ORT_TYPES.get(v.type, v.type), tuple(v.shape)) for v in values]
+
+
+def _value(array: np.ndarray) -> ort.OrtValue:
+    """An OrtValue over the array's own memory (the caller keeps the array alive)."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def available() -> bool:
+    """Whether this backend can run here (onnxruntime is part of the base install)."""
+    return True
+
+
+def open_ort(bundle: Bundle, threads: int | None, student: Path | None = None) -> OrtRunner:
+    """Open the ONNX Runtime runner; `student` is not used."""
+    return OrtRunner(bundle, threads)

@@ -1,0 +1,126 @@
+"""torch: the step form run eagerly on the bundle's own weights (the vision graph still runs in ONNX Runtime)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from linmu.bundle import Bundle
+from linmu.decoder_file import map_weights, read_decoder_file
+from linmu.runtimes.base import PromptPiece, VisionFeatures
+from linmu.runtimes.ort_runner import OrtRunner
+from linmu.specs import StateSpec
+from linmu.step import decoder
+from linmu.step.form import DecoderForm
+from linmu.step.torch_ops import TorchOps
+
+
+class TorchState:
+    """Recurrent state as torch tensors by `past.*` name."""
+
+    def __init__(self, specs: tuple[StateSpec, ...]):
+        self.specs = specs
+        self.zero()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(x.numel() * x.element_size() for x in self.tensors.values())
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Copies of all tensors."""
+        return {name: x.numpy().copy() for name, x in self.tensors.items()}
+
+    def write(self, tensors: dict[str, np.ndarray]) -> None:
+        """Replace all tensors."""
+        self.tensors = {spec.name: torch.from_numpy(tensors[spec.name].copy()) for spec in self.specs}
+
+    def zero(self) -> None:
+        """Back to zeros."""
+        shapes = {s.name: [1 if isinstance(dim, str) else dim for dim in s.shape] for s in self.specs}
+        self.tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    def advance(self, present: dict[str, torch.Tensor]) -> None:
+        """Take the outputs of a run as the new state."""
+        self.tensors = {spec.name: present[spec.output] for spec in self.specs}
+
+
+class TorchRunner:
+    """The eager step form; see linmu.runtimes.base.Runner."""
+
+    backend = "torch"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.bundle, self.state_specs = bundle, bundle.manifest.state
+        file = read_decoder_file(bundle.folder)
+        weights = {
+            name: torch.from_numpy(np.array(view, np.float32))
+            for name, view in map_weights(bundle.folder, file).items()
+        }
+        self.form = DecoderForm.from_json(file.form, {name: (lambda x=x: x) for name, x in weights.items()})
+        self.ops = TorchOps(self.form)
+        self._vision: OrtRunner | None = None
+        self._threads = threads
+
+    def __enter__(self) -> TorchRunner:
+        """The runner itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Drop the weights."""
+        self.ops.weights.clear()
+        if self._vision is not None:
+            self._vision.close()
+
+    def new_state(self) -> TorchState:
+        """A zero state for one sequence."""
+        return TorchState(self.state_specs)
+
+    def embed(self, input_ids: np.ndarray) -> np.ndarray:
+        """Token embeddings: [S] int64 -> [S, D] float32."""
+        return self.ops.embed(torch.from_numpy(np.asarray(input_ids, np.int64)), "token_embedding").numpy()
+
+    def encode(self, call: dict[str, np.ndarray]) -> VisionFeatures:
+        """The vision graph, in ONNX Runtime: a bundle holds the tower only as a graph."""
+        if self._vision is None:
+            self._vision = OrtRunner(self.bundle, self._threads)
+        return self._vision.encode(call)
+
+    @torch.no_grad()
+    def prefill(self, piece: PromptPiece, state: TorchState) -> np.ndarray:
+        """Run a piece of a prompt, updating the state in place -> logits [V] of its last token."""
+        layout = {name.removeprefix("layout."): torch.from_numpy(x) for name, x in piece.layout.items()} or None
+        deepstack = None if piece.deepstack is None else torch.from_numpy(piece.deepstack)
+        logits, present = decoder.prefill(
+            self.ops, self.form, torch.from_numpy(piece.inputs_embeds), self._positions(piece.position_ids),
+            state.tensors, layout, deepstack, torch.tensor([piece.past_length]),
+        )  # fmt: skip
+        state.advance(present)
+        return logits[0, 0].numpy()
+
+    @torch.no_grad()
+    def step(self, token: int, position: int, past_length: int, state: TorchState) -> np.ndarray:
+        """One decode step -> logits [V]."""
+        positions = self._positions(np.full((self.form.rope_axes, 1), position, np.int64))
+        logits, present = decoder.step(
+            self.ops, self.form, torch.tensor([[token]]), positions, state.tensors, torch.tensor([past_length])
+        )
+        state.advance(present)
+        return logits[0, 0].numpy()
+
+    def _positions(self, position_ids: np.ndarray) -> torch.Tensor:
+        positions = torch.from_numpy(np.ascontiguousarray(position_ids))
+        return positions[:, None] if self.form.rope_axes == 3 else positions
+
+
+def open_torch(bundle: Bundle, threads: int | None, student: Path | None = None) -> TorchRunner:
+    """Open the torch runner; `student` is not used: the bundle holds the weights."""
+    return TorchRunner(bundle, threads)
