@@ -58,6 +58,7 @@ def convert(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An M-MATE setting; may be repeated.")
     ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the student's weights (auto: the teacher's).")] = "auto",
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -68,10 +69,14 @@ def convert(
     _require_separate(teacher, out)
     _require("linmu convert", "convert", "torch", "transformers")
     read_model_folder(teacher)  # a wrong folder is reported before torch takes its seconds to load
-    with _results() as results, _progress("converting layers") as progress:
-        from linmu.model.convert import convert_folder
+    with _results() as results, _progress("converting") as progress:
+        from linmu.model.folders import convert_folder
+        from linmu.tables import conversion_view
 
-        report = convert_folder(teacher, out, mmate=mmate, overwrite=overwrite, progress=progress)
+        report = convert_folder(
+            teacher, out, mmate=mmate, overwrite=overwrite, progress=lambda *step: progress("layer", *step), dtype=dtype
+        )
+        _show(conversion_view(report))
         _say(f"student written to {out}")
         if json_output:
             results.json({"student": str(out), "report": report})
@@ -90,17 +95,22 @@ def export(
     """Write a bundle: graphs, weights, tokenizer, golden vectors and a manifest with every hash."""
     if student is None:
         raise InputError("no student given", fix="make one first: linmu convert TEACHER -o STUDENT")
+    from linmu.export.targets import find_target, stored_precision
+
+    stored_precision(quant, find_target(target))  # told before torch takes its seconds to load
     _require_separate(student, out)
     _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
     with _results() as results:
-        from linmu.export.onnx_bundle import export_bundle
+        from linmu.export.onnx_bundle import write_bundle
+        from linmu.tables import export_view
 
-        export_bundle(
-            student, out, target=target, precision=quant, plain_ops=plain_ops, overwrite=overwrite, progress=_say
-        )
+        with _progress("exporting") as progress:
+            options = {"target": target, "precision": quant, "plain_ops": plain_ops}
+            report = write_bundle(student, out, overwrite=overwrite, progress=progress, **options)
+        _show(export_view(report))
         _say(f"bundle written to {out}")
         if json_output:
-            results.json({"bundle": str(out), "target": target})
+            results.json({"bundle": str(out), **report.to_json()})
 
 
 @app.command(epilog="Example: linmu verify bundle --student student --steps 200 --json")
@@ -326,10 +336,19 @@ def _results() -> Iterator[_Results]:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(title: str) -> Iterator[Callable[..., None]]:
+    """A bar on stderr, moved by progress(text) or progress(text, done, total)."""
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def show(text: str, done: int = 0, total: int | None = None) -> None:
+            bar.update(task, description=f"{title}: {text}", completed=done, total=total)
+
+        yield show
+
+
+def _show(view: RenderableType) -> None:
+    Console(stderr=True, highlight=False).print(view)
 
 
 def _say(text: str) -> None:

@@ -179,7 +179,8 @@ def check_state(manifest: Manifest) -> None:
         for spec in manifest.state:
             for own, found in ((spec.name, inputs), (spec.output, outputs)):
                 wanted = TensorSpec(own, spec.dtype, spec.shape)
-                if found.get(own) != wanted:
+                single = TensorSpec(own, spec.dtype, (1, *spec.shape[1:]))  # a graph may take one sequence only
+                if found.get(own) not in (wanted, single):
                     raise _bad(f"graphs.{name}", found.get(own, f"no {own}"), wanted)
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from linmu.doctor import Diagnosis
 from linmu.inspect import Inspection
+
+if TYPE_CHECKING:  # these import torch
+    from linmu.export.onnx_bundle import ExportReport
+    from linmu.model.folders import FolderConversion
 
 
 def size(count: float) -> str:
@@ -48,6 +54,35 @@ def diagnosis_view(found: Diagnosis) -> RenderableType:
     for name, is_ready in found.ready().items():
         ready.add_row(name, "[green]yes[/green]" if is_ready else "no")
     return Group(table, ready)
+
+
+def conversion_view(report: FolderConversion) -> RenderableType:
+    """A row for every layer of an untrained student, and what the conversion took."""
+    table = Table(
+        "layer", "nmse", "cosine", "rms ratio", "hidden nmse",
+        title="untrained student against its teacher", title_justify="left",
+    )  # fmt: skip
+    for layer, hidden in zip(report.layers, report.hidden_nmse, strict=True):
+        values = (layer.nmse, layer.cosine, layer.rms_ratio, hidden)
+        table.add_row(str(layer.layer), *(f"{value:.3f}" for value in values))
+    tokens = f"{report.token_agreement:.1%} of {report.probe_tokens} tokens agree with the teacher before training"
+    return Group(table, f"{tokens}; {_took(report.seconds, report.peak_bytes, report.parameter_bytes, 'the model')}")
+
+
+def export_view(report: ExportReport) -> RenderableType:
+    """Nodes of every decoder graph, sizes, and what the export took."""
+    table = Table("graph", "nodes", "nodes in a layer", title_justify="left")
+    for name, graph in report.graphs.items():
+        table.add_row(name, str(graph.nodes), f"{graph.nodes_per_layer:.1f}")
+    share = report.bundle_bytes / report.student_bytes
+    sizes = f"bundle {size(report.bundle_bytes)} ({share:.2f} of the float32 weights)"
+    state = f"state {size(report.manifest.state_bytes)}"
+    took = _took(report.seconds, report.peak_bytes, report.student_bytes, "the float32 weights")
+    return Group(table, f"{sizes}; {state}; {took}")
+
+
+def _took(seconds: float, peak: int, model: int, what: str) -> str:
+    return f"{seconds:.1f} s; peak memory {size(peak)}, {peak / model:.1f} times {what}"
 
 
 def _summary(found: Inspection) -> Table:

@@ -1,0 +1,1 @@
+"""The student in PyTorch: the M-MATE block, its place inside transformers, conversion of a teacher."""

@@ -109,7 +109,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> tuple[
 
 
 def log_decay(raw: Tensor, dt_bias: Tensor, a_log: Tensor) -> Tensor:
-    """G = Delta * A with Delta = softplus(raw + dt_bias), A = -exp(a_log): raw [..., M] -> [..., M], float32 or wider."""
+    """G = Delta * A, Delta = softplus(raw + dt_bias), A = -exp(a_log): raw [..., M] -> [..., M], float32 at least."""
     return -_wide(a_log).exp() * functional.softplus(_wide(raw) + dt_bias)
 
 

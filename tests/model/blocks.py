@@ -35,7 +35,9 @@ def fill(module: nn.Module, seed: int = 0, noise: float = 0.5) -> None:
                 value.sub_(1.5)
 
 
-def random_block(layer: int = 0, dims: Dimensions = DIMS, vision: bool = True, seed: int = 0, **settings: Any) -> MMateBlock:
+def random_block(
+    layer: int = 0, dims: Dimensions = DIMS, vision: bool = True, seed: int = 0, **settings: Any
+) -> MMateBlock:
     """A float64 block of layer `layer` with random parameters."""
     block = MMateBlock(dims, MMateConfig(**{**SMALL, **settings}), layer, vision).double().eval().requires_grad_(False)
     fill(block, 10 * seed + layer)
@@ -56,7 +58,9 @@ def tables(positions: Tensor, head_dim: int = DIMS.head_dim) -> tuple[Tensor, Te
     return angle.cos(), angle.sin()
 
 
-def tensors(layout: PromptLayout, mmate: MMateConfig, start: int = 0, stop: int | None = None) -> dict[str, Tensor] | None:
+def tensors(
+    layout: PromptLayout, mmate: MMateConfig, start: int = 0, stop: int | None = None
+) -> dict[str, Tensor] | None:
     """The block's layout of tokens start..stop of one prompt, as a batch of one; None without vision tokens."""
     named = layout_tensors(layout, mmate, start, stop)
     found = {name.removeprefix("layout."): torch.from_numpy(array) for name, array in named.items()}
@@ -65,7 +69,9 @@ def tensors(layout: PromptLayout, mmate: MMateConfig, start: int = 0, stop: int 
     return {**found, "backward": found["backward"][:, None], "restart": found["restart"][None]}
 
 
-def batch_tensors(layouts: list[PromptLayout], offsets: list[int], length: int, mmate: MMateConfig) -> dict[str, Tensor]:
+def batch_tensors(
+    layouts: list[PromptLayout], offsets: list[int], length: int, mmate: MMateConfig
+) -> dict[str, Tensor]:
     """The block's layout of a left-padded batch."""
     return {name: torch.from_numpy(array) for name, array in stack_layouts(layouts, offsets, length, mmate).items()}
 

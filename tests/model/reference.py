@@ -1,6 +1,6 @@
-"""The M-MATE block by its formulas: slow float64 numpy loops over one prompt, independent of linmu.model and the layout.
+"""The M-MATE block by its formulas: slow float64 numpy loops over one prompt, independent of the code under test.
 
-Nothing here is shared with the code under test but the parameters' names, MMateConfig and a span's positions and grid.
+Nothing here is shared with linmu but the parameters' names, MMateConfig and a span's positions and grid.
     H, G, d   query heads, key/value heads, head size          r = H / G
     spans     [(positions, (t, h, w)), ...]: token indices of each span in raster order
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def fresh_student(family: str, probe: str | None = None, seed: int = 0, **settin
     return student, tokenizer
 
 
-@lru_cache(maxsize=None)
+@cache
 def shared_student(family: str, **settings: Any):
     """(student, tokenizer) that several tests read and none changes."""
     return fresh_student(family, "image" if family in VISION_NAMES else None, **settings)

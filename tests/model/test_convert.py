@@ -37,7 +37,9 @@ def test_conversion_is_in_place_and_keeps_the_scale(family, kind):
     count, calls = len(decoder_layers(teacher)), []
     student = convert(teacher, MMateConfig(**SMALL), probe, lambda done, total: calls.append((done, total)))
     assert student is teacher and calls == [(n + 1, count) for n in range(count)]
-    now = {name.replace("self_attn.flex.", "self_attn."): value.data_ptr() for name, value in student.named_parameters()}
+    now = {
+        name.replace("self_attn.flex.", "self_attn."): value.data_ptr() for name, value in student.named_parameters()
+    }
     norms = ("q_norm.weight", "k_norm.weight")  # copied: the student's norm is its own module
     assert all(now[name] == pointer for name, pointer in kept.items() if not name.endswith(norms))
     for layer in decoder_layers(student):

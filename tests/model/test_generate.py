@@ -18,7 +18,13 @@ def run(model, inputs, tokens: int = 6, **options):
     """New token ids of a generation that never ends early and never makes up an image token (random models may)."""
     rules = model._prompt_rules
     vision = [token for token in (rules.image_token_id, rules.video_token_id) if token is not None] if rules else []
-    options = {"suppress_tokens": vision or None, "do_sample": False, "max_new_tokens": tokens, "min_new_tokens": tokens, **options}
+    options = {
+        "suppress_tokens": vision or None,
+        "do_sample": False,
+        "max_new_tokens": tokens,
+        "min_new_tokens": tokens,
+        **options,
+    }
     with torch.inference_mode():
         return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
 
@@ -103,8 +109,8 @@ def test_a_padded_batch_of_two_prompts_with_images(family):
     for name in set(first) - set(batch):
         one, two = first[name], second[name]
         if name in ("pixel_values", "pixel_attention_mask") and family in ("smolvlm", "idefics3"):
-            one, two = (torch.nn.functional.pad(x, [0] * (2 * x.ndim - 3) + [max(one.shape[1], two.shape[1]) - x.shape[1]])
-                        for x in (one, two))  # fmt: skip
+            tiles = max(one.shape[1], two.shape[1])
+            one, two = (torch.cat([x, x.new_zeros(1, tiles - x.shape[1], *x.shape[2:])], 1) for x in (one, two))
         batch[name] = torch.cat([one, two])
     found = run(model, batch)
     for number, alone in enumerate((first, second)):

@@ -90,7 +90,9 @@ def test_bf16(family, tmp_path):
     assert (found.float() - wide).norm() < 0.1 * wide.norm()
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     rules = narrow._prompt_rules
-    options["suppress_tokens"] = [t for t in (rules.image_token_id, rules.video_token_id) if t is not None] if rules else None
+    options["suppress_tokens"] = (
+        [t for t in (rules.image_token_id, rules.video_token_id) if t is not None] if rules else None
+    )
     assert narrow.generate(**inputs, **options).shape[1] == inputs["input_ids"].shape[1] + 4
 
 
@@ -123,7 +125,11 @@ def test_what_is_no_student_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [({"tapz": 3}, "unknown M-MATE setting; got tapz"), ({"decay": "both"}, "mmate.decay; got 'both'"), (None, "no M-MATE settings")],
+    [
+        ({"tapz": 3}, "unknown M-MATE setting; got tapz"),
+        ({"decay": "both"}, "mmate.decay; got 'both'"),
+        (None, "no M-MATE settings"),
+    ],
 )
 def test_damaged_settings_are_refused(change, match, tmp_path):
     student, _ = fresh_student("llama")

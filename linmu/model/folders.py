@@ -1,0 +1,168 @@
+"""Model folders: a teacher's is loaded, converted in place and saved as a student's with everything a prompt needs."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from linmu import __version__
+from linmu.atomic import atomic_folder
+from linmu.config import MMateConfig
+from linmu.errors import InputError
+from linmu.layout import PromptRules
+from linmu.meter import peak_bytes
+from linmu.model.convert import ConversionReport, convert
+from linmu.model.modeling import LinMUForConditionalGeneration, teacher_config
+from linmu.model.probe import default_probe
+from linmu.model_files import ModelFolder, read_json_object, read_model_folder
+
+CONVERSION_FILE = "conversion.json"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+TOKENIZER_SOURCES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")  # what tokenizer.json is made from
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+SIDE_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
+    *TOKENIZER_SOURCES, "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md",
+    "NOTICE",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FolderConversion(ConversionReport):
+    """A ConversionReport with what the conversion took: seconds, bytes of the model, peak bytes of the process."""
+
+    seconds: float
+    parameter_bytes: int
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        took = {"seconds": self.seconds, "parameter_bytes": self.parameter_bytes, "peak_bytes": self.peak_bytes}
+        return {**super().to_json(), **took}
+
+
+def convert_folder(
+    teacher: Path,
+    out: Path,
+    *,
+    mmate: MMateConfig | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    dtype: str = "auto",
+) -> FolderConversion:
+    """Convert the model folder `teacher` (safetensors, or one GGUF file) and write the student folder `out`.
+
+    dtype: that of the student's weights; "auto" keeps the teacher's (GGUF: float32). progress(done, total) counts
+    layers. Besides the model, `out` gets the tokenizer's and processor's files and conversion.json, the report.
+    Raises InputError for an unusable teacher or target; nothing is left behind then.
+    """
+    started = time.perf_counter()
+    if dtype not in DTYPES:
+        raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
+    found = read_model_folder(teacher)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        model = load_teacher(found, dtype)
+        model.config.save_pretrained(folder)  # the processor's settings depend on it
+        write_side_files(found, folder)
+        rules = None if found.family.text_only else PromptRules.from_config(teacher_config(model.config))
+        student = convert(model, mmate, default_probe(folder, found.family, rules), progress)
+        # False: keys as the class has them; the mapping from older names goes by the teacher's model_type
+        student.save_pretrained(folder, save_original_format=False)
+        report = student.conversion_report
+        _require_finite(report)
+        _write_report(folder, found, report, student)
+        size = sum(weight.numel() * weight.element_size() for weight in student.parameters())
+        return FolderConversion(
+            report.layers, report.hidden_nmse, report.token_agreement, report.probe_tokens,
+            time.perf_counter() - started, size, peak_bytes(),
+        )  # fmt: skip
+
+
+def load_teacher(found: ModelFolder, dtype: str = "auto") -> PreTrainedModel:
+    """The teacher of a checked folder, on the CPU, in eval mode; raises InputError when weights are missing."""
+    cls = getattr(transformers, found.family.model_class)
+    if found.gguf is None:
+        return _load(cls, found.folder, dtype=dtype, use_safetensors=True)
+    dtype = "float32" if dtype == "auto" else dtype
+    model = _load(cls, found.folder, dtype=getattr(torch, dtype), gguf_file=found.gguf.name)
+    # The weights are ordinary tensors by now; without these marks the model can be saved.
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+    for name in ("quantization_config", "_model_name_or_path"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    return model
+
+
+def load_student(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The student of a folder, on the CPU, in eval mode; raises InputError when it is none or weights are missing."""
+    return _load(LinMUForConditionalGeneration, Path(folder), dtype=dtype)
+
+
+def _load(cls: Any, folder: Path, **options: Any) -> PreTrainedModel:
+    try:
+        model, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    except (RuntimeError, ValueError, OSError) as error:  # what transformers raises for a folder it cannot use
+        raise InputError(f"cannot load {folder}", got=error, fix="check its config.json and weights") from error
+    missing = sorted(info["missing_keys"]) + sorted(str(item) for item in info["mismatched_keys"])
+    if missing:
+        raise InputError(
+            f"{folder} lacks weights of its model", got=f"no {missing[0]} ({len(missing)} in all)",
+            fix="copy the weight files and config.json of one and the same model",
+        )  # fmt: skip
+    return model.eval()
+
+
+def write_side_files(found: ModelFolder, folder: Path) -> None:
+    """Copy the tokenizer's, processor's and licence files; make tokenizer.json where the teacher has an older form."""
+    for name in SIDE_FILES:
+        if (found.folder / name).is_file():
+            shutil.copyfile(found.folder / name, folder / name)
+    _name_processor(found, folder)
+    if (folder / "tokenizer.json").is_file():
+        return
+    if found.gguf is not None:
+        AutoTokenizer.from_pretrained(found.folder, gguf_file=found.gguf.name).save_pretrained(folder)
+    elif any((found.folder / name).is_file() for name in TOKENIZER_SOURCES):
+        AutoTokenizer.from_pretrained(found.folder, local_files_only=True).save_pretrained(folder)
+
+
+def _name_processor(found: ModelFolder, folder: Path) -> None:
+    """Name the processor's class where older folders leave it to the teacher's model_type, which a student has not."""
+    files = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
+    contents = [read_json_object(path) for path in files]
+    if found.family.text_only or not files or any("processor_class" in content for content in contents):
+        return
+    named = {**contents[0], "processor_class": PROCESSOR_MAPPING_NAMES[found.family.name]}
+    files[0].write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _require_finite(report: ConversionReport) -> None:
+    values = [value for layer in report.layers for value in (layer.nmse, layer.cosine, layer.rms_ratio)]
+    if not all(math.isfinite(value) for value in (*values, *report.hidden_nmse)):
+        raise InputError("the model's activations are not finite", fix="convert with --dtype float32")
+
+
+def _write_report(folder: Path, found: ModelFolder, report: ConversionReport, student: PreTrainedModel) -> None:
+    document = {
+        "teacher": found.folder.resolve().name,
+        "family": found.family.name,
+        "linmu": __version__,
+        "mmate": student.mmate.to_json(),
+        **report.to_json(),
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / CONVERSION_FILE).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,155 @@
+"""Strict comparison: not finite fails first, then the worst case decides, never a mean.
+
+Units: a logits error is |difference| / std of the reference's logits; a state error is |difference| / largest value
+of the same head of the reference (heads far smaller than their tensor: 1/1000 of its largest value).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from linmu.golden import Projector, Snapshot, grouped
+from linmu.manifest import Manifest
+
+SMALL_GROUP = 1e-3
+TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest errors allowed, in the units above; embeddings are held to `logits` of their own std."""
+
+    logits: float = 1e-4
+    state: float = 1e-3
+
+
+# By the weights' precision; fp16 weights are compared with a reference that was rounded in the same way.
+TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance()}
+
+
+def tolerance_of(manifest: Manifest, backend: str) -> Tolerance:
+    """The manifest's tolerances of a backend, defaults by precision filled in."""
+    default = TOLERANCES.get(str(manifest.precision.get("weights")), Tolerance())
+    given = manifest.tolerances.get(backend, {})
+    return Tolerance(float(given.get("logits", default.logits)), float(given.get("state", default.state)))
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The worst case of one check: relative error (inf when not finite), its tolerance, tensor, step and element."""
+
+    error: float
+    tolerance: float
+    tensor: str
+    step: int | None = None
+    element: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Error in units of the tolerance."""
+        return self.error / self.tolerance
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is within the tolerance; NaN is not."""
+        return bool(self.error <= self.tolerance)
+
+
+@dataclass
+class Meter:
+    """Takes errors one by one; keeps the worst, the first one out of tolerance, and the largest per step and kind."""
+
+    worst: Worst | None = None
+    first: Worst | None = None
+    curves: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was compared and all of it agreed."""
+        return self.worst is not None and self.worst.ok
+
+    def add(self, found: Worst, curve: str | None = None) -> None:
+        """Take one error into account."""
+        if self.worst is None or found.ratio > self.worst.ratio:
+            self.worst = found
+        if self.first is None and not found.ok:
+            self.first = found
+        if curve is not None and found.step is not None:
+            points = self.curves.setdefault(curve, {})
+            points[found.step] = max(points.get(found.step, 0.0), found.error)
+
+
+def array_error(got: np.ndarray, expected: np.ndarray, scale: Any, tensor: str, tolerance: float,
+                step: int | None = None) -> Worst:  # fmt: skip
+    """Worst element of |got - expected| / scale (scale broadcasts); a wrong shape or a value not finite is inf."""
+    if got.shape != expected.shape:
+        return Worst(np.inf, tolerance, tensor, step, f"shape {list(got.shape)} instead of {list(expected.shape)}")
+    broken = ~np.isfinite(got)
+    if broken.any():
+        place = np.unravel_index(int(broken.argmax()), got.shape)
+        return Worst(np.inf, tolerance, tensor, step, f"{got[place]} at {_place(place)}")
+    error = np.abs(got.astype(np.float64) - expected) / scale
+    if not np.isfinite(error).all():
+        return Worst(np.inf, tolerance, tensor, step, "a reference that is not finite")
+    place = np.unravel_index(int(error.argmax()), got.shape)
+    values = f"{float(got[place]):.7g} instead of {float(expected[place]):.7g} at {_place(place)}"
+    return Worst(float(error[place]), tolerance, tensor, step, values)
+
+
+def logits_error(got: np.ndarray, expected: np.ndarray, tolerance: Tolerance, step: int | None = None,
+                 name: str = "logits") -> Worst:  # fmt: skip
+    """Logits (or embeddings) in units of the reference's standard deviation."""
+    return array_error(got, expected, max(float(expected.std(dtype=np.float64)), TINY), name, tolerance.logits, step)
+
+
+def states_error(
+    meter: Meter, got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], tolerance: Tolerance,
+    step: int | None = None,
+) -> None:  # fmt: skip
+    """Every element of every canonical state."""
+    for name, wanted in expected.items():
+        rows, found = grouped(name, wanted), got[name]
+        scale = group_scale(np.abs(rows).max(axis=1))[:, None]
+        if found.shape != wanted.shape:
+            meter.add(array_error(found, wanted, 1.0, name, tolerance.state, step), "states")
+        else:
+            meter.add(array_error(grouped(name, found), rows, scale, name, tolerance.state, step), "states")
+
+
+def snapshot_error(
+    meter: Meter, got: Mapping[str, np.ndarray], expected: Snapshot, projector: Projector, tolerance: Tolerance,
+    step: int | None = None,
+) -> None:  # fmt: skip
+    """Every canonical state through its projections, and element by element where the snapshot holds it in full."""
+    for name, wanted in expected.projections.items():
+        meter.add(_projected(got[name], name, wanted, expected.norms[name], projector, tolerance, step), "states")
+    states_error(meter, got, expected.full, tolerance, step)
+
+
+def _projected(array, name, wanted, norms, projector: Projector, tolerance: Tolerance, step) -> Worst:
+    if not np.isfinite(array).all():
+        return array_error(array, np.zeros_like(array), 1.0, name, tolerance.state, step)
+    rows = grouped(name, array)
+    if len(rows) != len(wanted):
+        return Worst(np.inf, tolerance.state, name, step, f"{len(rows)} heads instead of {len(wanted)}")
+    found, _ = projector.rows(rows)
+    return array_error(found, wanted, group_scale(norms)[:, None], f"{name} (projected)", tolerance.state, step)
+
+
+def group_scale(sizes: np.ndarray) -> np.ndarray:
+    """The scale [G] of each group: its own size, but at least a thousandth of the largest."""
+    return np.maximum(np.maximum(sizes.astype(np.float64), SMALL_GROUP * float(sizes.max(initial=0.0))), TINY)
+
+
+def top_gap(logits: np.ndarray) -> float:
+    """Distance of the two largest logits in units of their standard deviation."""
+    second, first = np.partition(logits, -2)[-2:]
+    return float((float(first) - float(second)) / max(float(logits.std(dtype=np.float64)), TINY))
+
+
+def _place(index: tuple[Any, ...]) -> str:
+    return "[" + ", ".join(str(int(i)) for i in index) + "]"

@@ -1,0 +1,101 @@
+"""Players: whatever reads a prompt and then takes token after token, giving logits and all states each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from linmu.golden import canonical, from_canonical
+from linmu.manifest import Manifest
+from linmu.processing import ModelInputs
+from linmu.runtimes.base import PromptPiece, Runner
+from linmu.runtimes.prompt import place_prompt, prompt_pieces
+from linmu.runtimes.session import Session
+
+WHOLE = 1 << 60  # tokens of a piece: never cut
+PIECE_TOKENS = 16  # pieces of a session under test: cut wherever a prompt may be cut
+
+
+class Player(Protocol):
+    """One stage of the way from the student to the device; `name` is what reports call it."""
+
+    name: str
+
+    def start(self) -> np.ndarray:
+        """Read the prompt -> logits [V] of its last token."""
+
+    def step(self, token: int) -> np.ndarray:
+        """Take one token -> logits [V]."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All states by `past.*` name in canonical axis order."""
+
+
+class RunnerPlayer:
+    """A runner fed with graph-level inputs; `inputs` is the prompt of `start`, which is never cut."""
+
+    def __init__(self, runner: Runner, manifest: Manifest, inputs: ModelInputs | None = None, name: str = ""):
+        self.runner, self.manifest, self.inputs = runner, manifest, inputs
+        self.name = name or f"graphs [{runner.backend}]"
+        self.handle = runner.new_state()
+        self.position, self.tokens = 0, 0
+
+    def start(self) -> np.ndarray:
+        """Read `inputs`, vision and embeddings included."""
+        assert self.inputs is not None
+        placed = place_prompt(self.inputs, self.manifest)
+        (piece,) = prompt_pieces(self.inputs, self.runner, self.manifest, placed, 0, WHOLE)
+        return self.prefill(piece, placed.next_position)
+
+    def prefill(self, piece: PromptPiece, next_position: int) -> np.ndarray:
+        """Read one ready piece."""
+        logits = self.runner.prefill(piece, self.handle)
+        self.position, self.tokens = next_position, piece.past_length + piece.inputs_embeds.shape[1]
+        return logits
+
+    def step(self, token: int) -> np.ndarray:
+        """One decode step."""
+        logits = self.runner.step(token, self.position, self.tokens, self.handle)
+        self.position, self.tokens = self.position + 1, self.tokens + 1
+        return logits
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All states."""
+        return canonical(self.runner.state_specs, self.handle.read())
+
+    def save(self) -> tuple[dict[str, np.ndarray], int, int]:
+        """What `restore` goes back to."""
+        return self.handle.read(), self.position, self.tokens
+
+    def restore(self, saved: tuple[dict[str, np.ndarray], int, int]) -> None:
+        """Go back to a saved moment."""
+        tensors, self.position, self.tokens = saved
+        self.handle.write(tensors)
+
+    def place(self, state: dict[str, np.ndarray], position: int, tokens: int) -> None:
+        """Take canonical states as they are, as if `tokens` tokens had been read."""
+        self.restore((from_canonical(self.runner.state_specs, state), position, tokens))
+
+
+class SessionPlayer:
+    """The way a user takes: preprocessing, a prompt cut into many pieces, steps that count positions themselves."""
+
+    def __init__(self, session: Session, prompt: str, images: Sequence[Path], name: str = ""):
+        self.session, self.prompt, self.images = session, prompt, list(images)
+        self.name = name or f"session [{session.runner.backend}]"
+
+    def start(self) -> np.ndarray:
+        """Encode and read the prompt."""
+        self.session.reset()
+        return self.session.prefill(self.session.prepare(self.prompt, self.images), PIECE_TOKENS)
+
+    def step(self, token: int) -> np.ndarray:
+        """One decode step."""
+        return self.session.step(token)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All states."""
+        return canonical(self.session.runner.state_specs, self.session.state.handle.read())
