@@ -175,6 +175,7 @@ def bench(
     contexts: Annotated[str, typer.Option("--contexts", help="Context lengths in tokens.")] = "512,2048,8192",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Also draw a picture (.png, .svg, .pdf).")] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Measure time to first token, tokens per second, peak memory and state bytes against context length."""
@@ -182,7 +183,9 @@ def bench(
     with _results() as results:
         from linmu.bench import bench as bench_bundle
 
-        report = bench_bundle(bundle, contexts=lengths, backend=backend, threads=threads, progress=_say)
+        report = bench_bundle(
+            bundle, contexts=lengths, backend=backend, threads=threads, progress=_say, plot=plot
+        )
         results.report(report, json_output)
 
 

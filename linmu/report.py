@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console, Group
@@ -35,12 +35,14 @@ class Check:
     worst: Worst | None = None
     first: Worst | None = None
     note: str = ""
+    kinds: dict[str, Worst] = field(default_factory=dict)  # the worst of "logits" and of "states"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "level": self.level, "backend": self.backend or None, "name": self.name, "ok": self.ok,
             "worst": _worst_json(self.worst), "first_over_tolerance": _worst_json(self.first), "note": self.note,
+            "worst_by_kind": {kind: _worst_json(worst) for kind, worst in self.kinds.items()},
         }  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def metered(level: str, backend: str, name: str, meter: Meter, note: str = "") -
     """The check that a filled meter amounts to."""
     if meter.first is not None and meter.first.step is not None:
         note = "; ".join(filter(None, [f"first over tolerance at step {meter.first.step}: {meter.first.tensor}", note]))
-    return Check(level, backend, name, meter.ok, meter.worst, meter.first, note)
+    return Check(level, backend, name, meter.ok, meter.worst, meter.first, note, dict(meter.kinds))
 
 
 @dataclass(frozen=True)

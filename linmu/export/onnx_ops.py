@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from linmu.export.graph_builder import MICROSOFT, GraphBuilder
+from linmu.export.sliding_ops import MASKED, SlidingOps
 from linmu.layout.types import SCHEDULES, SHIFTS
 from linmu.step.form import DecoderForm
 
 RECURRENT_DOMAIN = MICROSOFT  # "" once opset 27 is released
 RESTART_LOG_DECAY = -1e4  # exp() is exactly 0 in float32
-MASKED = -1e30
 FLOAT, INT64 = 1, 7  # onnx.TensorProto
 
 
-class OnnxOps:
+class OnnxOps(SlidingOps):
     """Implements linmu.step.ops.Ops; values are graph value names."""
 
     def __init__(self, graph: GraphBuilder, form: DecoderForm):
@@ -28,17 +28,9 @@ class OnnxOps:
         self._per_sequence: set[str] = set()  # indices [B,1]; all others are [N]
 
     # ---- small helpers -------------------------------------------------------------------------------------------
-    def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """A standard operator."""
-        return self.graph.node(op, inputs, outputs, **attributes)
-
     def fused(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """An operator of ONNX Runtime's own domain."""
         return self.graph.node(op, inputs, outputs, domain=MICROSOFT, **attributes)
-
-    def shape(self, *dims: int) -> str:
-        """A constant shape."""
-        return self.graph.const(dims)
 
     def unpack(self, x: str, heads: int) -> str:
         """[B,S,H*d] -> [B,S,H,d]."""
@@ -76,8 +68,16 @@ class OnnxOps:
         return self.branch_norm(x, self.graph.weight(weight), form.heads, form.mmate.norm_eps)
 
     def branch_norm(self, x: str, scale: str, heads: int, eps: float) -> str:
-        """RMSNorm of every head of packed x."""
-        return self.fused("BranchwiseRMSNorm", x, scale, num_branches=heads, epsilon=eps)
+        """RMSNorm of every head of packed x.
+
+        One node for a decode step; for a prompt the general kernel is faster (4 ms against 10 for 2,048 tokens).
+        """
+        if self.single_token:
+            return self.fused("BranchwiseRMSNorm", x, scale, num_branches=heads, epsilon=eps)
+        ones = self.graph.const(np.ones(self.form.head_dim), np.float32)
+        normed = self.node("SimplifiedLayerNormalization", self.unpack(x, heads), ones, axis=-1, epsilon=eps)
+        flat = self.node("Reshape", scale, self.shape(heads * self.form.head_dim))
+        return self.node("Mul", self.pack(normed, heads), flat)
 
     def qk_norm(self, qkv: str, weight: str, form: DecoderForm) -> str:  # noqa: D102
         heads = form.heads + form.kv_heads
@@ -131,6 +131,7 @@ class OnnxOps:
         return self.node("Range", self.graph.const(0), self.length(x, 1), self.graph.const(1))
 
     def batch_index(self, position_ids: str, form: DecoderForm) -> str:  # noqa: D102
+        self.single_token = True
         batch = self.length(position_ids, 1 if form.rope_axes == 3 else 0)
         rows = self.node("Range", self.graph.const(0), batch, self.graph.const(1))
         index = self.node("Unsqueeze", rows, self.graph.const([1]))
@@ -191,6 +192,9 @@ class OnnxOps:
         if times == 1:
             return x
         heads = np.arange(self.form.kv_heads).repeat(times)  # only key/value heads are ever repeated
+        if not self.single_token:  # whole heads at a time: 15 times faster than channel by channel
+            repeated = self.node("Gather", self.unpack(x, self.form.kv_heads), self.graph.const(heads), axis=2)
+            return self.pack(repeated, len(heads))
         channels = (heads[:, None] * head_dim + np.arange(head_dim)).ravel()
         return self.node("Gather", x, self.graph.const(channels), axis=2)
 

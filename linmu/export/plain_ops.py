@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from linmu.export.onnx_ops import MASKED, OnnxOps
+from linmu.export.onnx_ops import OnnxOps
+from linmu.export.sliding_ops import MASKED
 from linmu.step.form import DecoderForm
 
 BOOL = 9  # onnx.TensorProto
@@ -16,12 +17,6 @@ BOOL = 9  # onnx.TensorProto
 
 class PlainOps(OnnxOps):
     """OnnxOps without ONNX Runtime's own domain."""
-
-    single_token = False  # set by the step graph's first operation: one token per sequence
-
-    def batch_index(self, position_ids: str, form: DecoderForm) -> str:  # noqa: D102
-        self.single_token = True
-        return super().batch_index(position_ids, form)
 
     def number(self, value: float) -> str:
         """A float32 constant."""

@@ -6,7 +6,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.utils import logging as hf_logging
 
 from linmu import __version__
 from linmu.atomic import atomic_folder
@@ -79,7 +81,8 @@ def convert_folder(
         rules = None if found.family.text_only else PromptRules.from_config(teacher_config(model.config))
         student = convert(model, mmate, default_probe(folder, found.family, rules), progress)
         # False: keys as the class has them; the mapping from older names goes by the teacher's model_type
-        student.save_pretrained(folder, save_original_format=False)
+        with _no_bars():
+            student.save_pretrained(folder, save_original_format=False)
         report = student.conversion_report
         _require_finite(report)
         _write_report(folder, found, report, student)
@@ -112,9 +115,22 @@ def load_student(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrained
     return _load(LinMUForConditionalGeneration, Path(folder), dtype=dtype)
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal, where ours is."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
 def _load(cls: Any, folder: Path, **options: Any) -> PreTrainedModel:
     try:
-        model, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+        with _no_bars():
+            model, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     except (RuntimeError, ValueError, OSError) as error:  # what transformers raises for a folder it cannot use
         raise InputError(f"cannot load {folder}", got=error, fix="check its config.json and weights") from error
     missing = sorted(info["missing_keys"]) + sorted(str(item) for item in info["mismatched_keys"])

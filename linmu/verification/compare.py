@@ -61,10 +61,11 @@ class Worst:
 
 @dataclass
 class Meter:
-    """Takes errors one by one; keeps the worst, the first one out of tolerance, and the largest per step and kind."""
+    """Takes errors one by one; keeps the worst, the first out of tolerance, and the worst and a curve by kind."""
 
     worst: Worst | None = None
     first: Worst | None = None
+    kinds: dict[str, Worst] = field(default_factory=dict)
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
 
     @property
@@ -78,6 +79,8 @@ class Meter:
             self.worst = found
         if self.first is None and not found.ok:
             self.first = found
+        if curve is not None and (curve not in self.kinds or found.ratio > self.kinds[curve].ratio):
+            self.kinds[curve] = found
         if curve is not None and found.step is not None:
             points = self.curves.setdefault(curve, {})
             points[found.step] = max(points.get(found.step, 0.0), found.error)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from linmu.bundle import Bundle, check_graph_io
 from linmu.errors import BundleError, LinmuError
-from linmu.golden import Golden, Projector
+from linmu.golden import Golden, Projector, Snapshot
 from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
 from linmu.runtimes.session import Session
@@ -23,8 +22,6 @@ from linmu.verification.compare import (
     array_error,
     logits_error,
     snapshot_error,
-    states_error,
-    top_gap,
 )
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
 from linmu.verification.synthetic import golden_piece, inputs_of, vision_call
@@ -83,7 +80,7 @@ class GoldenLevels:
         self.curves: list[Curve] = []
 
     def embedding(self) -> Check:
-        """token_embedding on golden ids: exactly the table's rows."""
+        """Golden ids through token_embedding: exactly the table's rows."""
         ids, wanted = (self.golden.graphs[f"token_embedding/{name}"] for name in ("input_ids", "inputs_embeds"))
         meter = Meter()
         meter.add(logits_error(self.runner.embed(ids), wanted, self.tolerance, name="inputs_embeds"))
@@ -100,7 +97,7 @@ class GoldenLevels:
         return metered("graph", self.runner.backend, "vision", meter)
 
     def prefill(self, name: str) -> Check:
-        """prefill on golden embeddings: logits and all states ("prefill": with pictures, "text": without)."""
+        """Prefill on golden embeddings: logits and all states ("prefill": with pictures, "text": without)."""
         player, logits = self._prefilled(name)
         meter = Meter()
         meter.add(logits_error(logits, self.golden.graphs[f"{name}/logits"], self.tolerance))
@@ -117,7 +114,7 @@ class GoldenLevels:
         logits = player.step(int(self.golden.graphs["step/input_ids"][0]))
         meter.add(logits_error(logits, self.golden.graphs["step/logits"], self.tolerance))
         snapshot_error(meter, player.state(), self.golden.snapshot("step"), self.projector, self.tolerance)
-        return metered("graph", self.runner.backend, "step" + "" * bool(full), meter)
+        return metered("graph", self.runner.backend, "step", meter)
 
     def rollout(self, steps: int) -> Check:
         """Teacher-forced steps behind the golden prefill: logits and every state of every step."""
@@ -201,8 +198,6 @@ class GoldenLevels:
             meter.add(Worst(np.inf, tolerance, "logits", step, note), "logits")
 
     def _step_states(self, meter: Meter, state: dict[str, np.ndarray], step: int) -> None:
-        from linmu.golden import Snapshot
-
         rows = self.golden.rollout
         parts = {
             kind: {name: rows[f"steps/{kind}/{name}"][step] for name in state} for kind in ("projection", "norm")
@@ -249,8 +244,3 @@ def greedy_note(
             logits = player.step(wanted)
     return f"tie of the reference at token {', '.join(map(str, ties))}: went on teacher-forced" if ties else ""
 
-
-def lockstep(
-    meter: Meter, players: tuple[Player, Player], tolerance: Tolerance, tokens: Iterable[int]
-) -> None:
-    """Unused placeholder."""

@@ -1,0 +1,224 @@
+"""The levels that need the student (torch, transformers): the whole way in lockstep, and the bisect."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from linmu.bundle import Bundle
+from linmu.errors import InputError
+from linmu.export.weights_hash import student_weights_hash
+from linmu.golden import PICTURE_PROMPT, TEXT_PROMPT, forced_ids, forced_token, synthetic_picture
+from linmu.model.folders import load_student
+from linmu.model.hf_inputs import hf_inputs
+from linmu.processing import ModelInputs, Processor
+from linmu.processing.convert import write_processor
+from linmu.report import Check, Curve, metered
+from linmu.runtimes.base import Runner
+from linmu.runtimes.session import Session
+from linmu.verification.compare import Meter, Tolerance, Worst, logits_error, states_error, top_gap
+from linmu.verification.eager import StudentRunner, round_student
+from linmu.verification.levels import greedy_note, guarded, run_errors
+from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
+
+KINDS = ("conv", "recurrent", "key", "value")
+
+
+class StudentPlayer:
+    """The student itself, as transformers runs it."""
+
+    name = "student"
+
+    def __init__(self, student: PreTrainedModel, inputs: ModelInputs):
+        self.student, self.inputs = student, inputs
+
+    @torch.no_grad()
+    def start(self) -> np.ndarray:
+        """One forward pass over the prompt, pixels included."""
+        return self._take(self.student(**hf_inputs(self.inputs, self.student._prompt_rules), use_cache=True))
+
+    @torch.no_grad()
+    def step(self, token: int) -> np.ndarray:
+        """One more token with the cache."""
+        ids = torch.tensor([[token]])
+        return self._take(self.student(input_ids=ids, past_key_values=self.cache, use_cache=True))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All states; the student keeps them in canonical axis order."""
+        return {
+            f"past.{index}.{kind}": layer.state[kind].float().numpy()
+            for index, layer in enumerate(self.cache.layers)
+            for kind in KINDS
+            if kind in layer.state
+        }
+
+    def _take(self, output) -> np.ndarray:
+        self.cache = output.past_key_values
+        return output.logits[0, -1].float().numpy()
+
+
+@dataclass
+class Stage:
+    """One player with its errors against the stage before it and against the student."""
+
+    player: Player
+    previous: Meter = field(default_factory=Meter)
+    reference: Meter = field(default_factory=Meter)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A loaded student (weights rounded as the bundle's), its eager step form, and the prompt both are asked."""
+
+    student: PreTrainedModel
+    runner: StudentRunner
+    inputs: ModelInputs
+    prompt: str
+    images: tuple[Path, ...]
+
+
+def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
+    """Load the bundle's student; raises InputError when it was made of another one; files go to `scratch`."""
+    found, wanted = student_weights_hash(folder), bundle.manifest.model.weights_hash
+    if found != wanted:
+        raise InputError(
+            f"{bundle.folder} was not made of {folder}", got=f"weights hash {found[:16]}", expected=wanted[:16],
+            fix="give the student that was exported",
+        )  # fmt: skip
+    student = load_student(folder)
+    round_student(student, str(bundle.manifest.precision.get("weights")))
+    write_processor(folder, scratch)  # the student's own: a bundle with other settings must not agree with itself
+    images: tuple[Path, ...] = ()
+    prompt = TEXT_PROMPT
+    if not student.linmu_family.text_only:
+        images, prompt = (scratch / "picture.png",), PICTURE_PROMPT
+        synthetic_picture().save(images[0])
+    inputs = Processor.from_folder(scratch).encode(prompt, list(images))
+    return Reference(student, StudentRunner(student), inputs, prompt, images)
+
+
+def student_checks(
+    bundle: Bundle, folder: Path, runners: Sequence[Runner], tolerance: Tolerance, steps: int
+) -> tuple[list[Check], list[Curve], str | None]:
+    """Every runner against the student: checks, curves, and the first stage that differs (None if all agree)."""
+    checks: list[Check] = []
+    curves: list[Curve] = []
+    culprit: str | None = None
+    with tempfile.TemporaryDirectory() as scratch:
+        reference = open_reference(bundle, folder, Path(scratch))
+        for runner in runners:
+            name = runner.backend
+            stages = _stages(bundle, reference, runner)
+            run_lockstep(stages, reference, tolerance, steps)
+            last = stages[-1]
+            checks.append(metered("student", name, f"prompt and {steps} steps", last.reference, last.note))
+            curves += _curves(name, last.reference, tolerance)
+            checks.append(
+                guarded("student", name, "greedy", lambda r=runner: _greedy(bundle, reference, r, tolerance, steps))
+            )
+            found = [_vision_check(reference, runner, tolerance), *_bisect(stages, name)]
+            checks += [check for check in found if check is not None]
+            culprit = culprit or _culprit([check for check in found if check is not None], stages)
+    return checks, curves, culprit
+
+
+def _stages(bundle: Bundle, reference: Reference, runner: Runner) -> list[Stage]:
+    manifest = bundle.manifest
+    players: list[Player] = [
+        StudentPlayer(reference.student, reference.inputs),
+        RunnerPlayer(reference.runner, manifest, reference.inputs, "step form"),
+        RunnerPlayer(runner, manifest, reference.inputs),
+        SessionPlayer(Session(bundle, runner), reference.prompt, reference.images),
+    ]
+    return [Stage(player) for player in players]
+
+
+def run_lockstep(stages: Sequence[Stage], reference: Reference, tolerance: Tolerance, steps: int) -> None:
+    """All stages read the prompt and take the same tokens; every logit and state element is compared at every step.
+
+    Step 0 is the prompt. A stage that raises fails and is left out from there on; the first stage must not.
+    """
+    rules = reference.student._prompt_rules
+    media = [i for i in (rules.image_token_id, rules.video_token_id) if i is not None] if rules else []
+    vocab = reference.runner.form.vocab
+    random = forced_ids(vocab, steps + 1, media)
+    alive, token = list(stages), -1
+    for step in range(steps + 1):
+        results: list[tuple[Stage, np.ndarray, dict[str, np.ndarray]]] = []
+        for stage in list(alive):
+            try:
+                logits = stage.player.start() if step == 0 else stage.player.step(token)
+                results.append((stage, logits.copy(), stage.player.state()))
+            except run_errors() as error:
+                if stage is stages[0]:
+                    raise
+                alive.remove(stage)
+                stage.note = f"{type(error).__name__} at step {step}: {' '.join(str(error).split())[:300]}"
+                for meter in (stage.previous, stage.reference):
+                    meter.add(Worst(np.inf, tolerance.logits, "raised an error", step))
+        for number, (stage, logits, state) in enumerate(results[1:], 1):
+            for meter, other in ((stage.previous, results[number - 1]), (stage.reference, results[0])):
+                meter.add(logits_error(logits, other[1], tolerance, step), "logits")
+                states_error(meter, state, other[2], tolerance, step)
+        token = forced_token(step, int(results[0][1].argmax()), random)
+
+
+def _bisect(stages: Sequence[Stage], backend: str) -> list[Check]:
+    pairs = zip(stages, stages[1:], strict=False)
+    return [
+        metered("bisect", backend, f"{before.player.name} -> {stage.player.name}", stage.previous, stage.note)
+        for before, stage in pairs
+    ]
+
+
+def _culprit(checks: Sequence[Check], stages: Sequence[Stage]) -> str | None:
+    """The first check that fails; if each single stage is within tolerance but the sum is not, say where it crosses."""
+    failed = next((check.name for check in checks if not check.ok), None)
+    if failed is not None:
+        return failed
+    crossed = next((stage.player.name for stage in stages[1:] if not stage.reference.ok), None)
+    return f"{crossed} (differences of several stages add up)" if crossed else None
+
+
+def _vision_check(reference: Reference, runner: Runner, tolerance: Tolerance) -> Check | None:
+    """The vision graph on the prompt's own pixels against the student's tower."""
+    if not reference.inputs.vision_calls:
+        return None
+
+    def check() -> Check:
+        meter = Meter()
+        for number, call in enumerate(reference.inputs.vision_calls):
+            wanted, found = reference.runner.encode(call), runner.encode(call)
+            for name in ("embeddings", "deepstack"):
+                want, have = getattr(wanted, name), getattr(found, name)
+                if want is not None:
+                    have = np.zeros(0, np.float32) if have is None else have
+                    meter.add(logits_error(have, want, tolerance, name=f"{name} of call {number}"))
+        return metered("bisect", runner.backend, "student's tower -> vision graph", meter)
+
+    return guarded("bisect", runner.backend, "student's tower -> vision graph", check)
+
+
+def _greedy(bundle: Bundle, reference: Reference, runner: Runner, tolerance: Tolerance, steps: int) -> Check:
+    player, tokens, gaps = StudentPlayer(reference.student, reference.inputs), [], []
+    logits = player.start()
+    for _ in range(steps):
+        tokens.append(int(logits.argmax()))
+        gaps.append(top_gap(logits))
+        logits = player.step(tokens[-1])
+    meter = Meter()
+    session = SessionPlayer(Session(bundle, runner), reference.prompt, reference.images)
+    note = greedy_note(meter, session, tokens, gaps, tolerance)
+    return metered("student", runner.backend, f"greedy, {steps} tokens", meter, note)
+
+
+def _curves(backend: str, meter: Meter, tolerance: Tolerance) -> list[Curve]:
+    pairs = (("logits", tolerance.logits), ("states", tolerance.state))
+    return [Curve("student", backend, kind, limit, meter.curves[kind]) for kind, limit in pairs if kind in meter.curves]

@@ -1,0 +1,128 @@
+"""`linmu verify`: every backend that is here against the golden vectors, and against the student where it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from linmu.atomic import write_bytes
+from linmu.bundle import Bundle, open_bundle
+from linmu.doctor import require
+from linmu.errors import BundleError, InputError
+from linmu.golden import Golden, read_golden
+from linmu.manifest import MANIFEST_NAME
+from linmu.report import Check, Curve, VerifyReport
+from linmu.runtimes.backends import available_backends, open_runner
+from linmu.runtimes.base import Runner
+from linmu.verification.compare import tolerance_of
+from linmu.verification.levels import GoldenLevels, graph_io_check, guarded
+
+Say = Callable[[str], None]
+
+
+def verify(
+    bundle: Path,
+    *,
+    student: Path | None = None,
+    backends: Sequence[str] = (),
+    steps: int = 64,
+    report: Path | None = None,
+    progress: Say | None = None,
+) -> VerifyReport:
+    """Check a bundle: contract, graphs, roll-out, greedy tokens, prompts; with `student` the whole way in lockstep.
+
+    backends: names (default: all that are here). steps: of the roll-outs (golden vectors hold at most 256). report: an
+    HTML file to write. A check that fails stands in the report and the others still run; raises InputError for a
+    bundle that is none, has no reference, or was made of another student, MissingComponentError for a missing backend.
+    """
+    folder, say = Path(bundle), progress or (lambda _: None)
+    if student is not None:
+        for module in ("torch", "transformers"):
+            require(module, needed_for="linmu verify --student", extra="convert")
+    opened, contract = _open(folder)
+    found = VerifyReport(str(folder), "its contract", (), (contract,))
+    if opened is not None:
+        found = _verify(opened, contract, student, tuple(backends) or tuple(available_backends(opened)), steps, say)
+    if report is not None:
+        from linmu.report_html import report_html
+
+        write_bytes(Path(report), report_html(found).encode())
+    return found
+
+
+def _open(folder: Path) -> tuple[Bundle | None, Check]:
+    """Open a bundle; with damaged files it is still opened, if that is possible, and the check says what is wrong."""
+    if not (folder / MANIFEST_NAME).is_file():
+        open_bundle(folder)  # raises: this is no bundle
+    try:
+        return open_bundle(folder), Check("contract", "", "files and hashes", True)
+    except BundleError as error:
+        failed = Check("contract", "", "files and hashes", False, note=str(error))
+    try:
+        return open_bundle(folder, verify_hashes=False), failed
+    except BundleError:
+        return None, failed
+
+
+def _verify(
+    bundle: Bundle, contract: Check, student: Path | None, backends: tuple[str, ...], steps: int, say: Say
+) -> VerifyReport:
+    golden = read_golden(bundle) if bundle.manifest.golden or student is None else None
+    checks, curves, culprit = [contract], list[Curve](), None
+    if not backends:
+        raise InputError("no backend of this bundle is installed here", expected=" or ".join(bundle.manifest.backends))
+    with ExitStack() as stack:
+        runners: list[Runner] = []
+        for backend in backends:
+            try:
+                runners.append(stack.enter_context(open_runner(bundle, backend)))
+            except BundleError as error:
+                checks.append(Check("contract", backend, "opening the graphs", False, note=str(error)))
+        for runner in runners:
+            checks += _graph_contract(bundle, runner)
+            if golden is not None:
+                say(f"{runner.backend}: golden vectors")
+                found, drawn = golden_checks(bundle, golden, runner, steps)
+                checks, curves = checks + found, curves + drawn
+        if student is not None and runners:
+            from linmu.verification.student import student_checks
+
+            say("the student in lockstep")
+            tolerance = tolerance_of(bundle.manifest, runners[0].backend)
+            found, drawn, culprit = student_checks(bundle, Path(student), runners, tolerance, steps)
+            checks, curves = checks + found, curves + drawn
+    reference = " and ".join(
+        ["its golden vectors"] * (golden is not None) + [f"student {student}"] * (student is not None)
+    )
+    return VerifyReport(str(bundle.folder), reference, backends, tuple(checks), tuple(curves), culprit)
+
+
+def golden_checks(bundle: Bundle, golden: Golden, runner: Runner, steps: int) -> tuple[list[Check], list[Curve]]:
+    """All golden levels of one backend, in order; each runs whatever the ones before it found."""
+    levels = GoldenLevels(bundle, golden, runner, tolerance_of(bundle.manifest, runner.backend))
+    plan: list[tuple[str, str, Callable[[], Check]]] = [("graph", "token_embedding", levels.embedding)]
+    if "vision/embeddings" in golden.graphs:
+        plan.append(("graph", "vision", levels.vision))
+    plan += [
+        ("graph", "prefill", partial(levels.prefill, "prefill")),
+        ("graph", "prefill, text only", partial(levels.prefill, "text")),
+        ("graph", "step", levels.step),
+        ("rollout", f"{steps} steps", partial(levels.rollout, steps)),
+    ]
+    for prompt in golden.prompts:
+        plan.append(("greedy", str(prompt["name"]), partial(levels.greedy, prompt)))
+    for prompt in golden.prompts:
+        plan.append(("prompt", f"{prompt['name']}: ids and pixels", partial(levels.preprocessing, prompt)))
+        plan.append(("prompt", f"{prompt['name']}: text", partial(levels.answer, prompt)))
+    return [guarded(level, runner.backend, name, check) for level, name, check in plan], levels.curves
+
+
+def _graph_contract(bundle: Bundle, runner: Runner) -> list[Check]:
+    if runner.backend != "onnxruntime":
+        return []
+    return [
+        guarded("contract", runner.backend, spec.file, partial(graph_io_check, runner, bundle, name))
+        for name, spec in bundle.manifest.graphs.items()
+    ]
