@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from linmu.verification.compare import Meter, Worst
+from linmu.verification.compare import NOISE_ROOM, Meter, Tolerance, Worst
 
 LEVELS = {
     "contract": "files, hashes, graph inputs and outputs",
@@ -50,6 +50,11 @@ def metered(level: str, backend: str, name: str, meter: Meter, note: str = "") -
     """The check that a filled meter amounts to."""
     if meter.first is not None and meter.first.step is not None:
         note = "; ".join(filter(None, [f"first over tolerance at step {meter.first.step}: {meter.first.tensor}", note]))
+    base, worst = Tolerance(), meter.kinds.get("logits")
+    if worst is not None and worst.tolerance > base.logits:
+        noise = worst.tolerance / NOISE_ROOM
+        told = f"float32 itself is uncertain by {noise:.1e} here (reference summed in another order): tolerance widened"
+        note = "; ".join(filter(None, [note, told]))
     return Check(level, backend, name, meter.ok, meter.worst, meter.first, note, dict(meter.kinds))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linmu.decoder_file import DecoderFile, WeightEntry, write_decoder_file
-from linmu.export.graph_builder import GraphBuilder, nodes_per_layer
+from linmu.export.graph_builder import GraphBuilder, all_nodes, nodes_per_layer
 from linmu.export.onnx_ops import OnnxOps
 from linmu.export.plain_ops import PlainOps
 from linmu.export.weight_file import StoredWeight
@@ -34,7 +34,7 @@ def write_decoder_graphs(
         graph = GraphBuilder(stored, data_file)
         ops = (PlainOps if plain else OnnxOps)(graph, form)
         specs[name] = write(folder / f"{name}.onnx", graph, ops, form)
-        reports[name] = GraphReport(len(graph.nodes), nodes_per_layer(graph.nodes, form.layers))
+        reports[name] = GraphReport(sum(1 for _ in all_nodes(graph.nodes)), nodes_per_layer(graph.nodes, form.layers))
     entries = {name: WeightEntry(w.dtype.name, w.shape, w.offset) for name, w in stored.items()}
     write_decoder_file(folder, DecoderFile(data_file, entries, form.to_json()))
     return specs, reports

@@ -22,7 +22,7 @@ from linmu.golden import Projector, forced_ids, forced_token, sampled_ids, seede
 from linmu.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.prompt import place_prompt
-from linmu.verification.compare import top_gap
+from linmu.verification.compare import Tolerance, logits_error, noise_between, top_gap
 from linmu.verification.eager import StudentRunner, round_student
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.synthetic import (
@@ -36,6 +36,9 @@ from linmu.verification.synthetic import (
 
 SHARE, LEAST = 0.02, 3 * 2**20  # of the weights' bytes, or this many bytes if that is more
 MEDIA_IDS = ("image_token_id", "video_token_id", "vision_start_token_id")
+
+Pair = tuple[StudentRunner, StudentRunner]  # the reference, and its twin that tells the noise
+Players = tuple[RunnerPlayer, RunnerPlayer]
 
 HOLDS = {
     golden.GRAPHS_FILE: "one call of every graph: inputs, outputs and states",
@@ -80,14 +83,15 @@ def write_golden(folder: Path, student: PreTrainedModel, manifest: Manifest) -> 
         "weights_hash": manifest.model.weights_hash, "reference": f"student, {precision}, eager step form",
     }  # fmt: skip
     with StudentRunner(student) as runner:
+        twin = StudentRunner(student, runner)
         weights = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
         room = [int(max(SHARE * weights, LEAST)) // 2]
         graphs, rollout = _Vectors(room, Projector()), _Vectors(room, Projector())
-        player = _graph_vectors(graphs, runner, manifest, processor)
-        _rollout(rollout, player, graphs.tensors["prefill/logits"], manifest, golden.ROLLOUT_STEPS)
+        player, other = _graph_vectors(graphs, (runner, twin), manifest, processor)
+        _rollout(rollout, (player, other), graphs.tensors["prefill/logits"], manifest, golden.ROLLOUT_STEPS)
         save_file(_compact(graphs.tensors), folder / golden.GRAPHS_FILE, metadata)
         save_file(_compact(rollout.tensors), folder / golden.ROLLOUT_FILE, metadata)
-        prompts = _prompts(folder, runner, manifest, processor)
+        prompts = _prompts(folder, (runner, twin), manifest, processor)
     (folder / golden.PROMPTS_FILE).write_text(json.dumps({"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
     return {name: holds for name, holds in HOLDS.items() if (folder / name).exists()}
 
@@ -96,8 +100,9 @@ def _compact(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
-def _graph_vectors(out: _Vectors, runner: StudentRunner, manifest: Manifest, processor: Processor) -> RunnerPlayer:
-    """One vector per graph; returns the player that stands behind the prefill vector."""
+def _graph_vectors(out: _Vectors, runners: Pair, manifest: Manifest, processor: Processor) -> Players:
+    """One vector per graph; returns the players that stand behind the prefill vector."""
+    runner = runners[0]
     ids = text_ids(processor)
     out.tensors |= {"token_embedding/input_ids": ids, "token_embedding/inputs_embeds": runner.embed(ids)}
     if runner.tower is not None:
@@ -106,36 +111,44 @@ def _graph_vectors(out: _Vectors, runner: StudentRunner, manifest: Manifest, pro
         if features.deepstack is not None:
             out.tensors["vision/deepstack"] = features.deepstack
     text = ModelInputs(ids, "")
-    _prefill_vector(out, "text", text, runner, manifest)
+    _prefill_vector(out, "text", text, runners, manifest)
     inputs = text if runner.tower is None else picture_inputs(processor, manifest)
-    player = _prefill_vector(out, "prefill", inputs, runner, manifest)
-    start = player.save()
+    players = _prefill_vector(out, "prefill", inputs, runners, manifest)
+    start = [player.save() for player in players]
     token = int(out.tensors["prefill/logits"].argmax())
-    logits = player.step(token).copy()
-    out.tensors |= {"step/input_ids": np.array([token], np.int64), "step/logits": logits}
-    out.snapshot("step", player.state())
-    player.restore(start)
-    return player
+    out.tensors["step/input_ids"] = np.array([token], np.int64)
+    _result(out, "step", players, [player.step(token).copy() for player in players])
+    for player, saved in zip(players, start, strict=True):
+        player.restore(saved)
+    return players
 
 
-def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runner, manifest: Manifest) -> RunnerPlayer:
+def _result(out: _Vectors, name: str, players: Players, logits: list[np.ndarray]) -> None:
+    """Logits, states and noise of one call."""
+    state, other = (player.state() for player in players)
+    noise = noise_between(logits[0], state, logits[1], other)
+    out.tensors |= {f"{name}/logits": logits[0], f"{name}/noise": np.array(noise, np.float32)}
+    out.snapshot(name, state)
+
+
+def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Pair, manifest: Manifest) -> Players:
     """Ids, grids and embeddings (vision rows seeded, on the scale of the table) -> logits and states."""
-    embeds = runner.embed(inputs.input_ids)
+    embeds = runners[0].embed(inputs.input_ids)
     vision = vision_rows(place_prompt(inputs, manifest))
     embeds[vision] = seeded_normal(f"{name}.vision", (len(vision), embeds.shape[1])) * embeds.std()
     piece, placed = golden_piece(inputs, manifest, embeds, name)
-    player = RunnerPlayer(runner, manifest)
-    logits = player.prefill(piece, placed.next_position).copy()
+    players = RunnerPlayer(runners[0], manifest), RunnerPlayer(runners[1], manifest)
+    logits = [player.prefill(piece, placed.next_position).copy() for player in players]
     grids = [grid for item in inputs.media for grid in item.tiles]
     out.tensors |= {
-        f"{name}/input_ids": inputs.input_ids, f"{name}/inputs_embeds": embeds, f"{name}/logits": logits,
+        f"{name}/input_ids": inputs.input_ids, f"{name}/inputs_embeds": embeds,
         f"{name}/grids": np.array(grids, np.int64).reshape(-1, 3),
     }  # fmt: skip
-    out.snapshot(name, player.state())
-    return player
+    _result(out, name, players, logits)
+    return players
 
 
-def _rollout(out: _Vectors, player: RunnerPlayer, logits: np.ndarray, manifest: Manifest, steps: int) -> None:
+def _rollout(out: _Vectors, players: Players, logits: np.ndarray, manifest: Manifest, steps: int) -> None:
     """Teacher-forced tokens behind the prefill vector: logits and states of every step, all states at the end."""
     vocab = manifest.model.vocab_size
     rules = manifest.model.prompt_rules
@@ -144,46 +157,51 @@ def _rollout(out: _Vectors, player: RunnerPlayer, logits: np.ndarray, manifest: 
     rows: dict[str, list[Any]] = {}
     for step in range(steps):
         token = forced_token(step, int(logits.argmax()), random)
-        logits = player.step(token)
+        logits, other = (player.step(token) for player in players)
+        state = players[0].state()
         projection, _ = sign.rows(logits[None])
         row = {
             "tokens": np.int64(token), "logits": logits[kept], "std": logits.std(), "best": logits.argmax(),
             "gap": np.float32(top_gap(logits)), "logits_projection": projection[0],
+            "noise": np.array(noise_between(logits, state, other, players[1].state()), np.float32),
         }  # fmt: skip
-        for name, (projection, norm) in out.projector.state(player.state()).items():
+        for name, (projection, norm) in out.projector.state(state).items():
             row |= {f"projection/{name}": projection, f"norm/{name}": norm}
         for name, value in row.items():
             rows.setdefault(name, []).append(np.array(value))
     out.tensors |= {f"steps/{name}": np.stack(values) for name, values in rows.items()}
+    # what went into the state stays there: later steps are no more certain than earlier ones
+    out.tensors["steps/noise"] = np.maximum.accumulate(out.tensors["steps/noise"])
     out.tensors |= {"steps/ids": kept, "end/logits": logits.copy()}
-    out.snapshot("end", player.state())
+    out.snapshot("end", state)
 
 
-def _prompts(folder: Path, runner: StudentRunner, manifest: Manifest, processor: Processor) -> list[dict[str, Any]]:
+def _prompts(folder: Path, runners: Pair, manifest: Manifest, processor: Processor) -> list[dict[str, Any]]:
     """A text prompt, and one with the synthetic picture, each with its greedy answer."""
-    found = [_answer("text", golden.TEXT_PROMPT, (), folder, runner, manifest, processor)]
-    if runner.tower is not None:
+    found = [_answer("text", golden.TEXT_PROMPT, (), folder, runners, manifest, processor)]
+    if runners[0].tower is not None:
         golden.synthetic_picture().save(folder / golden.PICTURE_FILE)
         pictures = (golden.PICTURE_FILE,)
-        found.append(_answer("picture", golden.PICTURE_PROMPT, pictures, folder, runner, manifest, processor))
+        found.append(_answer("picture", golden.PICTURE_PROMPT, pictures, folder, runners, manifest, processor))
     return found
 
 
-def _answer(name, prompt, pictures, folder, runner, manifest: Manifest, processor: Processor) -> dict[str, Any]:
+def _answer(name, prompt, pictures, folder, runners: Pair, manifest: Manifest, processor: Processor) -> dict[str, Any]:
     inputs = processor.encode(prompt, [folder / file for file in pictures])
-    player = RunnerPlayer(runner, manifest, inputs)
-    logits, tokens, gaps = player.start(), [], []
+    players = [RunnerPlayer(runner, manifest, inputs) for runner in runners]
+    (logits, other), tokens, gaps, noise = (player.start() for player in players), [], [], [0.0]
     for _ in range(golden.NEW_TOKENS):
         tokens.append(int(logits.argmax()))
         gaps.append(top_gap(logits))
+        noise.append(max(noise[-1], logits_error(other, logits, Tolerance()).error))
         if tokens[-1] in processor.eos_token_ids:
             break
-        logits = player.step(tokens[-1])
+        logits, other = (player.step(tokens[-1]) for player in players)
     pixels = Projector()
     spoken = [token for token in tokens if token not in processor.eos_token_ids]
     return {
         "name": name, "prompt": prompt, "images": list(pictures), "max_new_tokens": golden.NEW_TOKENS,
         "input_ids": inputs.input_ids.tolist(),
         "pixels": [pixel_print(call, pixels) for call in inputs.vision_calls],
-        "token_ids": tokens, "gaps": gaps, "text": processor.decode(spoken),
+        "token_ids": tokens, "gaps": gaps, "noise": noise[1:], "text": processor.decode(spoken),
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,27 @@ class GraphBuilder:
         names = self._known[key]
         return names[0] if outputs == 1 else names
 
+    def branch(self, condition: str, then: Callable[[], list[str]], otherwise: Callable[[], list[str]]) -> list[str]:
+        """An If node: each callable adds its nodes to a subgraph and returns its float32 outputs."""
+        bodies = {"then_branch": self._body(then), "else_branch": self._body(otherwise)}
+        base = self._unique(f"{self.scope}If")
+        outputs = [f"{base}:{i}" for i in range(len(bodies["then_branch"].output))]
+        self.nodes.append(helper.make_node("If", [condition], outputs, name=base, **bodies))
+        return outputs
+
+    def _body(self, build: Callable[[], list[str]]) -> onnx.GraphProto:
+        outer, known = self.nodes, dict(self._known)
+        self.nodes = []
+        values = [self.node("Identity", [v]) if v not in self._made() else v for v in build()]
+        infos = [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in values]
+        body = helper.make_graph(self.nodes, self._unique(f"{self.scope}body"), [], infos)
+        constants = {key: names for key, names in self._known.items() if key[0] == "const"}
+        self.nodes, self._known = outer, known | constants  # nodes of a body are not seen outside, constants are
+        return body
+
+    def _made(self) -> set[str]:
+        return {output for node in self.nodes for output in node.output}
+
     def const(self, value: Any, dtype: Any = np.int64) -> str:
         """A small constant, stored inside the graph once."""
         array = np.asarray(value, dtype)
@@ -77,7 +98,7 @@ class GraphBuilder:
     def save(self, path: Path, inputs: Sequence[TensorSpec], outputs: dict[str, tuple[str, TensorSpec]]) -> GraphSpec:
         """Write the graph: `outputs` maps contract names to (value, spec). Returns its spec."""
         self._rename_outputs({value: name for name, (value, _) in outputs.items()})
-        domains = sorted({node.domain for node in self.nodes} - {""})
+        domains = sorted({node.domain for node in all_nodes(self.nodes)} - {""})
         graph = helper.make_graph(
             self.nodes,
             path.stem,
@@ -105,9 +126,18 @@ def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype], list(spec.shape))
 
 
+def all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Every node, those of subgraphs included."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from all_nodes(attribute.g.node)
+
+
 def nodes_per_layer(nodes: Sequence[onnx.NodeProto], layers: int) -> float:
     """Mean number of nodes that belong to a decoder layer."""
-    return sum(node.name.startswith("layers.") for node in nodes) / max(layers, 1)
+    return sum(node.name.startswith("layers.") for node in all_nodes(nodes)) / max(layers, 1)
 
 
 def next_multiple(value: int, of: int) -> int:

@@ -17,7 +17,7 @@ from linmu.step.form import DecoderForm
 
 RECURRENT_DOMAIN = MICROSOFT  # "" once opset 27 is released
 RESTART_LOG_DECAY = -1e4  # exp() is exactly 0 in float32
-FLOAT, INT64 = 1, 7  # onnx.TensorProto
+FLOAT, INT64, BOOL = 1, 7, 9  # onnx.TensorProto
 
 
 class OnnxOps(SlidingOps):
@@ -42,6 +42,9 @@ class OnnxOps(SlidingOps):
 
     def enter(self, scope: str) -> None:  # noqa: D102
         self.graph.scope = scope
+
+    def branch(self, condition, then, otherwise) -> list[str]:  # noqa: D102
+        return self.graph.branch(condition, then, otherwise)
 
     # ---- projections and norms -----------------------------------------------------------------------------------
     def embed(self, ids: str, weight: str) -> str:  # noqa: D102
@@ -165,6 +168,8 @@ class OnnxOps(SlidingOps):
         ]
         ready["vision"] = self.node("Unsqueeze", layout["vision"], self.graph.const([0, 2]))
         ready["restart"] = layout["restart"]
+        flags = self.node("Cast", layout["vision"], to=INT64)
+        ready["any_vision"] = self.node("Cast", self.node("ReduceMax", flags, keepdims=0), to=BOOL)
         return ready
 
     def _window_bias(self, segment: str, index: str, form: DecoderForm) -> str:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from linmu.export.onnx_ops import OnnxOps
+from linmu.export.onnx_ops import BOOL, OnnxOps
 from linmu.export.sliding_ops import MASKED
 from linmu.step.form import DecoderForm
-
-BOOL = 9  # onnx.TensorProto
 
 
 class PlainOps(OnnxOps):
     """OnnxOps without ONNX Runtime's own domain."""
+
+    def branch(self, condition, then, otherwise) -> list[str]:  # noqa: D102
+        return then()  # the general path: conditions cost more than they save where graphs are compiled
 
     def number(self, value: float) -> str:
         """A float32 constant."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime: weights mapped once for all graphs, states in two buffer sets that a step swaps without copying."""
+"""ONNX Runtime: weights in memory once, states in two buffer sets that a step swaps without copying."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 import onnxruntime as ort
 
 from linmu.bundle import Bundle, check_graph_io
-from linmu.decoder_file import DECODER_FILE, map_weights, read_decoder_file
+from linmu.config import MMateConfig
+from linmu.decoder_file import map_weights, read_decoder_file
 from linmu.errors import BundleError
+from linmu.layout import PromptLayout, layout_tensors
 from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
@@ -68,22 +70,26 @@ class OrtState:
 
 
 class OrtRunner:
-    """All graphs of a bundle in ONNX Runtime; see linmu.runtimes.base.Runner."""
+    """All graphs of a bundle in ONNX Runtime; see linmu.runtimes.base.Runner.
+
+    Fused bundles decode with the prefill graph on one token (a text token takes the step form's path inside it): one
+    session then holds the one copy of the weights that ONNX Runtime has packed for its matrix kernels, which a second
+    session would repeat. Plain bundles open both graphs on one mapped, unpacked copy.
+    """
 
     backend = "onnxruntime"
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
         self.bundle, self.threads = bundle, threads
         self.state_specs = bundle.manifest.state
-        self._weights = self._shared_weights()
+        self._weights = map_weights(bundle.folder, read_decoder_file(bundle.folder))
+        self._one_graph = bundle.manifest.precision.get("ops") == "fused"
+        self._shared = {} if self._one_graph else {name: _value(view) for name, view in self._weights.items()}
         self._sessions: dict[str, ort.InferenceSession] = {}
-        vocab = bundle.manifest.model.vocab_size
-        axes = self._position_axes()
-        self._ids = np.zeros((1, 1), np.int64)
-        self._positions = np.zeros((axes, 1, 1) if axes > 1 else (1, 1), np.int64)
-        self._past_length = np.zeros(1, np.int64)
-        self._logits = np.zeros((1, 1, vocab), np.float32)
-        for name in ("step", "prefill", "token_embedding"):
+        self._logits = np.zeros((1, 1, bundle.manifest.model.vocab_size), np.float32)
+        self._decode = "prefill" if self._one_graph else "step"
+        self._inputs = self._decode_inputs()
+        for name in {"prefill", self._decode}:
             self._session(name)
 
     def __enter__(self) -> OrtRunner:
@@ -97,6 +103,7 @@ class OrtRunner:
     def close(self) -> None:
         """Drop sessions and weights."""
         self._sessions.clear()
+        self._shared.clear()
         self._weights.clear()
 
     def new_state(self) -> OrtState:
@@ -104,9 +111,8 @@ class OrtRunner:
         return OrtState(self.state_specs)
 
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
-        """Token embeddings: [S] int64 -> [S, D] float32."""
-        ids = np.ascontiguousarray(input_ids, np.int64)[None]
-        return self._session("token_embedding").run(None, {"input_ids": ids})[0][0]
+        """Token embeddings: [S] int64 -> [S, D] float32; rows of the mapped table."""
+        return np.asarray(self._weights["token_embedding"][input_ids], np.float32)
 
     def encode(self, call: dict[str, np.ndarray]) -> VisionFeatures:
         """The vision graph on one call; raises BundleError when the bundle has none."""
@@ -122,11 +128,12 @@ class OrtRunner:
 
     def prefill(self, piece: PromptPiece, state: OrtState) -> np.ndarray:
         """Run a piece of a prompt, updating the state in place -> logits [V] of its last token."""
-        positions = piece.position_ids[:, None] if self._positions.ndim == 3 else piece.position_ids
+        names = {spec.name: len(spec.shape) for spec in self.bundle.manifest.graphs["prefill"].inputs}
+        positions = piece.position_ids[:, None] if names["position_ids"] == 3 else piece.position_ids
         feeds: dict[str, np.ndarray] = {"inputs_embeds": piece.inputs_embeds, "position_ids": positions, **piece.layout}
         if piece.deepstack is not None:
             feeds["deepstack"] = piece.deepstack
-        if self._uses_past_length("prefill"):
+        if "past_length" in names:
             feeds["past_length"] = np.array([piece.past_length], np.int64)
         session = self._session("prefill")
         binding = session.io_binding()
@@ -145,33 +152,34 @@ class OrtRunner:
         """One decode step -> logits [V]; the array is overwritten by the next step."""
         if not state.step_bindings:
             state.step_bindings = [self._step_binding(state, source) for source in (0, 1)]
-        self._ids[...], self._positions[...], self._past_length[...] = token, position, past_length
-        self._session("step").run_with_iobinding(state.step_bindings[state.now])
+        if self._one_graph:
+            self._inputs["inputs_embeds"][0, 0] = self._weights["token_embedding"][token]
+        else:
+            self._inputs["input_ids"][...] = token
+        self._inputs["position_ids"][...] = position
+        if "past_length" in self._inputs:
+            self._inputs["past_length"][...] = past_length
+        self._session(self._decode).run_with_iobinding(state.step_bindings[state.now])
         state.now = 1 - state.now
         return self._logits[0, 0]
 
+    def _decode_inputs(self) -> dict[str, np.ndarray]:
+        """Buffers of a decode step's inputs but the state; the layout of a single text token where there is one."""
+        facts = self.bundle.manifest.model
+        specs = [s for s in self.bundle.manifest.graphs[self._decode].inputs if not s.name.startswith("past.")]
+        inputs = {s.name: np.zeros([1 if isinstance(d, str) else d for d in s.shape], s.dtype) for s in specs}
+        if "layout.order" in inputs:
+            alone = PromptLayout(1, (), np.zeros((1, 1), np.int64), 1)
+            inputs |= layout_tensors(alone, MMateConfig.from_json(facts.mmate), never_empty=True)
+        return inputs
+
     def _step_binding(self, state: OrtState, source: int) -> ort.IOBinding:
-        binding = self._session("step").io_binding()
-        binding.bind_ortvalue_input("input_ids", _value(self._ids))
-        binding.bind_ortvalue_input("position_ids", _value(self._positions))
-        if self._uses_past_length("step"):
-            binding.bind_ortvalue_input("past_length", _value(self._past_length))
+        binding = self._session(self._decode).io_binding()
+        for name, array in self._inputs.items():
+            binding.bind_ortvalue_input(name, _value(array))
         binding.bind_ortvalue_output("logits", _value(self._logits))
         state.bind(binding, source)
         return binding
-
-    def _uses_past_length(self, graph: str) -> bool:
-        return any(spec.name == "past_length" for spec in self.bundle.manifest.graphs[graph].inputs)
-
-    def _position_axes(self) -> int:
-        spec = next(s for s in self.bundle.manifest.graphs["step"].inputs if s.name == "position_ids")
-        return 3 if len(spec.shape) == 3 else 1
-
-    def _shared_weights(self) -> dict[str, ort.OrtValue]:
-        if DECODER_FILE not in self.bundle.manifest.files:
-            return {}
-        views = map_weights(self.bundle.folder, read_decoder_file(self.bundle.folder))
-        return {name: _value(view) for name, view in views.items()}
 
     def _session(self, name: str) -> ort.InferenceSession:
         """Open a graph on first use and hold it against the manifest before anything is run."""
@@ -187,10 +195,10 @@ class OrtRunner:
         options.log_severity_level = 3
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
-        if name != "vision":
+        if self._shared and name != "vision":
             # packed copies of the weights would be private to each session: keep the one mapped copy instead
             options.add_session_config_entry("session.disable_prepacking", "1")
-            for weight, value in self._weights.items():
+            for weight, value in self._shared.items():
                 options.add_initializer(weight, value)
         path = self.bundle.folder / spec.file
         try:

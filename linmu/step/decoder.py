@@ -85,26 +85,60 @@ def _layers(ops: Ops, form: DecoderForm, x, tables, past, layout, deepstack, fil
 
 
 def _mmate(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, past, layout, fill) -> tuple[Tensor, State]:
-    """The M-MATE block of layer i without W_O: u [B,S,D] -> [B,S,H*d], new state."""
+    """The M-MATE block of layer i without W_O: u [B,S,D] -> [B,S,H*d], new state.
+
+    A prompt piece without vision tokens takes the path of a decode step, also in graphs that know images: that is
+    what lets one prefill graph serve both at run time.
+    """
     name = f"layers.{i}."
     parts = ops.split(ops.linear(u, name + "in_proj"), form.in_sizes)
-    qkv, dt = parts[0], parts[1]
+    if layout is None:
+        return _text_path(ops, form, i, u, parts, tables, past, fill)
+    kinds = ("conv", "recurrent") + (("key", "value") if form.mmate.text_window else ())
+
+    def flatten(result: tuple[Tensor, State]) -> list[Tensor]:
+        return [result[0], *(result[1][kind] for kind in kinds)]
+
+    values = ops.branch(
+        layout["any_vision"],
+        lambda: flatten(_vision_path(ops, form, i, u, parts, tables, past, layout, fill)),
+        lambda: flatten(_text_path(ops, form, i, u, parts, tables, past, fill)),
+    )
+    return values[0], dict(zip(kinds, values[1:], strict=True))
+
+
+def _text_path(ops: Ops, form: DecoderForm, i: int, u, parts, tables: Tables, past, fill) -> tuple[Tensor, State]:
+    """No vision token: the forward direction in prompt order (and the text window)."""
+    name = f"layers.{i}."
+    y, state = _direction(ops, form, name, "f", _qkv(ops, form, name, parts), parts[1], tables, tables.straight, past, None)
+    y = ops.head_norm(y, name + "norm_f", form)
+    if not form.mmate.text_window:
+        return y, state
+    y, window = _mix(ops, form, i, u, y, _gates(ops, name, parts), tables, past, None, fill)
+    return y, state | window
+
+
+def _vision_path(ops: Ops, form: DecoderForm, i: int, u, parts, tables: Tables, past, layout, fill):
+    """Both directions in scan order, windows, gates."""
+    name = f"layers.{i}."
+    gates = _gates(ops, name, parts) if form.gates else None
+    backward = parts[2] if form.backward else None
+    y, state = _flex(ops, form, i, _qkv(ops, form, name, parts), parts[1], backward, gates, tables, past, layout)
+    if not form.mixed:
+        return y, state
+    y, window = _mix(ops, form, i, u, y, gates, tables, past, layout, fill)
+    return y, state | window
+
+
+def _qkv(ops: Ops, form: DecoderForm, name: str, parts) -> Tensor:
+    qkv = parts[0]
     if form.has(name + "qkv_bias"):
         qkv = ops.add_bias(qkv, name + "qkv_bias")
-    if form.has(name + "qk_norm"):
-        qkv = ops.qk_norm(qkv, name + "qk_norm", form)
-    gates = None
-    if form.gates and (layout is not None or form.mmate.text_window):
-        gates = ops.sigmoid(ops.add_bias(parts[-1], name + "gates_bias"))
-    if layout is None:
-        y, state = _direction(ops, form, name, "f", qkv, dt, tables, tables.straight, past, None)
-        y = ops.head_norm(y, name + "norm_f", form)
-    else:
-        y, state = _flex(ops, form, i, qkv, dt, parts[2] if form.backward else None, gates, tables, past, layout)
-    if form.mixed and gates is not None:
-        y, window = _mix(ops, form, i, u, y, gates, tables, past, layout, fill)
-        state |= window
-    return y, state
+    return ops.qk_norm(qkv, name + "qk_norm", form) if form.has(name + "qk_norm") else qkv
+
+
+def _gates(ops: Ops, name: str, parts) -> Tensor:
+    return ops.sigmoid(ops.add_bias(parts[-1], name + "gates_bias"))
 
 
 def _direction(ops: Ops, form: DecoderForm, name: str, tag: str, qkv, dt, tables, index, past, restart):

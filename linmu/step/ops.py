@@ -7,6 +7,7 @@ LinearAttention (opset 27).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from linmu.step.form import DecoderForm
@@ -19,6 +20,9 @@ class Ops(Protocol):
 
     def enter(self, scope: str) -> None:
         """Names the module that the following operations belong to."""
+
+    def branch(self, condition: T, then: Callable[[], list[T]], otherwise: Callable[[], list[T]]) -> list[T]:
+        """The values of `then` where the scalar condition holds, else those of `otherwise` (same shapes)."""
 
     def embed(self, ids: T, weight: str) -> T:
         """Rows of an embedding table: [B,S] -> [B,S,D]."""

@@ -23,6 +23,9 @@ class TorchOps:
     def enter(self, scope: str) -> None:
         """Nothing to name when run eagerly."""
 
+    def branch(self, condition, then, otherwise) -> list[Tensor]:  # noqa: D102
+        return then() if bool(condition) else otherwise()
+
     def embed(self, ids: Tensor, weight: str) -> Tensor:  # noqa: D102
         return functional.embedding(ids, self.weights[weight])
 
@@ -103,6 +106,7 @@ class TorchOps:
         bias = torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
         ready["window_bias"] = bias[:, :, None]
         ready["windows"] = windows.flatten(1)
+        ready["any_vision"] = layout["vision"].any()
         ready["vision"] = layout["vision"][None, :, None]
         return ready
 

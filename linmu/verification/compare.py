@@ -1,12 +1,14 @@
 """Strict comparison: not finite fails first, then the worst case decides, never a mean.
 
+Noise: how far the float32 reference moves when its sums are taken in another order. A tolerance is never narrower than
+NOISE_ROOM times that: on an ill-conditioned model no float32 backend could be. It is reported whenever it matters.
 Units: a logits error is |difference| / std of the reference's logits; a state error is |difference| / largest value
 of the same head of the reference (heads far smaller than their tensor: 1/1000 of its largest value).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from linmu.golden import Projector, Snapshot, grouped
 from linmu.manifest import Manifest
 
+NOISE_ROOM = 4.0
 SMALL_GROUP = 1e-3
 TINY = 1e-30
 
@@ -25,6 +28,11 @@ class Tolerance:
 
     logits: float = 1e-4
     state: float = 1e-3
+
+    def widened(self, noise: Sequence[float] | np.ndarray) -> Tolerance:
+        """The tolerance where the reference's own (logits, state) noise is `noise`."""
+        logits, state = (NOISE_ROOM * float(n) if np.isfinite(n) else 0.0 for n in noise)
+        return Tolerance(max(self.logits, logits), max(self.state, state))
 
 
 # By the weights' precision; fp16 weights are compared with a reference that was rounded in the same way.
@@ -84,6 +92,15 @@ class Meter:
         if curve is not None and found.step is not None:
             points = self.curves.setdefault(curve, {})
             points[found.step] = max(points.get(found.step, 0.0), found.error)
+
+
+def noise_between(logits: np.ndarray, state: Mapping[str, np.ndarray], other_logits: np.ndarray,
+                  other_state: Mapping[str, np.ndarray]) -> tuple[float, float]:  # fmt: skip
+    """(logits, state) errors of a reference's reordered twin, in the units of the tolerances."""
+    meter = Meter()
+    states_error(meter, other_state, state, Tolerance())
+    assert meter.worst is not None
+    return logits_error(other_logits, logits, Tolerance()).error, meter.worst.error
 
 
 def array_error(got: np.ndarray, expected: np.ndarray, scale: Any, tensor: str, tolerance: float,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,14 +21,38 @@ from linmu.step.torch_ops import TorchOps
 SMALLEST_HALF = 1024  # vision weights below this stay in float32 (linmu.export.vision_passes.store_weights_fp16)
 
 
+class ReorderedOps(TorchOps):
+    """The same operations with every matrix product summed in another order: as right as TorchOps, rounded otherwise.
+
+    How far the two are apart is what float32 itself costs on this model and prompt.
+    """
+
+    def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        y = self._halves(x, self.weights[weight])
+        bias = self.weights.get(weight + "_bias")
+        return y if bias is None else y + bias
+
+    def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        return self._halves(x, self.weights[weight].T)
+
+    def _halves(self, x: Tensor, matrix: Tensor) -> Tensor:
+        half = len(matrix) // 2
+        return x[..., half:] @ matrix[half:] + x[..., :half] @ matrix[:half]
+
+
 class StudentRunner(TorchRunner):
-    """A linmu.runtimes.base.Runner on a float32 student; shares its weights, nothing exported is read."""
+    """A linmu.runtimes.base.Runner on a float32 student; shares its weights, nothing exported is read.
+
+    With `other`, a twin that shares its weights and sums in another order (ReorderedOps).
+    """
 
     backend = "student"
 
-    def __init__(self, student: PreTrainedModel):
+    def __init__(self, student: PreTrainedModel, other: StudentRunner | None = None):
         self.form = decoder_form(student)
-        self.ops = TorchOps(self.form)
+        self.ops = TorchOps(self.form) if other is None else ReorderedOps(replace(self.form, weights={}))
+        if other is not None:
+            self.ops.weights = other.ops.weights
         self.state_specs = self.form.state_specs()
         family = self.form.family
         self.tower = build_vision(student, family.name) if not family.text_only else None

@@ -15,6 +15,7 @@ from linmu.bundle import Bundle
 from linmu.errors import InputError
 from linmu.export.weights_hash import student_weights_hash
 from linmu.golden import PICTURE_PROMPT, TEXT_PROMPT, forced_ids, forced_token, synthetic_picture
+from linmu.manifest import Manifest
 from linmu.model.folders import load_student
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import ModelInputs, Processor
@@ -22,7 +23,7 @@ from linmu.processing.convert import write_processor
 from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
 from linmu.runtimes.session import Session
-from linmu.verification.compare import Meter, Tolerance, Worst, logits_error, states_error, top_gap
+from linmu.verification.compare import Meter, Tolerance, Worst, logits_error, noise_between, states_error, top_gap
 from linmu.verification.eager import StudentRunner, round_student
 from linmu.verification.levels import greedy_note, guarded, run_errors
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
@@ -79,6 +80,7 @@ class Reference:
 
     student: PreTrainedModel
     runner: StudentRunner
+    twin: StudentRunner  # the same, summed in another order: tells the noise
     inputs: ModelInputs
     prompt: str
     images: tuple[Path, ...]
@@ -101,7 +103,8 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
         images, prompt = (scratch / "picture.png",), PICTURE_PROMPT
         synthetic_picture().save(images[0])
     inputs = Processor.from_folder(scratch).encode(prompt, list(images))
-    return Reference(student, StudentRunner(student), inputs, prompt, images)
+    runner = StudentRunner(student)
+    return Reference(student, runner, StudentRunner(student, runner), inputs, prompt, images)
 
 
 def student_checks(
@@ -116,7 +119,7 @@ def student_checks(
         for runner in runners:
             name = runner.backend
             stages = _stages(bundle, reference, runner)
-            run_lockstep(stages, reference, tolerance, steps)
+            run_lockstep(stages, bundle.manifest, reference, tolerance, steps)
             last = stages[-1]
             checks.append(metered("student", name, f"prompt and {steps} steps", last.reference, last.note))
             curves += _curves(name, last.reference, tolerance)
@@ -140,7 +143,9 @@ def _stages(bundle: Bundle, reference: Reference, runner: Runner) -> list[Stage]
     return [Stage(player) for player in players]
 
 
-def run_lockstep(stages: Sequence[Stage], reference: Reference, tolerance: Tolerance, steps: int) -> None:
+def run_lockstep(
+    stages: Sequence[Stage], manifest: Manifest, reference: Reference, base: Tolerance, steps: int
+) -> None:
     """All stages read the prompt and take the same tokens; every logit and state element is compared at every step.
 
     Step 0 is the prompt. A stage that raises fails and is left out from there on; the first stage must not.
@@ -149,8 +154,12 @@ def run_lockstep(stages: Sequence[Stage], reference: Reference, tolerance: Toler
     media = [i for i in (rules.image_token_id, rules.video_token_id) if i is not None] if rules else []
     vocab = reference.runner.form.vocab
     random = forced_ids(vocab, steps + 1, media)
-    alive, token = list(stages), -1
+    alive, token, noise = list(stages), -1, np.zeros(2)
+    pair = [RunnerPlayer(runner, manifest, reference.inputs) for runner in (reference.runner, reference.twin)]
     for step in range(steps + 1):
+        made = [player.start() if step == 0 else player.step(token) for player in pair]
+        noise = np.maximum(noise, noise_between(made[0], pair[0].state(), made[1], pair[1].state()))
+        tolerance = base.widened(noise)
         results: list[tuple[Stage, np.ndarray, dict[str, np.ndarray]]] = []
         for stage in list(alive):
             try:
@@ -207,15 +216,17 @@ def _vision_check(reference: Reference, runner: Runner, tolerance: Tolerance) ->
 
 
 def _greedy(bundle: Bundle, reference: Reference, runner: Runner, tolerance: Tolerance, steps: int) -> Check:
-    player, tokens, gaps = StudentPlayer(reference.student, reference.inputs), [], []
-    logits = player.start()
+    player, tokens, gaps, noise = StudentPlayer(reference.student, reference.inputs), [], [], [0.0]
+    pair = [RunnerPlayer(r, bundle.manifest, reference.inputs) for r in (reference.runner, reference.twin)]
+    logits, made = player.start(), [other.start() for other in pair]
     for _ in range(steps):
         tokens.append(int(logits.argmax()))
         gaps.append(top_gap(logits))
-        logits = player.step(tokens[-1])
+        noise.append(max(noise[-1], logits_error(made[1], made[0], tolerance).error))
+        logits, made = player.step(tokens[-1]), [other.step(tokens[-1]) for other in pair]
     meter = Meter()
     session = SessionPlayer(Session(bundle, runner), reference.prompt, reference.images)
-    note = greedy_note(meter, session, tokens, gaps, tolerance)
+    note = greedy_note(meter, session, tokens, gaps, noise[1:], tolerance)
     return metered("student", runner.backend, f"greedy, {steps} tokens", meter, note)
 
 

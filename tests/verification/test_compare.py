@@ -53,8 +53,8 @@ def test_a_value_that_is_not_finite_never_passes(bad):
     states_error(meter, changed(RECURRENT_NAME, (0, 5, 1, 2), bad), random_state(), TOLERANCE)
     assert not meter.ok
     for full in (False, True):
-        meter = Meter()
-        snapshot_error(meter, changed(CONV_NAME, (0, 3, 1), bad), snapshot(random_state(), full), Projector(), TOLERANCE)
+        meter, broken = Meter(), changed(CONV_NAME, (0, 3, 1), bad)
+        snapshot_error(meter, broken, snapshot(random_state(), full), Projector(), TOLERANCE)
         assert not meter.ok and meter.worst.tensor == CONV_NAME
     assert not array_error(expected, got, 1.0, "x", 1.0).ok  # a broken reference proves nothing either
     assert not Worst(math.nan, 1.0, "x").ok
@@ -114,7 +114,8 @@ def test_projections_see_two_heads_that_changed_places():
 
 
 def test_canonical_order_and_back():
-    stored = {RECURRENT_NAME: random_state()[RECURRENT_NAME], CONV_NAME: np.arange(150, dtype=np.float32).reshape(1, 3, 50)}
+    conv = np.arange(150, dtype=np.float32).reshape(1, 3, 50)
+    stored = {RECURRENT_NAME: random_state()[RECURRENT_NAME], CONV_NAME: conv}
     specs = (CONV_LAST, RECURRENT)
     ordered = canonical(specs, stored)
     assert ordered[CONV_NAME].shape == (1, 50, 3) and ordered[CONV_NAME][0, 7, 2] == stored[CONV_NAME][0, 2, 7]
@@ -151,6 +152,9 @@ class Script:
         return self.rows[len(self.fed)]
 
 
+QUIET = [0.0] * 4
+
+
 def logits_for(best, lead):
     logits = np.linspace(-1, 0, 7, dtype=np.float32)
     logits[[best, (best + 1) % 7]] = 3 + lead, 3
@@ -161,13 +165,13 @@ def test_greedy_divergence_fails_and_a_tie_is_told_and_goes_on():
     reference = [logits_for(2, 1.0), logits_for(4, 1e-5), logits_for(1, 1.0), logits_for(5, 1.0)]
     tokens, gaps = [2, 4, 1, 5], [top_gap(row) for row in reference]
     meter, same = Meter(), Script(reference)
-    assert greedy_note(meter, same, tokens, gaps, TOLERANCE) == "" and meter.ok and same.fed == [2, 4, 1]
+    assert greedy_note(meter, same, tokens, gaps, QUIET, TOLERANCE) == "" and meter.ok and same.fed == [2, 4, 1]
     other = [reference[0], logits_for(5, 1e-5), reference[2], reference[3]]
     meter, tie = Meter(), Script(other)
-    assert "tie" in greedy_note(meter, tie, tokens, gaps, TOLERANCE) and meter.ok and tie.fed == [2, 4, 1]
+    assert "tie" in greedy_note(meter, tie, tokens, gaps, QUIET, TOLERANCE) and meter.ok and tie.fed == [2, 4, 1]
     wrong = [*reference[:2], logits_for(0, 1e-5), reference[3]]
     meter = Meter()
-    assert "diverges at token 2" in greedy_note(meter, Script(wrong), tokens, gaps, TOLERANCE) and not meter.ok
+    assert "diverges at token 2" in greedy_note(meter, Script(wrong), tokens, gaps, QUIET, TOLERANCE) and not meter.ok
     broken = [reference[0], np.full(7, np.nan, np.float32)]
     meter = Meter()
-    assert "not finite" in greedy_note(meter, Script(broken), tokens, gaps, TOLERANCE) and not meter.ok
+    assert "not finite" in greedy_note(meter, Script(broken), tokens, gaps, QUIET, TOLERANCE) and not meter.ok
