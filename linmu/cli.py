@@ -105,8 +105,10 @@ def export(
         from linmu.tables import export_view
 
         with _progress("exporting") as progress:
-            options = {"target": target, "precision": quant, "plain_ops": plain_ops}
-            report = write_bundle(student, out, overwrite=overwrite, progress=progress, **options)
+            report = write_bundle(
+                student, out, target=target, precision=quant, plain_ops=plain_ops, overwrite=overwrite,
+                progress=progress,
+            )  # fmt: skip
         _show(export_view(report))
         _say(f"bundle written to {out}")
         if json_output:
@@ -158,11 +160,11 @@ def run(
         session = load(bundle, backend=backend, threads=threads)
         if load_state is not None:
             session.state.load(load_state)
-        media = {"images": list(images or []), "video": video, "max_new_tokens": max_new_tokens}
+        pictures = list(images or [])
         if json_output:
-            results.json(session.generate(prompt, **media))
+            results.json(session.generate(prompt, pictures, video, max_new_tokens=max_new_tokens))
         else:
-            for piece in session.stream(prompt, **media):
+            for piece in session.stream(prompt, pictures, video, max_new_tokens=max_new_tokens):
                 results.text(piece)
             results.text("\n")
         if save_state is not None:
@@ -183,9 +185,7 @@ def bench(
     with _results() as results:
         from linmu.bench import bench as bench_bundle
 
-        report = bench_bundle(
-            bundle, contexts=lengths, backend=backend, threads=threads, progress=_say, plot=plot
-        )
+        report = bench_bundle(bundle, contexts=lengths, backend=backend, threads=threads, progress=_say, plot=plot)
         results.report(report, json_output)
 
 

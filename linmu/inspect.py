@@ -112,9 +112,7 @@ def _bundle(folder: Path) -> Inspection:
     manifest = open_bundle(folder, verify_hashes=False).manifest
     model = manifest.model
     intermediate = model.intermediate_size or 4 * model.hidden_size
-    sizes = DecoderSizes(
-        model.layers, model.hidden_size, intermediate, model.heads, model.kv_heads, model.head_dim
-    )
+    sizes = DecoderSizes(model.layers, model.hidden_size, intermediate, model.heads, model.kv_heads, model.head_dim)
     files = {name: entry.bytes for name, entry in manifest.files.items()}
     weight_bytes = sum(size for name, size in files.items() if name.endswith(WEIGHT_SUFFIXES))
     content = manifest.to_json()

@@ -134,9 +134,7 @@ _MODEL_OPTIONAL = ("intermediate_size", "weights_hash", "mmate", "prompt_rules",
 
 def state_bytes(specs: Iterable[StateSpec]) -> int:
     """Bytes of all states of one sequence: a symbolic dimension (the batch) counts as 1."""
-    return sum(
-        DTYPE_BYTES[spec.dtype] * prod(dim for dim in spec.shape if isinstance(dim, int)) for spec in specs
-    )
+    return sum(DTYPE_BYTES[spec.dtype] * prod(dim for dim in spec.shape if isinstance(dim, int)) for spec in specs)
 
 
 def state_kind(name: str) -> str:

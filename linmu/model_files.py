@@ -53,9 +53,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
     config = read_config(folder)
     family = get_family(_model_type(folder, config))
     weights = find_weights(folder)
-    return ModelFolder(
-        folder, config, family, weights.files, weights.gguf, weights.parameters, weights.parameter_bytes
-    )
+    return ModelFolder(folder, config, family, weights.files, weights.gguf, weights.parameters, weights.parameter_bytes)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

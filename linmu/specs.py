@@ -50,9 +50,7 @@ class StateSpec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StateSpec:
         """Read the manifest's form; raises KeyError on a missing field."""
-        return cls(
-            data["name"], data["output"], data["dtype"], tuple(data["shape"]), tuple(data["axes"]), data["init"]
-        )
+        return cls(data["name"], data["output"], data["dtype"], tuple(data["shape"]), tuple(data["axes"]), data["init"])
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def conversion_view(report: FolderConversion) -> RenderableType:
     for layer, hidden in zip(report.layers, report.hidden_nmse, strict=True):
         values = (layer.nmse, layer.cosine, layer.rms_ratio, hidden)
         table.add_row(str(layer.layer), *(f"{value:.3f}" for value in values))
-    tokens = f"{report.token_agreement:.1%} of {report.probe_tokens} tokens agree with the teacher before training"
-    return Group(table, f"{tokens}; {_took(report.seconds, report.peak_bytes, report.parameter_bytes, 'the model')}")
+    tokens = f"{report.token_agreement:.1%} of {report.probe_tokens} tokens agree before training"
+    return Group(table, tokens, _took(report.seconds, report.peak_bytes, report.parameter_bytes, "the model"))
 
 
 def export_view(report: ExportReport) -> RenderableType:
@@ -78,7 +78,7 @@ def export_view(report: ExportReport) -> RenderableType:
     sizes = f"bundle {size(report.bundle_bytes)} ({share:.2f} of the float32 weights)"
     state = f"state {size(report.manifest.state_bytes)}"
     took = _took(report.seconds, report.peak_bytes, report.student_bytes, "the float32 weights")
-    return Group(table, f"{sizes}; {state}; {took}")
+    return Group(table, sizes, state, took)
 
 
 def _took(seconds: float, peak: int, model: int, what: str) -> str:

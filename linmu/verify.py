@@ -16,7 +16,9 @@ from linmu.manifest import MANIFEST_NAME
 from linmu.report import Check, Curve, VerifyReport
 from linmu.runtimes.backends import available_backends, open_runner
 from linmu.runtimes.base import Runner
+from linmu.runtimes.ort_runner import OrtRunner
 from linmu.verification.compare import tolerance_of
+from linmu.verification.graph_files import graph_files
 from linmu.verification.levels import GoldenLevels, graph_io_check, guarded
 
 Say = Callable[[str], None]
@@ -81,7 +83,10 @@ def _verify(
             except BundleError as error:
                 checks.append(Check("contract", backend, "opening the graphs", False, note=str(error)))
         for runner in runners:
-            checks += _graph_contract(bundle, runner)
+            if isinstance(runner, OrtRunner):
+                say(f"{runner.backend}: graph files")
+                found, drawn = _graph_file_checks(bundle, golden, runner, steps)
+                checks, curves = checks + found, curves + drawn
             if golden is not None:
                 say(f"{runner.backend}: golden vectors")
                 found, drawn = golden_checks(bundle, golden, runner, steps)
@@ -119,10 +124,22 @@ def golden_checks(bundle: Bundle, golden: Golden, runner: Runner, steps: int) ->
     return [guarded(level, runner.backend, name, check) for level, name, check in plan], levels.curves
 
 
-def _graph_contract(bundle: Bundle, runner: Runner) -> list[Check]:
-    if runner.backend != "onnxruntime":
-        return []
-    return [
-        guarded("contract", runner.backend, spec.file, partial(graph_io_check, runner, bundle, name))
-        for name, spec in bundle.manifest.graphs.items()
-    ]
+def _graph_file_checks(
+    bundle: Bundle, golden: Golden | None, runner: OrtRunner, steps: int
+) -> tuple[list[Check], list[Curve]]:
+    """Each graph file: inputs and outputs, then (the runner may decode without them) embeddings and steps."""
+    with graph_files(runner) as files:
+        checks = [
+            guarded("contract", runner.backend, spec.file, partial(graph_io_check, runner, bundle, name))
+            for name, spec in bundle.manifest.graphs.items()
+        ]
+        if golden is None:
+            return checks, []
+        levels = GoldenLevels(bundle, golden, files, tolerance_of(bundle.manifest, runner.backend), "graph files")
+        plan: list[tuple[str, str, Callable[[], Check]]] = [
+            ("graph", "token_embedding.onnx", partial(levels.embedding, "token_embedding.onnx")),
+            ("graph", "step.onnx", partial(levels.step, "step.onnx")),
+            ("rollout", "step.onnx", partial(levels.rollout, steps, "step.onnx, ")),
+        ]
+        checks += [guarded(level, runner.backend, name, check) for level, name, check in plan]
+        return checks, levels.curves

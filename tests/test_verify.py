@@ -182,11 +182,11 @@ def test_the_bisect_names_the_stage(capsys, made, tmp_path, change):
     assert code == 1
     culprit = report["first_stage_that_differs"]
     if change in SESSION_BREAKS:
-        assert culprit == "graphs [onnxruntime] -> session [onnxruntime]"
+        assert culprit == "runner [onnxruntime] -> session [onnxruntime]"
     elif change is vision_weights:
         assert culprit == "student's tower -> vision graph"
     else:
-        assert culprit == "step form -> graphs [onnxruntime]"
+        assert culprit == "step form -> graph files [onnxruntime]"
 
 
 def test_a_changed_file_without_a_new_hash_fails_its_contract(capsys, made, tmp_path):
@@ -272,7 +272,7 @@ def test_states_too_large_for_the_budget_are_still_checked(capsys, made, tmp_pat
     transposed_step(bundle)
     broken.rehash(bundle)
     code, report = run(capsys, bundle, "--backend", "onnxruntime")
-    assert code == 1 and {("graph", "step"), ("rollout", "64 steps")} <= set(failures(report))
+    assert code == 1 and {("graph", "step.onnx"), ("rollout", "step.onnx, 64 steps")} <= set(failures(report))
 
 
 WITHOUT = """

@@ -1,0 +1,1 @@
+"""Student to bundle: graphs, weight files, golden vectors (needs the export extra)."""

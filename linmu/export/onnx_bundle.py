@@ -21,6 +21,7 @@ from linmu.export.bundle_readme import bundle_readme
 from linmu.export.decoder_graphs import GraphReport, manifest_states, write_decoder_graphs
 from linmu.export.golden import write_golden
 from linmu.export.graph_builder import OPSET
+from linmu.export.steady_header import steady_header
 from linmu.export.targets import find_target, stored_precision
 from linmu.export.vision_graph import OPSET as VISION_OPSET
 from linmu.export.vision_graph import build_vision, export_vision
@@ -29,7 +30,7 @@ from linmu.export.weights_hash import student_weights_hash
 from linmu.manifest import Manifest, ModelFacts, state_bytes
 from linmu.meter import peak_bytes
 from linmu.model.folders import CONVERSION_FILE, load_student
-from linmu.model_files import is_student, read_config, read_json_object
+from linmu.model_files import find_weights, is_student, read_config, read_json_object
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
 from linmu.processing.settings import to_json
@@ -117,6 +118,9 @@ def write_bundle(
         )
         say("writing golden vectors")
         manifest = replace(manifest, golden=write_golden(folder, model, manifest))
+        for name in manifest.golden:
+            if name.endswith(".safetensors"):
+                steady_header(folder / name)
         (folder / "README.md").write_text(bundle_readme(folder, manifest), encoding="utf-8")
         say("hashing")
         manifest = write_manifest(folder, manifest)
@@ -131,13 +135,14 @@ def write_bundle(
 
 
 def require_student(folder: Path) -> None:
-    """Raise InputError unless `folder` holds a student (checked without loading weights)."""
+    """Raise InputError unless `folder` holds a student with whole weight files (checked without loading them)."""
     config = read_config(folder)
     if not is_student(config):
         raise InputError(
             f"{folder} is not a student", got=f"a model of type {config.get('model_type')!r}",
             expected="a folder made by `linmu convert`", fix=f"linmu convert {folder} -o STUDENT",
         )  # fmt: skip
+    find_weights(folder)
 
 
 def _silent(*_: Any) -> None:

@@ -228,10 +228,9 @@ class OnnxOps(SlidingOps):
         if restart is not None:
             mask = self.node("Unsqueeze", restart, self.graph.const([0, 2]))
             g = self.where(mask, self.graph.const(RESTART_LOG_DECAY, np.float32), g)
-        heads = {"q_num_heads": form.heads, "kv_num_heads": form.state_heads}
         outputs = self.graph.node(
             "LinearAttention", [q, k, v, past or "", g], 2, domain=RECURRENT_DOMAIN, update_rule="gated",
-            scale=form.head_dim**-0.5, **heads,
+            scale=form.head_dim**-0.5, q_num_heads=form.heads, kv_num_heads=form.state_heads,
         )  # fmt: skip
         return outputs[0], outputs[1]
 

@@ -101,8 +101,8 @@ class PlainOps(OnnxOps):
 
     def _chunked(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[str, str]:
         m, r, d, size = form.state_heads, form.heads // form.state_heads, form.head_dim, form.mmate.chunk_size
-        heads_first = {"perm": [0, 2, 1, 3]}
-        keys, values = (self.node("Transpose", self._chunks(x, m, d), **heads_first) for x in (k, v))  # [n, M, L, d]
+        chunks = [self._chunks(x, m, d) for x in (k, v)]
+        keys, values = (self.node("Transpose", x, perm=[0, 2, 1, 3]) for x in chunks)  # [n, M, L, d]
         queries = self.node("Transpose", self._chunks(q, m, r, d), perm=[0, 2, 3, 1, 4])
         queries = self.node("Reshape", queries, self.shape(-1, m, r * size, d))  # [n, M, r*L, d]
         segment = None

@@ -36,9 +36,9 @@ class SlidingOps:
         keys = self.node("Concat", past_key, heads(k), axis=2)  # [B, G, W+S, d]
         values = self.node("Concat", past_value, heads(v), axis=2)
         window = form.mmate.text_window
-        present = [self._slice(x, -window, 2**31 - 1, 2) for x in (keys, values)]
-        y = self._one_query(q, *present, fill) if self.single_token else self._blocks(q, keys, values, fill)
-        return y, present[0], present[1]
+        key, value = (self._slice(x, -window, 2**31 - 1, 2) for x in (keys, values))
+        y = self._one_query(q, key, value, fill) if self.single_token else self._blocks(q, keys, values, fill)
+        return y, key, value
 
     def _slice(self, x: str, start: int, stop: int, axis: int) -> str:
         return self.node("Slice", x, self.graph.const([start]), self.graph.const([stop]), self.graph.const([axis]))

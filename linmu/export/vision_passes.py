@@ -22,11 +22,12 @@ def name_dimensions(model: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tu
 
 def strip_metadata(model: ir.Model) -> None:
     """Drop stack traces and file names of the capturing machine: the file depends on the model alone."""
-    graphs = [model, model.graph, *model.functions.values()]
-    for holder in graphs:
-        holder.metadata_props.clear()
-        holder.doc_string = None
-    for graph in graphs[1:]:
+    model.metadata_props.clear()
+    model.doc_string = None
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        graph.metadata_props.clear()
+        graph.doc_string = None
         for node in graph.all_nodes():
             node.metadata_props.clear()
             node.doc_string = None
@@ -43,9 +44,10 @@ def store_weights_fp16(model: ir.Model, smallest: int = 1024) -> int:
     """
     stored = 0
     for name, value in list(model.graph.initializers.items()):
-        if name in DERIVED or value.dtype != ir.DataType.FLOAT or value.const_value.size < smallest:
+        weight = value.const_value
+        if name in DERIVED or value.dtype != ir.DataType.FLOAT or weight is None or weight.size < smallest:
             continue
-        array = value.const_value.numpy()
+        array = weight.numpy()
         if not np.abs(array).max() <= FP16_LARGEST:
             continue
         half = ir.Value(

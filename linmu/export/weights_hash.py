@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from linmu.model_files import find_weights
-from linmu.safetensors_file import read_header
+from linmu.safetensors_file import TensorEntry, read_header
 
 PIECE = 1 << 22
 
@@ -16,7 +16,7 @@ def student_weights_hash(folder: Path) -> str:
 
     Independent of sharding and metadata. Raises InputError when the folder has no whole safetensors files.
     """
-    places = {}
+    places: dict[str, tuple[Path, int, TensorEntry]] = {}
     for path in find_weights(Path(folder)).files:
         header = read_header(path)
         places |= {name: (path, header.data_start, entry) for name, entry in header.tensors.items()}

@@ -4,7 +4,7 @@ Glossary
     S            tokens of a prompt
     span         vision tokens of one image, one tile, or a group of at most `max_span_frames` video frames
     raster       t, then h, then w: the order in which a span's tokens stand in the prompt
-    schedule     one of four scan orders (spatial-row, spatial-column, temporal-row, temporal-column); layer i uses i % 4
+    schedule     one of four scan orders (spatial-row, spatial-column, temporal-row, temporal-column): i % 4 of layer i
     shift        window shift of Local-Swin: layer i uses i % 2 (1 = shifted by half a window)
 """
 

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from linmu.config import MMateConfig
+from linmu.errors import InputError
 from linmu.model.cache import layer_slot
 from linmu.model.mmate import Dimensions, MMateBlock
 
 ATTENTION_NAME = "linmu"
-
-
-@dataclass
-class LayoutSlot:
-    """Where the model puts the index tensors of the current prompt and its blocks read them (None = text only)."""
-
-    tensors: dict[str, Tensor] | None = field(default=None)
+LAYOUT_ARGUMENT = "linmu_layout"  # what the student's forward adds to the arguments of its decoder layers
 
 
 class MMateAttention(MMateBlock):
     """MMateBlock with the call signature of a transformers `self_attn`."""
 
-    def __init__(self, dims: Dimensions, mmate: MMateConfig, layer_idx: int, vision: bool, slot: LayoutSlot):
+    def __init__(self, dims: Dimensions, mmate: MMateConfig, layer_idx: int, vision: bool):
         super().__init__(dims, mmate, layer_idx, vision)
-        self.layout_slot = slot
+        self.vision = vision
 
     def forward(  # type: ignore[override]
         self,
@@ -35,14 +30,20 @@ class MMateAttention(MMateBlock):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-        **_: object,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """hidden_states [B,S,D], attention_mask [B, >=S] or 4-D or None -> (y [B,S,D], None)."""
+        """hidden_states [B,S,D], attention_mask [B, >=S] or 4-D or None -> (y [B,S,D], None).
+
+        linmu_layout: index tensors of the prompts (None = text only). It is an argument, not a field of the model, so
+        that gradient checkpointing recomputes a block with the layout it had. InputError where vision lacks it.
+        """
+        if self.vision and LAYOUT_ARGUMENT not in kwargs:
+            raise InputError("a student's decoder got no layout of the prompt", expected=LAYOUT_ARGUMENT,
+                             fix="call the whole student, not its decoder")  # fmt: skip
         slot = layer_slot(past_key_values, self.layer_idx) if past_key_values is not None else None
         valid = last_valid(attention_mask, hidden_states.shape[1])
-        y, state = super().forward(
-            hidden_states, position_embeddings, slot.state if slot else None, valid, self.layout_slot.tensors
-        )
+        past, layout = slot.state if slot else None, kwargs.get(LAYOUT_ARGUMENT)
+        y, state = super().forward(hidden_states, position_embeddings, past, valid, layout)
         if slot is not None:
             slot.state, slot.seen = state, slot.seen + hidden_states.shape[1]
         return y, None

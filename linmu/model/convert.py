@@ -14,7 +14,7 @@ from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.families import Family, get_family
 from linmu.layout import PromptRules
-from linmu.model.attention import LayoutSlot, MMateAttention, last_valid
+from linmu.model.attention import MMateAttention, last_valid
 from linmu.model.modeling import (
     LinMUModel,
     attention_dimensions,
@@ -62,9 +62,9 @@ def convert(
     family = get_family(teacher.config.model_type)
     teacher.eval()
     probe = probe if probe is not None else _random_probe(teacher)
-    slot = LayoutSlot(_probe_layout(teacher, family, mmate, probe))
-    reference, reports = _seed_layers(teacher, family, mmate, slot, probe, progress)
-    student = _become_student(teacher, family, mmate, slot)
+    layout = _probe_layout(teacher, family, mmate, probe)
+    reference, reports = _seed_layers(teacher, family, mmate, layout, probe, progress)
+    student = _become_student(teacher, family, mmate)
     student.conversion_report = _compare(student, probe, reference, reports)
     return student
 
@@ -82,7 +82,7 @@ def _random_probe(teacher: PreTrainedModel) -> dict[str, Any]:
 def _probe_layout(teacher: PreTrainedModel, family: Family, mmate: MMateConfig, probe: dict[str, Any]):
     if family.text_only:
         return None
-    shell = student_class(family.name).__new__(student_class(family.name))
+    shell = object.__new__(student_class(family.name))
     nn.Module.__init__(shell)
     shell.mmate, shell._prompt_rules = mmate, PromptRules.from_config(teacher_config(teacher.config))
     return LinMUModel.layout_tensors(
@@ -91,7 +91,7 @@ def _probe_layout(teacher: PreTrainedModel, family: Family, mmate: MMateConfig, 
 
 
 @torch.no_grad()
-def _seed_layers(teacher, family, mmate, slot, probe, progress) -> tuple[dict[str, Any], list[LayerReport]]:
+def _seed_layers(teacher, family, mmate, layout, probe, progress) -> tuple[dict[str, Any], list[LayerReport]]:
     """Run the teacher once; each attention is replaced as soon as it has done its work."""
     layers = decoder_layers(teacher)
     reports: list[LayerReport] = []
@@ -110,13 +110,11 @@ def _seed_layers(teacher, family, mmate, slot, probe, progress) -> tuple[dict[st
             u = kwargs["hidden_states"]
             dims = attention_dimensions(attention, u.shape[-1], attention.head_dim)
             with torch.device("meta"):
-                block = MMateAttention(dims, mmate, index, not family.text_only, slot)
+                block = MMateAttention(dims, mmate, index, not family.text_only)
             inherit(block, attention)
             valid = last_valid(probe.get("attention_mask"), u.shape[1])
             reports.append(
-                choose_scales(
-                    block, u, kwargs["position_embeddings"], heads_out.pop(index), output[0], valid, slot.tensors
-                )
+                choose_scales(block, u, kwargs["position_embeddings"], heads_out.pop(index), output[0], valid, layout)
             )
             blocks.append(block.eval())
             if progress is not None:
@@ -139,13 +137,13 @@ def _seed_layers(teacher, family, mmate, slot, probe, progress) -> tuple[dict[st
     return {"hidden": output.hidden_states, "tokens": output.logits.argmax(-1)}, reports
 
 
-def _become_student(teacher: PreTrainedModel, family: Family, mmate: MMateConfig, slot: LayoutSlot) -> PreTrainedModel:
+def _become_student(teacher: PreTrainedModel, family: Family, mmate: MMateConfig) -> PreTrainedModel:
     cls = student_class(family.name)
     rules = None if family.text_only else PromptRules.from_config(teacher_config(teacher.config))
     teacher.__class__ = cls
     teacher.config.__class__ = cls.config_class
     teacher.config.linmu = mmate.to_json()
-    teacher.mmate, teacher._layout_slot, teacher._prompt_rules = mmate, slot, rules
+    teacher.mmate, teacher._prompt_rules = mmate, rules
     use_linmu_attention(teacher)
     return teacher
 

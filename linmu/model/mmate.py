@@ -153,6 +153,7 @@ class MMateBlock(nn.Module):
     def _backward(self, u, qkv, tables, layout) -> Tensor:
         index = layout["backward"][self.schedule]  # [B, Nb]
         direction = self.scan_backward
+        assert direction is not None
         gathered = [gather_rows(x, index) for x in (qkv, direction.log_decay(u), *tables)]
         start = direction.initial_state(u)
         y, _ = direction.scan(
@@ -161,18 +162,21 @@ class MMateBlock(nn.Module):
         return gather_rows(direction.norm(y), layout["backward_slot"][self.schedule].view(u.shape[:2]))
 
     def _fuse(self, u, forward: Tensor, backward: Tensor, vision: Tensor) -> Tensor:
+        assert self.gate_forward is not None and self.gate_backward is not None
         vision = vision[..., None, None]  # [B, S, 1, 1]
         gate_f = self.gate_forward(u).sigmoid()[..., None]
         gate_b = self.gate_backward(u).sigmoid()[..., None]
         return torch.where(vision, gate_f * forward + gate_b * backward, forward)
 
     def _alpha(self, u, layout) -> Tensor:
+        assert self.alpha is not None
         share = self.alpha(u).sigmoid()[..., None]
         if self.mmate.text_window or layout is None:
             return share
         return torch.where(layout["vision"].view(u.shape[:2])[..., None, None], share, torch.ones_like(share))
 
     def _local(self, u, tables, state, valid, layout) -> tuple[Tensor | None, dict[str, Tensor]]:
+        assert self.swin is not None
         scale = self.dims.head_dim**-0.5
         text, new_state = None, {}
         if self.mmate.text_window:

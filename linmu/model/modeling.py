@@ -19,7 +19,7 @@ from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.families import Family, get_family
 from linmu.layout import MediaGrid, PromptRules, media_of_batch, prompt_layout, stack_layouts
-from linmu.model.attention import ATTENTION_NAME, LayoutSlot, MMateAttention
+from linmu.model.attention import ATTENTION_NAME, LAYOUT_ARGUMENT, MMateAttention
 from linmu.model.mmate import Dimensions
 
 MODEL_TYPE_PREFIX = "linmu_"
@@ -32,15 +32,14 @@ class LinMUModel:
     linmu_family: Family
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         self.mmate = MMateConfig.from_json(dict(config.linmu))
-        self._layout_slot = LayoutSlot()
         self._prompt_rules = None if self.linmu_family.text_only else PromptRules.from_config(teacher_config(config))
-        replace_attention(self, self.mmate, self.linmu_family, self._layout_slot)
+        replace_attention(self, self.mmate, self.linmu_family)
         use_linmu_attention(self)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> PreTrainedModel:  # type: ignore[override]
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """Load a student folder; raises InputError when it is none or lacks weights. Arguments as in transformers."""
         if "linmu_family" not in cls.__dict__:
             config = read_student_config(Path(folder))
@@ -64,15 +63,13 @@ class LinMUModel:
     def forward(self, input_ids: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """The teacher's forward; `linmu_media` (a list of MediaGrid per sample) overrides what the grids tell."""
         media = kwargs.pop("linmu_media", None)
+        layout = None
         if input_ids is not None:
-            self._layout_slot.tensors = self.layout_tensors(
-                input_ids, kwargs.get("attention_mask"), media, {name: kwargs.get(name) for name in GRID_ARGUMENTS}
-            )
+            grids = {name: kwargs.get(name) for name in GRID_ARGUMENTS}
+            layout = self.layout_tensors(input_ids, kwargs.get("attention_mask"), media, grids)
         elif kwargs.get("inputs_embeds") is None:
             raise InputError("the student got no input_ids", expected="input_ids, or inputs_embeds of text only")
-        else:
-            self._layout_slot.tensors = None
-        return super().forward(input_ids, *args, **kwargs)  # type: ignore[misc]
+        return super().forward(input_ids, *args, **kwargs, **{LAYOUT_ARGUMENT: layout})  # type: ignore[misc]
 
     def layout_tensors(
         self,
@@ -107,13 +104,14 @@ class LinMUModel:
 
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, *args: Any) -> dict[str, Any]:
         """Keep what the grids say: generate() encodes images ahead of the prompt and drops the grids with them."""
-        grids = [_numpy(model_kwargs.get(name)) for name in GRID_ARGUMENTS]
-        if any(grid is not None for grid in grids) and model_kwargs.get("linmu_media") is None:
+        grids, rules = [_numpy(model_kwargs.get(name)) for name in GRID_ARGUMENTS], self._prompt_rules
+        if rules is not None and any(grid is not None for grid in grids) and model_kwargs.get("linmu_media") is None:
             ids, mask = inputs_tensor.cpu(), model_kwargs.get("attention_mask")
             keep = torch.ones_like(ids) if mask is None else mask.cpu()
             rows = [row[kept.bool()].numpy() for row, kept in zip(ids, keep, strict=True)]
-            model_kwargs["linmu_media"] = media_of_batch(self._prompt_rules, rows, *grids)
-        return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args)
+            model_kwargs["linmu_media"] = media_of_batch(rules, rows, *grids)
+        prepare = super()._maybe_prepare_encoder_kwargs_for_generation  # type: ignore[misc]
+        return prepare(inputs_tensor, model_kwargs, *args)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         known = {name: value for name, value in model_kwargs.items() if name != "linmu_media"}
@@ -212,7 +210,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return model.get_decoder().layers
 
 
-def replace_attention(model: nn.Module, mmate: MMateConfig, family: Family, slot: LayoutSlot) -> None:
+def replace_attention(model: nn.Module, mmate: MMateConfig, family: Family) -> None:
     """Put an M-MATE block in the place of every decoder self-attention (uninitialised weights)."""
     for index, layer in enumerate(decoder_layers(model)):
         old = layer.self_attn
@@ -220,7 +218,7 @@ def replace_attention(model: nn.Module, mmate: MMateConfig, family: Family, slot
         if getattr(old, "sliding_window", None):
             raise InputError("the teacher uses sliding-window attention", got=f"layer {index}",
                              fix="set use_sliding_window to false in its config.json")  # fmt: skip
-        new = MMateAttention(dims, mmate, index, not family.text_only, slot)
+        new = MMateAttention(dims, mmate, index, not family.text_only)
         layer.self_attn = new.to(device=old.q_proj.weight.device, dtype=old.q_proj.weight.dtype)
 
 

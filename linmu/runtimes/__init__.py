@@ -1,0 +1,1 @@
+"""Running a bundle: the Runner protocol, its backends, and the session on top of them."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from linmu.specs import StateSpec
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
 from linmu.step.torch_ops import TorchOps
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 class TorchState:
@@ -61,12 +66,12 @@ class TorchRunner:
             name: torch.from_numpy(np.array(view, np.float32))
             for name, view in map_weights(bundle.folder, file).items()
         }
-        self.form = DecoderForm.from_json(file.form, {name: (lambda x=x: x) for name, x in weights.items()})
+        self.form = DecoderForm.from_json(file.form, {name: _held(x) for name, x in weights.items()})
         self.ops = TorchOps(self.form)
         self._vision: OrtRunner | None = None
         self._threads = threads
 
-    def __enter__(self) -> TorchRunner:
+    def __enter__(self) -> Self:
         """The runner itself."""
         return self
 
@@ -119,6 +124,10 @@ class TorchRunner:
     def _positions(self, position_ids: np.ndarray) -> torch.Tensor:
         positions = torch.from_numpy(np.ascontiguousarray(position_ids))
         return positions[:, None] if self.form.rope_axes == 3 else positions
+
+
+def _held(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: x
 
 
 def open_torch(bundle: Bundle, threads: int | None, student: Path | None = None) -> TorchRunner:

@@ -110,7 +110,8 @@ def _mmate(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, past, layout,
 def _text_path(ops: Ops, form: DecoderForm, i: int, u, parts, tables: Tables, past, fill) -> tuple[Tensor, State]:
     """No vision token: the forward direction in prompt order (and the text window)."""
     name = f"layers.{i}."
-    y, state = _direction(ops, form, name, "f", _qkv(ops, form, name, parts), parts[1], tables, tables.straight, past, None)
+    qkv = _qkv(ops, form, name, parts)
+    y, state = _direction(ops, form, name, "f", qkv, parts[1], tables, tables.straight, past, None)
     y = ops.head_norm(y, name + "norm_f", form)
     if not form.mmate.text_window:
         return y, state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -108,10 +109,10 @@ def _layer(layer: nn.Module) -> dict[str, Weight]:
     if block.dims.qk_norm:
         for name, branch in (("qk_norm", block.flex), ("swin_qk_norm", block.swin)):
             if branch is not None:
-                weights[name] = lambda branch=branch: _head_norms(block, branch)
+                weights[name] = partial(_head_norms, block, branch)
     for name, linears in biased.items():
         if any(linear.bias is not None for linear in linears):
-            weights[name + "_bias"] = lambda linears=linears: _biases(linears)
+            weights[name + "_bias"] = partial(_biases, linears)
     assert mmate.taps == forward.conv_weight.shape[-1]
     return weights
 
@@ -124,8 +125,9 @@ def _direction(tag: str, direction: Direction) -> dict[str, Weight]:
         f"decay_{tag}": lambda: -direction.a_log.float().exp(),
         f"norm_{tag}": lambda: direction.norm.weight.flatten(),
     }
-    if direction.skip is not None:
-        weights[f"skip_{tag}"] = lambda: direction.skip.repeat_interleave(direction.head_dim)
+    skip = direction.skip
+    if skip is not None:
+        weights[f"skip_{tag}"] = lambda: skip.repeat_interleave(direction.head_dim)
     return weights
 
 

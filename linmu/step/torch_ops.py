@@ -135,15 +135,15 @@ class TorchOps:
         return self.weights[scale] * functional.softplus(raw.float() + self.weights[dt_bias])
 
     def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
-        heads = [x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v)]
+        q, k, v = (x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v))
         if past is None:
             past = g.new_zeros(q.shape[0], form.state_heads, form.head_dim, form.head_dim)
         scale = form.head_dim**-0.5
         if q.shape[1] == 1 and restart is None:
-            y, state = ssm.step(heads[0][:, 0], heads[1][:, 0], heads[2][:, 0], g[:, 0], past, scale)
+            y, state = ssm.step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], past, scale)
             return y.flatten(1)[:, None], state
         batched = None if restart is None else restart[None]
-        y, state = ssm.chunked(*heads, g, past, scale, batched, form.mmate.chunk_size)
+        y, state = ssm.chunked(q, k, v, g, past, scale, batched, form.mmate.chunk_size)
         return y.flatten(2), state
 
     def subtract_own(self, y, q, k, v, form: DecoderForm) -> Tensor:  # noqa: D102
@@ -156,14 +156,14 @@ class TorchOps:
         rows, length = bias.shape[0], bias.shape[-1]
         repeat = form.heads // form.kv_heads
         k, v = self.repeat_heads(k, repeat, form.head_dim), self.repeat_heads(v, repeat, form.head_dim)
-        split = [x.view(rows, length, form.heads, form.head_dim).transpose(1, 2) for x in (q, k, v)]
-        y = functional.scaled_dot_product_attention(*split, attn_mask=bias.to(q.dtype))
+        q, k, v = (x.view(rows, length, form.heads, form.head_dim).transpose(1, 2) for x in (q, k, v))
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return y.transpose(1, 2).reshape(1, rows * length, -1)
 
     def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):  # noqa: D102
         window = form.mmate.text_window
         valid = torch.arange(window, device=q.device) >= window - fill[:, None]  # [B, W]
-        heads = [x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v)]
+        q, k, v = (x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v))
         known = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
-        y, (key, value, _) = sliding_attention(*heads, known, (past_key, past_value, valid), form.head_dim**-0.5)
+        y, (key, value, _) = sliding_attention(q, k, v, known, (past_key, past_value, valid), form.head_dim**-0.5)
         return y.flatten(2), key, value

@@ -74,17 +74,18 @@ def _specs(values: Iterable[Any]) -> list[TensorSpec]:
 class GoldenLevels:
     """One backend against the golden vectors; each method is one check."""
 
-    def __init__(self, bundle: Bundle, golden: Golden, runner: Runner, tolerance: Tolerance):
+    def __init__(self, bundle: Bundle, golden: Golden, runner: Runner, tolerance: Tolerance, label: str = ""):
         self.bundle, self.manifest, self.golden = bundle, bundle.manifest, golden
         self.runner, self.tolerance, self.projector = runner, tolerance, Projector()
+        self.label = f"{runner.backend} {label}".rstrip()  # of the curves
         self.curves: list[Curve] = []
 
-    def embedding(self) -> Check:
+    def embedding(self, name: str = "token_embedding") -> Check:
         """Golden ids through token_embedding: exactly the table's rows."""
         ids, wanted = (self.golden.graphs[f"token_embedding/{name}"] for name in ("input_ids", "inputs_embeds"))
         meter = Meter()
         meter.add(logits_error(self.runner.embed(ids), wanted, self.tolerance, name="inputs_embeds"))
-        return metered("graph", self.runner.backend, "token_embedding", meter)
+        return metered("graph", self.runner.backend, name, meter)
 
     def vision(self) -> Check:
         """The vision graph on seeded pixels."""
@@ -102,16 +103,16 @@ class GoldenLevels:
         meter = self._compared(name, logits, player)
         return metered("graph", self.runner.backend, "prefill" if name == "prefill" else "prefill, text only", meter)
 
-    def step(self) -> Check:
+    def step(self, name: str = "step") -> Check:
         """One step from the golden state (from the runner's own where the golden one is not stored in full)."""
         full = self.golden.snapshot("prefill").full
         player, _ = self._prefilled("prefill")
         if full:
             player.place(dict(full), player.position, player.tokens)
         meter = self._compared("step", player.step(int(self.golden.graphs["step/input_ids"][0])), player)
-        return metered("graph", self.runner.backend, "step", meter)
+        return metered("graph", self.runner.backend, name, meter)
 
-    def rollout(self, steps: int) -> Check:
+    def rollout(self, steps: int, prefix: str = "") -> Check:
         """Teacher-forced steps behind the golden prefill: logits and every state of every step."""
         player, logits = self._prefilled("prefill")
         rows, meter = self.golden.rollout, Meter()
@@ -126,7 +127,7 @@ class GoldenLevels:
             meter.add(logits_error(logits, rows["end/logits"], tolerance, steps - 1), "logits")
             snapshot_error(meter, player.state(), self.golden.snapshot("end"), self.projector, tolerance, steps - 1)
         self._draw("rollout", meter)
-        return metered("rollout", self.runner.backend, f"{steps} steps", meter)
+        return metered("rollout", self.runner.backend, f"{prefix}{steps} steps", meter)
 
     def greedy(self, prompt: dict[str, Any]) -> Check:
         """Free-running greedy tokens through a Session, and the prompt's ids and pixels on the way."""
@@ -201,9 +202,7 @@ class GoldenLevels:
 
     def _step_states(self, meter: Meter, state: dict[str, np.ndarray], step: int) -> None:
         rows = self.golden.rollout
-        parts = {
-            kind: {name: rows[f"steps/{kind}/{name}"][step] for name in state} for kind in ("projection", "norm")
-        }
+        parts = {kind: {name: rows[f"steps/{kind}/{name}"][step] for name in state} for kind in ("projection", "norm")}
         wanted = Snapshot(parts["projection"], parts["norm"], {})
         snapshot_error(meter, state, wanted, self.projector, self.tolerance.widened(rows["steps/noise"][step]), step)
 
@@ -217,7 +216,7 @@ class GoldenLevels:
     def _draw(self, level: str, meter: Meter) -> None:
         for kind, tolerance in (("logits", self.tolerance.logits), ("states", self.tolerance.state)):
             if kind in meter.curves:
-                self.curves.append(Curve(level, self.runner.backend, kind, tolerance, meter.curves[kind]))
+                self.curves.append(Curve(level, self.label, kind, tolerance, meter.curves[kind]))
 
 
 def greedy_note(
@@ -226,7 +225,7 @@ def greedy_note(
     """Let a player run freely beside the reference's greedy tokens; fills `meter`, returns what is worth a note.
 
     Both see the same tokens until they diverge. A divergence is a tie when the reference's two best logits are closer
-    than twice the logit tolerance (each may move by it): then it goes on with the reference's token. Anything else is a failure.
+    than twice the logit tolerance (each may move by it): then it goes on with the reference's token. All else fails.
     """
     logits, ties = player.start(), []
     for step, wanted in enumerate(tokens):
@@ -244,4 +243,3 @@ def greedy_note(
         if step + 1 < len(tokens):
             logits = player.step(wanted)
     return f"tie of the reference at token {', '.join(map(str, ties))}: went on teacher-forced" if ties else ""
-

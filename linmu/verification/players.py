@@ -39,7 +39,7 @@ class RunnerPlayer:
 
     def __init__(self, runner: Runner, manifest: Manifest, inputs: ModelInputs | None = None, name: str = ""):
         self.runner, self.manifest, self.inputs = runner, manifest, inputs
-        self.name = name or f"graphs [{runner.backend}]"
+        self.name = name or f"runner [{runner.backend}]"
         self.handle = runner.new_state()
         self.position, self.tokens = 0, 0
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,15 @@ from linmu.processing import ModelInputs, Processor
 from linmu.processing.convert import write_processor
 from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
+from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
 from linmu.verification.compare import Meter, Tolerance, Worst, logits_error, noise_between, states_error, top_gap
 from linmu.verification.eager import StudentRunner, round_student
+from linmu.verification.graph_files import GraphFiles
 from linmu.verification.levels import greedy_note, guarded, run_errors
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
 
+GRAPHS = "graph files [onnxruntime]"
 KINDS = ("conv", "recurrent", "key", "value")
 
 
@@ -114,22 +119,32 @@ def student_checks(
     checks: list[Check] = []
     curves: list[Curve] = []
     culprit: str | None = None
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, one_thread():
         reference = open_reference(bundle, folder, Path(scratch))
         for runner in runners:
             name = runner.backend
             stages = _stages(bundle, reference, runner)
-            run_lockstep(stages, bundle.manifest, reference, tolerance, steps)
+            noise = run_lockstep(stages, bundle.manifest, reference, tolerance, steps)
             last = stages[-1]
             checks.append(metered("student", name, f"prompt and {steps} steps", last.reference, last.note))
             curves += _curves(name, last.reference, tolerance)
-            checks.append(
-                guarded("student", name, "greedy", lambda r=runner: _greedy(bundle, reference, r, tolerance, steps))
-            )
+            greedy = partial(_greedy, bundle, reference, runner, tolerance, noise)
+            checks.append(guarded("student", name, "greedy", greedy))
             found = [_vision_check(reference, runner, tolerance), *_bisect(stages, name)]
             checks += [check for check in found if check is not None]
             culprit = culprit or _culprit([check for check in found if check is not None], stages)
     return checks, curves, culprit
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch in one thread: its pool and the spinning one of a runtime would fight for the same cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _stages(bundle: Bundle, reference: Reference, runner: Runner) -> list[Stage]:
@@ -140,25 +155,30 @@ def _stages(bundle: Bundle, reference: Reference, runner: Runner) -> list[Stage]
         RunnerPlayer(runner, manifest, reference.inputs),
         SessionPlayer(Session(bundle, runner), reference.prompt, reference.images),
     ]
+    if isinstance(runner, OrtRunner):
+        players.insert(2, RunnerPlayer(GraphFiles(runner), manifest, reference.inputs, GRAPHS))
     return [Stage(player) for player in players]
 
 
 def run_lockstep(
     stages: Sequence[Stage], manifest: Manifest, reference: Reference, base: Tolerance, steps: int
-) -> None:
+) -> list[float]:
     """All stages read the prompt and take the same tokens; every logit and state element is compared at every step.
 
     Step 0 is the prompt. A stage that raises fails and is left out from there on; the first stage must not.
+    Returns the largest noise of logits so far, by step.
     """
     rules = reference.student._prompt_rules
     media = [i for i in (rules.image_token_id, rules.video_token_id) if i is not None] if rules else []
     vocab = reference.runner.form.vocab
     random = forced_ids(vocab, steps + 1, media)
     alive, token, noise = list(stages), -1, np.zeros(2)
+    course: list[float] = []
     pair = [RunnerPlayer(runner, manifest, reference.inputs) for runner in (reference.runner, reference.twin)]
     for step in range(steps + 1):
         made = [player.start() if step == 0 else player.step(token) for player in pair]
         noise = np.maximum(noise, noise_between(made[0], pair[0].state(), made[1], pair[1].state()))
+        course.append(float(noise[0]))
         tolerance = base.widened(noise)
         results: list[tuple[Stage, np.ndarray, dict[str, np.ndarray]]] = []
         for stage in list(alive):
@@ -177,6 +197,7 @@ def run_lockstep(
                 meter.add(logits_error(logits, other[1], tolerance, step), "logits")
                 states_error(meter, state, other[2], tolerance, step)
         token = forced_token(step, int(results[0][1].argmax()), random)
+    return course
 
 
 def _bisect(stages: Sequence[Stage], backend: str) -> list[Check]:
@@ -215,19 +236,20 @@ def _vision_check(reference: Reference, runner: Runner, tolerance: Tolerance) ->
     return guarded("bisect", runner.backend, "student's tower -> vision graph", check)
 
 
-def _greedy(bundle: Bundle, reference: Reference, runner: Runner, tolerance: Tolerance, steps: int) -> Check:
-    player, tokens, gaps, noise = StudentPlayer(reference.student, reference.inputs), [], [], [0.0]
-    pair = [RunnerPlayer(r, bundle.manifest, reference.inputs) for r in (reference.runner, reference.twin)]
-    logits, made = player.start(), [other.start() for other in pair]
-    for _ in range(steps):
+def _greedy(bundle: Bundle, reference: Reference, runner: Runner, tolerance: Tolerance, noise: list[float]) -> Check:
+    """Free-running tokens, as many as `noise` (that of the forced roll-out) has steps."""
+    player = StudentPlayer(reference.student, reference.inputs)
+    tokens: list[int] = []
+    gaps: list[float] = []
+    logits = player.start()
+    for _ in noise:
         tokens.append(int(logits.argmax()))
         gaps.append(top_gap(logits))
-        noise.append(max(noise[-1], logits_error(made[1], made[0], tolerance).error))
-        logits, made = player.step(tokens[-1]), [other.step(tokens[-1]) for other in pair]
+        logits = player.step(tokens[-1])
     meter = Meter()
     session = SessionPlayer(Session(bundle, runner), reference.prompt, reference.images)
-    note = greedy_note(meter, session, tokens, gaps, noise[1:], tolerance)
-    return metered("student", runner.backend, f"greedy, {steps} tokens", meter, note)
+    note = greedy_note(meter, session, tokens, gaps, noise, tolerance)
+    return metered("student", runner.backend, f"greedy, {len(tokens)} tokens", meter, note)
 
 
 def _curves(backend: str, meter: Meter, tolerance: Tolerance) -> list[Curve]:

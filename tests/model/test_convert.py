@@ -142,7 +142,7 @@ def test_without_decay_and_norms_it_is_linear_attention_of_the_teachers_q_k_v(fa
         block.scan_forward.a_log.data.fill_(-1e4)  # decay 1
         block.scan_forward.norm = nn.Identity()
         with torch.inference_mode():
-            y, _ = block(seen[index]["hidden_states"], seen[index]["position_embeddings"])
+            y, _ = block(seen[index]["hidden_states"], seen[index]["position_embeddings"], linmu_layout=None)
             repeat = q.shape[1] // k.shape[1]
             scores = (q @ k.repeat_interleave(repeat, 1).mT).tril() * q.shape[-1] ** -0.5
             mixed = (scores @ v.repeat_interleave(repeat, 1)).transpose(1, 2).flatten(2)

@@ -40,9 +40,9 @@ def dependence(model, inputs) -> np.ndarray:
             hidden.shape[1:], generator=torch.Generator().manual_seed(0)
         )
         ids = inputs["input_ids"].repeat(length + 1, 1)
-        model._layout_slot.tensors = model.layout_tensors(ids, None, [media] * (length + 1))
         kwargs = {
             **kwargs,
+            "linmu_layout": model.layout_tensors(ids, None, [media] * (length + 1)),
             "position_embeddings": tuple(t.repeat(length + 1, 1, 1) for t in kwargs["position_embeddings"]),
         }
         for layer in layers:

@@ -35,6 +35,30 @@ def test_every_new_parameter_learns_with_and_without_checkpointing(family):
         torch.testing.assert_close(again[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", VISION_NAMES)
+def test_checkpointing_recomputes_a_prompt_with_its_own_layout(family):
+    model, tokenizer = fresh_student(family, **SETTINGS)
+    two, one, text = (tiny_inputs(family, model, tokenizer, kind) for kind in ("two_images", "image", "text"))
+    model.train()
+    expected = gradients(model, two)
+    model.activation_checkpointing_enable()
+    for other in (one, text):
+        model.zero_grad()
+        loss = model(**two, labels=two["input_ids"], use_cache=False).loss
+        model(**other, use_cache=False)  # a second forward pass before the first one's backward pass
+        loss.backward()
+        for name, value in new_parameters(model).items():
+            torch.testing.assert_close(value.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", VISION_NAMES)
+def test_a_decoder_by_itself_is_refused(family):
+    model, tokenizer = shared_student(family)
+    text = tiny_inputs(family, model, tokenizer, "text")
+    with pytest.raises(InputError, match="no layout of the prompt.*call the whole student"):
+        model.get_decoder()(input_ids=text["input_ids"])
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm"])
 def test_the_layout_of_one_prompt_does_not_stay_for_the_next(family):
     model, tokenizer = shared_student(family)

@@ -1,0 +1,70 @@
+"""The graph files one by one: a runner may take a short cut past some of them, and they are still part of the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from linmu.runtimes.base import PromptPiece, RunnerState, VisionFeatures
+from linmu.runtimes.ort_runner import OrtRunner
+
+
+class GraphFiles:
+    """A Runner on the very files: embeddings from token_embedding.onnx, steps from step.onnx, the rest as `runner`."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, runner: OrtRunner):
+        self.runner, self.state_specs = runner, runner.state_specs
+
+    def new_state(self) -> RunnerState:
+        """A zero state for one sequence."""
+        return self.runner.new_state()
+
+    def embed(self, input_ids: np.ndarray) -> np.ndarray:
+        """Token embeddings: [S] int64 -> [S, D] float32."""
+        ids = np.ascontiguousarray(input_ids, np.int64)[None]
+        return self.runner._session("token_embedding").run(["inputs_embeds"], {"input_ids": ids})[0][0]
+
+    def encode(self, call: dict[str, np.ndarray]) -> VisionFeatures:
+        """The vision graph on one call."""
+        return self.runner.encode(call)
+
+    def prefill(self, piece: PromptPiece, state: RunnerState) -> np.ndarray:
+        """The prefill graph -> logits [V]."""
+        return self.runner.prefill(piece, state)  # type: ignore[arg-type]
+
+    def step(self, token: int, position: int, past_length: int, state: RunnerState) -> np.ndarray:
+        """The step graph -> logits [V]."""
+        ranks = {spec.name: len(spec.shape) for spec in self.runner.bundle.manifest.graphs["step"].inputs}
+        shape = (3, 1, 1) if ranks["position_ids"] == 3 else (1, 1)
+        feeds = {"input_ids": np.array([[token]]), "position_ids": np.full(shape, position), **state.read()}
+        if "past_length" in ranks:
+            feeds["past_length"] = np.array([past_length])
+        names = ["logits", *(spec.output for spec in self.state_specs)]
+        found = dict(zip(names, self.runner._session("step").run(names, feeds), strict=True))
+        state.write({spec.name: found[spec.output] for spec in self.state_specs})
+        return found["logits"][0, 0]
+
+    def close(self) -> None:
+        """Nothing of its own."""
+
+    def __enter__(self) -> GraphFiles:
+        """The graphs."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close: the runner is closed by who opened it."""
+
+
+@contextmanager
+def graph_files(runner: OrtRunner) -> Iterator[GraphFiles]:
+    """The files of an open runner; sessions that only this needed are dropped afterwards, with their weights."""
+    before = set(runner._sessions)
+    try:
+        yield GraphFiles(runner)
+    finally:
+        for name in set(runner._sessions) - before - {"vision"}:
+            del runner._sessions[name]
