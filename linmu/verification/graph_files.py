@@ -1,4 +1,4 @@
-"""The graph files one by one: a runner may take a short cut past some of them, and they are still part of the bundle."""
+"""The graph files one by one: a runner may take a short cut past some of them, and all are part of the bundle."""
 
 from __future__ import annotations
 
