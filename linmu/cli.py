@@ -151,22 +151,37 @@ def run(
     threads: ThreadsOption = None,
     save_state: Annotated[Path | None, typer.Option("--save-state", help="Write the state afterwards.")] = None,
     load_state: Annotated[Path | None, typer.Option("--load-state", help="Continue from a saved state.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 = greedy; above, sample.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this sum.")] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Makes sampling repeatable.")] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Answer a prompt, greedily; tokens appear as they come."""
+    """Answer a prompt, greedily unless told otherwise; tokens appear as they come."""
+    if save_state is not None and not save_state.absolute().parent.is_dir():
+        raise InputError(f"--save-state {save_state}", got="no such folder", fix="make the folder first")
     with _results() as results:
+        from linmu.runtimes.sampling import Sampling
         from linmu.runtimes.session import load
 
+        sampling = Sampling(temperature, top_p, seed)
         session = load(bundle, backend=backend, threads=threads)
         if load_state is not None:
             session.state.load(load_state)
         pictures = list(images or [])
         if json_output:
-            results.json(session.generate(prompt, pictures, video, max_new_tokens=max_new_tokens))
+            results.json(session.generate(prompt, pictures, video, max_new_tokens=max_new_tokens, sampling=sampling))
         else:
-            for piece in session.stream(prompt, pictures, video, max_new_tokens=max_new_tokens):
+            pieces = session.stream(prompt, pictures, video, max_new_tokens=max_new_tokens, sampling=sampling)
+            for piece in pieces:
                 results.text(piece)
             results.text("\n")
+            found = session.result("")
+            _say(
+                f"{found.prompt_tokens} prompt tokens, first token after {found.timings['ttft_ms']:.0f} ms, "
+                f"{found.timings['tokens_per_s']:.1f} tokens/s, state {session.state.nbytes / 2**20:.1f} MiB"
+            )
+        if session.notice:
+            _say(session.notice)
         if save_state is not None:
             session.state.save(save_state)
 
