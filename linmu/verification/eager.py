@@ -77,7 +77,7 @@ class StudentRunner(TorchRunner):
         outputs = {name: value.numpy() for name, value in run_tower(self.tower, feeds).items()}
         embeddings = outputs["embeddings"]
         if self.other is not None:
-            signs = np.random.default_rng(0).choice(np.float32([-1, 1]), embeddings.shape)
+            signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), embeddings.shape)
             embeddings = embeddings + signs * np.float32(VISION_NOISE * embeddings.std())
         return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]), outputs.get("deepstack"))
 
