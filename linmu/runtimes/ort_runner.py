@@ -90,7 +90,7 @@ class OrtRunner:
         self._decode = "prefill" if self._one_graph else "step"
         self._inputs = self._decode_inputs()
         for name in {"prefill", self._decode}:
-            self._session(name)
+            self.session(name)
 
     def __enter__(self) -> OrtRunner:
         """The runner itself."""
@@ -121,7 +121,7 @@ class OrtRunner:
         if "grid" in call:
             grid = tuple(int(n) for n in call["grid"])
             feeds |= vision_inputs(self.bundle.manifest.model.family, vision, (grid[0], grid[1], grid[2]))
-        session = self._session("vision")
+        session = self.session("vision")
         outputs = dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
         embeddings = outputs["embeddings"]
         return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]), outputs.get("deepstack"))
@@ -135,7 +135,7 @@ class OrtRunner:
             feeds["deepstack"] = piece.deepstack
         if "past_length" in names:
             feeds["past_length"] = np.array([piece.past_length], np.int64)
-        session = self._session("prefill")
+        session = self.session("prefill")
         binding = session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
@@ -159,7 +159,7 @@ class OrtRunner:
         self._inputs["position_ids"][...] = position
         if "past_length" in self._inputs:
             self._inputs["past_length"][...] = past_length
-        self._session(self._decode).run_with_iobinding(state.step_bindings[state.now])
+        self.session(self._decode).run_with_iobinding(state.step_bindings[state.now])
         state.now = 1 - state.now
         return self._logits[0, 0]
 
@@ -174,14 +174,23 @@ class OrtRunner:
         return inputs
 
     def _step_binding(self, state: OrtState, source: int) -> ort.IOBinding:
-        binding = self._session(self._decode).io_binding()
+        binding = self.session(self._decode).io_binding()
         for name, array in self._inputs.items():
             binding.bind_ortvalue_input(name, _value(array))
         binding.bind_ortvalue_output("logits", _value(self._logits))
         state.bind(binding, source)
         return binding
 
-    def _session(self, name: str) -> ort.InferenceSession:
+    @property
+    def open_graphs(self) -> frozenset[str]:
+        """Names of the graphs that are in memory."""
+        return frozenset(self._sessions)
+
+    def drop(self, name: str) -> None:
+        """Free one graph (it is opened again when it is needed)."""
+        del self._sessions[name]
+
+    def session(self, name: str) -> ort.InferenceSession:
         """Open a graph on first use and hold it against the manifest before anything is run."""
         if name not in self._sessions:
             spec = self.bundle.manifest.graphs.get(name)

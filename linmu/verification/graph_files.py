@@ -26,7 +26,7 @@ class GraphFiles:
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """Token embeddings: [S] int64 -> [S, D] float32."""
         ids = np.ascontiguousarray(input_ids, np.int64)[None]
-        return self.runner._session("token_embedding").run(["inputs_embeds"], {"input_ids": ids})[0][0]
+        return self.runner.session("token_embedding").run(["inputs_embeds"], {"input_ids": ids})[0][0]
 
     def encode(self, call: dict[str, np.ndarray]) -> VisionFeatures:
         """The vision graph on one call."""
@@ -44,7 +44,7 @@ class GraphFiles:
         if "past_length" in ranks:
             feeds["past_length"] = np.array([past_length])
         names = ["logits", *(spec.output for spec in self.state_specs)]
-        found = dict(zip(names, self.runner._session("step").run(names, feeds), strict=True))
+        found = dict(zip(names, self.runner.session("step").run(names, feeds), strict=True))
         state.write({spec.name: found[spec.output] for spec in self.state_specs})
         return found["logits"][0, 0]
 
@@ -62,9 +62,9 @@ class GraphFiles:
 @contextmanager
 def graph_files(runner: OrtRunner) -> Iterator[GraphFiles]:
     """The files of an open runner; sessions that only this needed are dropped afterwards, with their weights."""
-    before = set(runner._sessions)
+    before = runner.open_graphs
     try:
         yield GraphFiles(runner)
     finally:
-        for name in set(runner._sessions) - before - {"vision"}:
-            del runner._sessions[name]
+        for name in runner.open_graphs - before - {"vision"}:
+            runner.drop(name)

@@ -52,7 +52,7 @@ def guarded(level: str, backend: str, name: str, check: Callable[[], Check]) -> 
 def graph_io_check(runner: Any, bundle: Bundle, name: str) -> Check:
     """An ONNX graph's own inputs and outputs against the manifest: names, dtypes, shapes and order."""
     spec = bundle.manifest.graphs[name]
-    session = runner._session(name)  # the runner's own: a second one would load the weights again
+    session = runner.session(name)  # the runner's own: a second one would load the weights again
     found = [_specs(values) for values in (session.get_inputs(), session.get_outputs())]
     check_graph_io(spec, *found)
     for side, wanted, have in zip(("inputs", "outputs"), (spec.inputs, spec.outputs), found, strict=True):
