@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,42 @@ class Media:
 
     text: str
     grid: MediaGrid
-    calls: tuple[dict[str, np.ndarray], ...]
+    calls: Sequence[dict[str, np.ndarray]]
+
+
+class GridCalls(Sequence[dict[str, np.ndarray]]):
+    """One call of the vision graph per grid frame, made from `frames` (patches of each) when it is asked for."""
+
+    def __init__(self, frames: Sequence[np.ndarray], grid: tuple[int, int, int]):
+        self.frames, self.grid = frames, np.array([1, *grid[1:]], np.int64)
+
+    def __len__(self) -> int:
+        """Grid frames."""
+        return len(self.frames)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The call of one grid frame."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return {"pixel_values": self.frames[index], "grid": self.grid.copy()}
+
+
+class ChainedCalls(Sequence[dict[str, np.ndarray]]):
+    """The calls of several media, one after the other, each made when it is asked for."""
+
+    def __init__(self, parts: Sequence[Sequence[dict[str, np.ndarray]]]):
+        self.places = [(part, i) for part in parts for i in range(len(part))]
+
+    def __len__(self) -> int:
+        """All calls."""
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One call (or several)."""
+        if isinstance(index, slice):
+            return [part[i] for part, i in self.places[index]]
+        part, i = self.places[index]
+        return part[i]
 
 
 def prepare_image(source: ImageSource, settings: ProcessorSettings) -> Media:
@@ -34,7 +71,7 @@ def prepare_image(source: ImageSource, settings: ProcessorSettings) -> Media:
     pixels = np.asarray(load_image(source))
     if isinstance(image, GridSettings):
         patches, grid = vision.image_patches(pixels, image)
-        return _grid_media("image", patches, grid, image.merge_size, tokens)
+        return _grid_media("image", [patches], grid, image.merge_size, tokens)
     tiles = vision.image_tiles(pixels, image)
     shape = (1, tokens.tile_grid[0], tokens.tile_grid[1])
     grid_of_tiles = MediaGrid("image", (shape,) * len(tiles.pixels))
@@ -43,17 +80,14 @@ def prepare_image(source: ImageSource, settings: ProcessorSettings) -> Media:
 
 
 def _grid_media(
-    kind: str, patches: np.ndarray, grid: tuple[int, int, int], merge: int, tokens: TokenSettings,
+    kind: str, frames: Sequence[np.ndarray], grid: tuple[int, int, int], merge: int, tokens: TokenSettings,
     text: str | None = None, seconds: float = 1.0,
 ) -> Media:  # fmt: skip
-    """Qwen media from patches [t*h*w, dim]; `grid` (t, h, w) counts patches before merging."""
+    """Qwen media from the patches [h*w, dim] of each grid frame; `grid` (t, h, w) counts patches before merging."""
     t, h, w = grid
-    calls = tuple(
-        {"pixel_values": frame, "grid": np.array([1, h, w], np.int64)} for frame in patches.reshape(t, h * w, -1)
-    )
     if text is None:
         text = str(tokens.image if kind == "image" else tokens.video) * (t * h * w // merge**2)
-    return Media(text, MediaGrid(kind, ((t, h // merge, w // merge),), seconds), calls)
+    return Media(text, MediaGrid(kind, ((t, h // merge, w // merge),), seconds), GridCalls(frames, grid))
 
 
 def take_clip(source: VideoSource, fps: float | None, settings: ProcessorSettings) -> tuple[Clip, float | None]:
@@ -87,8 +121,8 @@ def prepare_video(source: VideoSource, fps: float | None, settings: ProcessorSet
     clip, duration = take_clip(source, fps, settings)
     if isinstance(video.frames, GridSettings):
         step, merge = video.frames.temporal_patch_size, video.frames.merge_size
-        patches, grid = vision.video_patches(list(clip.frames), video)
-        text = None
+        patches = vision.VideoPatches(list(clip.frames), video)
+        grid, text = patches.grid, None
         if settings.family == "qwen3_vl":
             text = expand.qwen3_video_text(clip, tokens, step, grid[1] * grid[2] // merge**2)
         return _grid_media("video", patches, grid, merge, tokens, text, step / clip.sampled_fps)

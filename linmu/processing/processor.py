@@ -18,7 +18,7 @@ from linmu.layout.types import MediaGrid
 from linmu.processing import chat
 from linmu.processing.expand import bare_placeholder
 from linmu.processing.images import ImageSource
-from linmu.processing.media import Media, VideoSource, prepare_image, prepare_video
+from linmu.processing.media import ChainedCalls, Media, VideoSource, prepare_image, prepare_video
 from linmu.processing.settings import GridSettings, ProcessorSettings, read_settings
 from linmu.processing.tokens import StreamDecoder, load_tokenizer, to_ids
 
@@ -34,6 +34,7 @@ class ModelInputs:
 
     input_ids: [S] int64; text: the chat text before placeholders are expanded; media: grids in tokens after merging,
     in the order of the prompt; vision_calls: inputs of the vision graph, a dict per call, in the order of the tokens
+    and made when asked for
     (tile families: {"pixel_values": [n, 3, H, W] float32}; Qwen, per grid frame: {"pixel_values": [h*w, C*t*p*p]
     float32, "grid": [3] int64 = (1, h, w) in patches}).
     """
@@ -41,7 +42,7 @@ class ModelInputs:
     input_ids: np.ndarray
     text: str
     media: tuple[MediaGrid, ...] = ()
-    vision_calls: tuple[dict[str, np.ndarray], ...] = ()
+    vision_calls: Sequence[dict[str, np.ndarray]] = ()
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,10 @@ class Processor:
         bos = self.settings.tokens.template_variables.get("bos_token")
         return self.settings.tokens.chat_adds_special_tokens and not (bos is not None and text.startswith(bos))
 
-    def _calls(self, ordered: list[Media]) -> tuple[dict[str, np.ndarray], ...]:
-        calls = [call for item in ordered for call in item.calls]
+    def _calls(self, ordered: list[Media]) -> Sequence[dict[str, np.ndarray]]:
+        calls = ChainedCalls([item.calls for item in ordered])
         if not calls or isinstance(self.settings.image, GridSettings):
-            return tuple(calls)
+            return calls
         return ({"pixel_values": np.concatenate([call["pixel_values"] for call in calls])},)
 
 

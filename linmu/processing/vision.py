@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -94,17 +95,41 @@ def image_patches(image: np.ndarray, settings: GridSettings) -> tuple[np.ndarray
     return _patches(np.broadcast_to(frame, (settings.temporal_patch_size, *frame.shape[1:])), settings)
 
 
-def video_patches(frames: Sequence[np.ndarray], settings: VideoSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Qwen: patches of a video's frames [T][height, width, 3] uint8, and its grid (t, h, w) before merging.
+class VideoPatches(Sequence[np.ndarray]):
+    """Qwen: patches [h*w, 3*temporal_patch*patch*patch] float32 of each grid frame, made when it is asked for.
 
-    The last frame is repeated until `temporal_patch_size` divides their number.
+    frames [T][height, width, 3] uint8; the last one is repeated until `temporal_patch_size` divides their number.
+    `grid` (t, h, w) counts patches before merging. A long video thus never stands in memory as floats.
     """
-    grid = settings.frames
-    assert isinstance(grid, GridSettings)
-    size = video_frame_size(len(frames), frames[0].shape[0], frames[0].shape[1], settings)
-    resized = [resize(frame, size, grid.resample) for frame in frames]
-    resized += resized[-1:] * (-len(resized) % grid.temporal_patch_size)
-    return _patches(normalize(np.stack(resized), grid), grid)
+
+    def __init__(self, frames: Sequence[np.ndarray], settings: VideoSettings):
+        assert isinstance(settings.frames, GridSettings)
+        self.frames, self.settings = frames, settings.frames
+        self.size = video_frame_size(len(frames), frames[0].shape[0], frames[0].shape[1], settings)
+        patch, step = self.settings.patch_size, self.settings.temporal_patch_size
+        self.grid = (-(-len(frames) // step), self.size[0] // patch, self.size[1] // patch)
+
+    def __len__(self) -> int:
+        """Grid frames."""
+        return self.grid[0]
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        """The patches of one grid frame (or of several)."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        step = self.settings.temporal_patch_size
+        first = index % len(self) * step
+        chosen = [self.frames[min(first + i, len(self.frames) - 1)] for i in range(step)]
+        resized = np.stack([resize(frame, self.size, self.settings.resample) for frame in chosen])
+        return _patches(normalize(resized, self.settings), self.settings)[0]
 
 
 def video_frame_size(frames: int, height: int, width: int, settings: VideoSettings) -> geometry.Size:

@@ -17,6 +17,7 @@ from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
+TILES_AT_ONCE = 4  # of one vision call
 PROVIDER = "CPUExecutionProvider"
 ORT_TYPES = {
     "tensor(float)": "float32",
@@ -122,9 +123,16 @@ class OrtRunner:
             grid = tuple(int(n) for n in call["grid"])
             feeds |= vision_inputs(self.bundle.manifest.model.family, vision, (grid[0], grid[1], grid[2]))
         session = self.session("vision")
+        if "grid" not in call:  # tiles are independent: a few at a time bound the memory
+            tiles, most = feeds["pixel_values"], TILES_AT_ONCE
+            parts = [
+                session.run(["embeddings"], {"pixel_values": tiles[i : i + most]})[0]
+                for i in range(0, len(tiles), most)
+            ]
+            embeddings = np.concatenate(parts)
+            return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]))
         outputs = dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
-        embeddings = outputs["embeddings"]
-        return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]), outputs.get("deepstack"))
+        return VisionFeatures(outputs["embeddings"], outputs.get("deepstack"))
 
     def prefill(self, piece: PromptPiece, state: OrtState) -> np.ndarray:
         """Run a piece of a prompt, updating the state in place -> logits [V] of its last token."""

@@ -9,7 +9,8 @@ import torch
 from transformers.video_utils import read_video_pyav
 
 from linmu.errors import InputError, MissingComponentError
-from linmu.processing import expand
+from linmu.processing import expand, vision
+from linmu.processing.convert import video_settings
 from linmu.processing.settings import GridSettings, SplitSettings, VideoSettings
 from linmu.processing.video import (
     Clip,
@@ -231,3 +232,21 @@ def test_qwen3_times_are_means_of_a_patch(tmp_path):
     text = expand.qwen3_video_text(clip, ours.settings.tokens, 2, 2)
     frame = "<|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
     assert text == f"<0.2 seconds>{frame}<1.2 seconds>{frame}"
+
+
+def test_a_long_video_is_not_held_as_floats(monkeypatch):
+    """Each grid frame's pixels are made when they are asked for, the same ones every time."""
+    made = []
+    resize = vision.resize
+    monkeypatch.setattr(vision, "resize", lambda *arguments: made.append(1) or resize(*arguments))
+    frames = [np.full((40, 60, 3), level, np.uint8) for level in range(7)]
+    settings = video_settings("qwen2_5_vl", {})
+    patches = vision.VideoPatches(frames, settings)
+    assert not made and len(patches) == 4
+    last = patches[3]
+    assert len(made) == 2 and np.array_equal(last, patches[-1])
+    assert last.shape == (patches.grid[1] * patches.grid[2], 3 * 2 * 14 * 14)
+    by_step = last.reshape(len(last), 3, 2, -1)
+    assert np.array_equal(by_step[:, :, 0], by_step[:, :, 1])  # frame 7 does not exist: frame 6 is repeated
+    with pytest.raises(IndexError):
+        patches[4]
