@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -138,8 +137,3 @@ def all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 def nodes_per_layer(nodes: Sequence[onnx.NodeProto], layers: int) -> float:
     """Mean number of nodes that belong to a decoder layer."""
     return sum(node.name.startswith("layers.") for node in all_nodes(nodes)) / max(layers, 1)
-
-
-def next_multiple(value: int, of: int) -> int:
-    """The smallest multiple of `of` not below `value`."""
-    return math.ceil(value / of) * of

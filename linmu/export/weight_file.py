@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +43,3 @@ def write_weights(
             if progress is not None:
                 progress(count, len(weights))
     return stored
-
-
-def total_bytes(stored: Iterable[StoredWeight]) -> int:
-    """Bytes of the weights without alignment."""
-    return sum(weight.length for weight in stored)

@@ -1,7 +1,8 @@
 """Strict comparison: not finite fails first, then the worst case decides, never a mean.
 
 Noise: how far the float32 reference moves when its sums are taken in another order. A tolerance is never narrower than
-NOISE_ROOM times that: on an ill-conditioned model no float32 backend could be. It is reported whenever it matters.
+NOISE_ROOM times that: on an ill-conditioned model no float32 backend could be. It is reported whenever it matters, and
+it has a ceiling: on a model noisier than that, parity cannot be shown and verify fails.
 Units: a logits error is |difference| / std of the reference's logits; a state error is |difference| / largest value
 of the same head of the reference (heads far smaller than their tensor: 1/1000 of its largest value).
 """
@@ -18,6 +19,7 @@ from linmu.golden import Projector, Snapshot, grouped
 from linmu.manifest import Manifest
 
 NOISE_ROOM = 4.0
+WIDEST_LOGITS, WIDEST_STATE = 0.1, 1e-2  # noise never widens a tolerance beyond these
 SMALL_GROUP = 1e-3
 TINY = 1e-30
 
@@ -32,7 +34,7 @@ class Tolerance:
     def widened(self, noise: Sequence[float] | np.ndarray) -> Tolerance:
         """The tolerance where the reference's own (logits, state) noise is `noise`."""
         logits, state = (NOISE_ROOM * float(n) if np.isfinite(n) else 0.0 for n in noise)
-        return Tolerance(max(self.logits, logits), max(self.state, state))
+        return Tolerance(max(self.logits, min(logits, WIDEST_LOGITS)), max(self.state, min(state, WIDEST_STATE)))
 
 
 # By the weights' precision; fp16 weights are compared with a reference that was rounded in the same way.

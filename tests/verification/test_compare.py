@@ -83,7 +83,8 @@ def test_a_small_head_is_held_to_its_own_scale():
 def test_noise_widens_a_tolerance_and_never_narrows_it():
     assert TOLERANCE.widened((1e-6, 1e-6)) == TOLERANCE == TOLERANCE.widened((math.nan, math.inf))
     assert TOLERANCE.widened((1e-3, 1e-6)) == Tolerance(logits=4e-3)
-    assert TOLERANCE.widened((0.0, 1e-2)) == Tolerance(state=4e-2)
+    assert TOLERANCE.widened((0.0, 1e-3)) == Tolerance(state=4e-3)
+    assert TOLERANCE.widened((1.0, 1.0)) == Tolerance(logits=0.1, state=1e-2)  # there is a ceiling
 
 
 def test_nothing_compared_is_not_ok():
