@@ -1,0 +1,1 @@
+"""Training a student to answer like its teacher."""

@@ -1,0 +1,253 @@
+"""Batches: a dataset that encodes lazily, batches of similar length, and what a teacher's forward takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, Dataset
+
+from linmu.atomic import write_bytes
+from linmu.data_folder import DataFolder, Sample
+from linmu.distill.encode import EncodedSample, encode_sample, processor_fingerprint
+from linmu.errors import InputError
+from linmu.layout import PromptRules
+from linmu.model.hf_inputs import TILE_AXIS, hf_inputs
+from linmu.processing import Processor
+
+IGNORED = -100  # what transformers' losses leave out
+JOINED = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+TOO_LONG = ("error", "skip")
+CACHE_VERSION = 1
+POOL_BATCHES = 64  # lengths are sorted within so many batches: enough to save padding, few enough to stay random
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of every sample: `tokens` [n] int64 of prompt and answer, `vision` [n] int64: those that stand for pixels."""
+
+    tokens: np.ndarray
+    vision: np.ndarray
+
+
+class SampleDataset(Dataset[EncodedSample]):
+    """The samples of a data folder, encoded when they are asked for.
+
+    `lengths` encodes every sample once, calling `progress(done, total)`; with `cache` (a folder) it is kept there for
+    the same data and processor. Samples of more than `max_tokens` tokens are an InputError (too_long="error", naming
+    the first) or left out and counted in `skipped` ("skip"; `len` then needs the lengths).
+    """
+
+    def __init__(
+        self,
+        folder: DataFolder,
+        processor: Processor,
+        *,
+        loss_on: str = "answer",
+        max_tokens: int | None = None,
+        too_long: str = "error",
+        cache: Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        if too_long not in TOO_LONG:
+            raise InputError("too_long", got=repr(too_long), expected="one of " + ", ".join(TOO_LONG))
+        self.folder, self.processor, self.loss_on = folder, processor, loss_on
+        self.max_tokens, self.too_long, self.cache, self._progress = max_tokens, too_long, cache, progress
+
+    def __len__(self) -> int:
+        """Samples that are not left out."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> EncodedSample:
+        """One sample; raises InputError naming it."""
+        return encode_sample(self.samples[index], self.processor, self.loss_on, self.max_tokens)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples that are not left out, in the order of the file."""
+        if self.max_tokens is None or self.too_long == "error":
+            return self.folder.samples
+        return self._kept[0]
+
+    @property
+    def skipped(self) -> int:
+        """Samples left out because they have too many tokens."""
+        return len(self.folder) - len(self._kept[0])
+
+    @property
+    def lengths(self) -> Lengths:
+        """Lengths of `samples`; raises InputError for a sample that cannot be encoded or is too long."""
+        return self._kept[1]
+
+    @cached_property
+    def _kept(self) -> tuple[tuple[Sample, ...], Lengths]:
+        lengths = _measure(self.folder, self.processor, self.cache, self._progress)
+        self._progress = None  # it may not survive the way to a worker process
+        if self.max_tokens is None:
+            return self.folder.samples, lengths
+        fits = lengths.tokens <= self.max_tokens
+        if self.too_long == "error" and not fits.all():
+            worst = int(np.argmin(fits))
+            raise InputError(
+                f"{self.folder.samples[worst].place} has too many tokens ({np.sum(~fits)} of {len(fits)} samples have)",
+                got=lengths.tokens[worst], expected=f"at most {self.max_tokens}",
+                fix=f"allow {lengths.tokens.max()}, or leave long samples out",
+            )  # fmt: skip
+        if not fits.any():
+            raise InputError(
+                f"every sample of {self.folder.folder} has more than {self.max_tokens} tokens",
+                got=f"{lengths.tokens.min()} or more",
+            )
+        kept = tuple(sample for sample, fit in zip(self.folder.samples, fits, strict=True) if fit)
+        return kept, Lengths(lengths.tokens[fits], lengths.vision[fits])
+
+
+def _measure(
+    folder: DataFolder, processor: Processor, cache: Path | None, progress: Callable[[int, int], None] | None
+) -> Lengths:
+    """Lengths of all samples, from the cache where it has them."""
+    path = None if cache is None else Path(cache) / f"lengths-{_cache_key(folder, processor)}.json"
+    if path is not None and (found := _read_lengths(path, len(folder))) is not None:
+        return found
+    pairs = []
+    for done, sample in enumerate(folder.samples, 1):
+        encoded = encode_sample(sample, processor)
+        pairs.append((encoded.tokens, encoded.vision_tokens))
+        if progress is not None:
+            progress(done, len(folder))
+    table = np.array(pairs, np.int64)
+    if path is not None:
+        write_bytes(path, json.dumps({"tokens": table[:, 0].tolist(), "vision": table[:, 1].tolist()}).encode())
+    return Lengths(table[:, 0], table[:, 1])
+
+
+def _cache_key(folder: DataFolder, processor: Processor) -> str:
+    parts = [CACHE_VERSION, folder.fingerprint, processor_fingerprint(processor)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def _read_lengths(path: Path, samples: int) -> Lengths | None:
+    """Cached lengths, or None where there are none that fit."""
+    try:
+        data = json.loads(path.read_bytes())
+        tokens, vision = (np.array(data[name], np.int64) for name in ("tokens", "vision"))
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return None
+    return Lengths(tokens, vision) if tokens.shape == vision.shape == (samples,) else None
+
+
+def collate(encoded: Sequence[EncodedSample], rules: PromptRules | None, pad_id: int = 0) -> dict[str, Any]:
+    """Arguments of a teacher's forward for a batch, padded on the left, with three more.
+
+    input_ids, attention_mask [B,S] int64; pixels and grids of the family as its processor gives them for a batch;
+    labels [B,S] int64: -100 where nothing is to be predicted (losses shift them, as in transformers); sample_ids:
+    list of B ids; linmu_media: for students, not teachers; only where a video of a tile family needs it.
+    `rules` are the model's PromptRules (None: text only).
+    """
+    length = max(item.tokens for item in encoded)
+    ids = torch.full((len(encoded), length), pad_id, dtype=torch.int64)
+    labels, mask = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
+    for row, item in enumerate(encoded):
+        start = length - item.tokens
+        values = torch.from_numpy(item.inputs.input_ids.astype(np.int64))
+        ids[row, start:], mask[row, start:] = values, 1
+        labels[row, start:] = torch.where(torch.from_numpy(item.answer_mask), values, IGNORED)
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch["sample_ids"] = [item.id for item in encoded]
+    if rules is not None:
+        batch |= _media(encoded, rules, length)
+    return batch
+
+
+def _media(encoded: Sequence[EncodedSample], rules: PromptRules, length: int) -> dict[str, Any]:
+    """Pixels, grids and token types of a batch; nothing for a batch of text."""
+    rows = [hf_inputs(item.inputs, rules) for item in encoded]
+    found: dict[str, Any] = {}
+    for name in JOINED:
+        if parts := [row[name] for row in rows if name in row]:
+            tiles = name == "pixel_values" and rules.family in TILE_AXIS
+            found[name] = _stacked_tiles(encoded, rows) if tiles else torch.cat(parts)
+    if any("mm_token_type_ids" in row for row in rows):
+        types = torch.zeros(len(rows), length, dtype=torch.int64)
+        for number, row in enumerate(rows):
+            if (kinds := row.get("mm_token_type_ids")) is not None:
+                types[number, length - kinds.shape[1] :] = kinds[0]
+        found["mm_token_type_ids"] = types
+    if any("linmu_media" in row for row in rows):
+        found["linmu_media"] = [item.inputs.media for item in encoded]
+    return found
+
+
+def _stacked_tiles(encoded: Sequence[EncodedSample], rows: Sequence[dict[str, Any]]) -> Tensor:
+    """[B, most, 3, H, W] float32: Idefics3 and SmolVLM know padding tiles by their being zero all over."""
+    tiles = [row["pixel_values"][0] if "pixel_values" in row else None for row in rows]
+    shape = next(part.shape[1:] for part in tiles if part is not None)
+    out = torch.zeros(len(rows), max(len(part) for part in tiles if part is not None), *shape)
+    for number, part in enumerate(tiles):
+        if part is None:
+            continue
+        if not part.flatten(1).any(1).all():
+            raise InputError(
+                f"{encoded[number].id}: a picture is zero all over after normalizing, which the model takes for padding"
+            )
+        out[number, : len(part)] = part
+    return out
+
+
+class LengthBuckets(BatchSampler):
+    """Batches of sample numbers of similar length, the same for the same seed and epoch.
+
+    Every epoch is a new permutation, sorted by tokens (then vision tokens) within pools of `pool` batches; then the
+    batches are shuffled. The samples that fill no batch are the permutation's last: a short last batch, or none
+    (drop_last). accelerate shards it evenly and hands on `set_epoch`.
+    """
+
+    def __init__(
+        self, lengths: Lengths, batch_size: int, seed: int = 0, drop_last: bool = False, pool: int = POOL_BATCHES
+    ):
+        if batch_size < 1 or pool < 1:
+            raise InputError("batch_size and pool", got=f"{batch_size} and {pool}", expected="at least 1")
+        if drop_last and len(lengths.tokens) < batch_size:
+            raise InputError("samples", got=len(lengths.tokens), expected=f"at least {batch_size}, one batch")
+        self.lengths, self.batch_size, self.seed, self.drop_last, self.pool = (
+            lengths, batch_size, seed, drop_last, pool
+        )  # fmt: skip
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> LengthBuckets:
+        """Itself: where accelerate's shards look for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of the next iteration."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        samples = len(self.lengths.tokens)
+        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Lists of `batch_size` sample numbers."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.lengths.tokens))
+        full = len(order) // self.batch_size * self.batch_size
+        step = self.pool * self.batch_size
+        pools = [self._sorted(order[low : min(low + step, full)]) for low in range(0, full, step)]
+        batches = np.concatenate(pools).reshape(-1, self.batch_size) if pools else np.zeros((0, self.batch_size), int)
+        yield from batches[rng.permutation(len(batches))].tolist()
+        if full < len(order) and not self.drop_last:
+            yield order[full:].tolist()
+
+    def _sorted(self, numbers: np.ndarray) -> np.ndarray:
+        keys = (self.lengths.vision[numbers], self.lengths.tokens[numbers])
+        return numbers[np.lexsort(keys)]
