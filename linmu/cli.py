@@ -17,6 +17,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import Progress
 
+from linmu import cli_training
 from linmu.errors import CheckFailed, InputError, LinmuError
 
 INTERRUPTED = 130
@@ -85,7 +86,7 @@ def convert(
 @app.command(epilog="Example: linmu export student --target onnx -o bundle")
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.", show_default=False)],
-    student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default=False)] = None,
+    student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default="the demo student")] = None,
     target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
     quant: Annotated[str | None, typer.Option("--quant", help="Precision preset (default: the target's).")] = None,
     plain_ops: Annotated[bool, typer.Option("--plain-ops", help="Standard operators only.")] = False,
@@ -93,11 +94,11 @@ def export(
     json_output: JsonOption = False,
 ) -> None:
     """Write a bundle: graphs, weights, tokenizer, golden vectors and a manifest with every hash."""
-    if student is None:
-        raise InputError("no student given", fix="make one first: linmu convert TEACHER -o STUDENT")
+    from linmu.demo import student_folder
     from linmu.export.targets import find_target, stored_precision
 
     stored_precision(quant, find_target(target))  # told before torch takes its seconds to load
+    student = student or student_folder()
     _require_separate(student, out)
     _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
     with _results() as results:
@@ -237,6 +238,9 @@ def doctor(json_output: JsonOption = False) -> None:
             raise CheckFailed("the base install is broken", fix="pip install --force-reinstall linmu")
 
 
+cli_training.register(app)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 check failed, 2 bad input, 3 missing component, 130."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -356,7 +360,8 @@ def _results() -> Iterator[_Results]:
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[..., None]]:
     """A bar on stderr, moved by progress(text) or progress(text, done, total)."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 
         def show(text: str, done: int = 0, total: int | None = None) -> None:

@@ -19,7 +19,7 @@ from linmu.config import MMateConfig
 from linmu.errors import InputError
 from tests.bundles import tiny_bundle
 
-COMMANDS = ("convert", "export", "verify", "run", "bench", "inspect", "doctor")
+COMMANDS = ("convert", "distill", "eval", "export", "verify", "run", "bench", "inspect", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -46,7 +46,6 @@ def test_version(capsys):
     [
         (["nope"], "nope"),
         (["export", "student"], "--out"),
-        (["export", "-o", "b"], "linmu convert"),
         (["inspect"], "folder"),
         (["inspect", "none"], "neither a bundle nor a student"),
         (["verify", "b", "--steps", "0"], "steps"),

@@ -1,0 +1,131 @@
+"""Commands around training: `linmu eval`, `linmu distill`. `linmu.cli` registers them and has what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to the command line."""
+    app.command("eval", epilog=EVAL_EXAMPLES)(eval_command)
+    app.command("distill", epilog=DISTILL_EXAMPLES)(distill_command)
+
+
+EVAL_EXAMPLES = "Example: linmu eval student --data test --teacher teacher --predictions said.jsonl --json"
+
+
+def eval_command(
+    model: Annotated[Path, typer.Argument(help="Bundle, student or teacher folder.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", help="Data folder, or local copy of a data set.", show_default=False)],
+    teacher: Annotated[Path | None, typer.Option("--teacher", help="Asked the same questions.")] = None,
+    format: Annotated[str, typer.Option("--format", help="auto, linmu, mmmu, textvqa, longvideobench, videomme.")] = (
+        "auto"
+    ),
+    split: Annotated[str | None, typer.Option("--split", help="Of a published data set (default: its usual one).")] = (
+        None
+    ),
+    subtitles: Annotated[bool, typer.Option("--subtitles", help="Put subtitles before the question.")] = False,
+    ignore_case: Annotated[bool, typer.Option("--ignore-case", help="Exact match takes CAT for cat.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask so many, every task with its share.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Which ones --limit takes.")] = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer (default: the format's).")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Keep every text here; a second run goes on from it.")
+    ] = None,
+    backend: Annotated[str, typer.Option("--backend", help="auto, or a backend the bundle names.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: the runtime's).")] = (
+        None
+    ),
+    device: Annotated[str, typer.Option("--device", help="Of student and teacher folders: auto, cpu, cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of student and teacher folders: auto, float32, ...")] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at once, folders only.")] = 16,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Measure accuracy by task: ask every question, score the generated text, give 95% intervals."""
+    from linmu.cli import _results, _show
+    from linmu.evaluation.answerers import Engine
+    from linmu.evaluation.report import evaluation_view
+    from linmu.evaluation.run import Plan, evaluate
+
+    plan = Plan(format, split, subtitles, ignore_case, limit, seed, max_new_tokens)
+    engine = Engine(backend, threads, device, dtype, batch_size)
+    with _results() as results:
+        with _bars() as progress:
+            found = evaluate(
+                model, data, teacher=teacher, plan=plan, engine=engine, predictions=predictions, progress=progress
+            )
+        _show(evaluation_view(found))
+        if json_output:
+            results.json(found)
+
+
+DISTILL_EXAMPLES = "Example: linmu distill student --teacher teacher --data train -o trained --validation held-out"
+
+
+def distill_command(
+    student: Annotated[Path, typer.Argument(help="Student folder made by `linmu convert`.", show_default=False)],
+    teacher: Annotated[Path, typer.Option("--teacher", help="Model it was converted from.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", help="Data folder to train on.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Student folder to write.", show_default=False)],
+    stage: Annotated[str, typer.Option("--stage", help="all, or numbers such as 1 or 2,3.")] = "all",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")] = False,
+    recipe: Annotated[str, typer.Option("--recipe", help="small, large or a YAML file.")] = "small",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A key of the recipe; may be repeated.")
+    ] = None,
+    validation: Annotated[Path | None, typer.Option("--validation", help="Data folder to measure on.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps the teacher's outputs.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Order of samples and new weights.")] = 0,
+    bf16: Annotated[
+        bool | None, typer.Option("--bf16/--fp32", help="Mixed precision (default: where an accelerator has it).")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Train a student to answer like its teacher, in stages; --resume goes on after a kill."""
+    from linmu.cli import _require, _require_separate, _results, _say, _show
+
+    for source in (student, teacher, data):
+        _require_separate(source, out)
+    _require("linmu distill", "convert", "torch", "transformers", "accelerate", "peft")
+    with _results() as results:
+        from linmu.distill.recipe import load_recipe, parse_settings, parse_stages
+        from linmu.distill.report import distill_view
+
+        chosen = load_recipe(recipe, parse_settings(settings or []))
+        numbers = parse_stages(stage)
+        from linmu.distill.run import distill, is_main_process
+
+        report = distill(
+            student, teacher, data, out, recipe=chosen, stages=numbers, resume=resume, seed=seed, bf16=bf16,
+            validation=validation, cache=cache, say=_say,
+        )  # fmt: skip
+        if is_main_process():
+            _show(distill_view(report))
+            _say(f"student written to {out}")
+            if json_output:
+                results.json({"student": str(out), "report": report})
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for everyone who works, moved by progress(who, done, total); nothing where stderr is a file."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(who: str, done: int, total: int) -> None:
+            if who not in tasks:
+                tasks[who] = bars.add_task(who)
+            bars.update(tasks[who], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,30 @@
+"""Our own data folders: exact match of the whole generated text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from linmu.data_folder import DATA_FILE, DataFolder
+from linmu.errors import InputError
+from linmu.evaluation.benchmarks import Options
+from linmu.evaluation.questions import Question
+
+
+def looks_like(folder: Path) -> bool:
+    """Whether the folder holds data.jsonl."""
+    return (folder / DATA_FILE).is_file()
+
+
+def read(folder: Path, options: Options) -> list[Question]:
+    """A question a line; raises InputError for wrong lines and for lines without an answer."""
+    data = DataFolder.open(folder)
+    if empty := [sample.place for sample in data.samples if not sample.answer.strip()]:
+        raise InputError(f"{empty[0]} has no answer to compare with", fix="leave plain text out of a test set")
+    return [
+        Question(
+            id=sample.id, prompt=sample.prompt, answers=(sample.answer, *sample.answers),
+            rule="exact_ignoring_case" if options.ignore_case else "exact", images=sample.images, video=sample.video,
+            video_fps=sample.video_fps, task=sample.task or "all",
+        )
+        for sample in data.samples
+    ]  # fmt: skip
