@@ -1,6 +1,6 @@
 """The whole way on real weights: assemble a LLaVA, convert, export, verify, then ask it, all through the command line.
 
-    python examples/demo.py [--fresh] [--out DIR] [--quant none]
+    python examples/real_weights.py [--fresh] [--out DIR] [--quant none]
 
 Every product stays in the output folder, so a second run goes straight to verify and the questions; `--fresh` starts
 over. The student is converted, **not distilled**, and the LLaVA's projector is untrained: its words mean nothing yet.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = Path(__file__).parent
-OUT = EXAMPLES.parent / "out" / "demo"
+OUT = EXAMPLES.parent / "out" / "real-weights"
 LINMU = (sys.executable, "-m", "linmu")
 
 

@@ -13,8 +13,8 @@ FOLDERS = ("linmu", "tests", "examples", "benchmarks")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 # Right of the bundle: these may import none of the workstation's packages when they are imported.
-DEVICE_FOLDERS = ("layout", "processing", "runtimes")
-EXCEPT = {"runtimes/torch_runner.py"}
+DEVICE_FOLDERS = ("demo", "evaluation", "layout", "processing", "runtimes")
+EXCEPT = {"runtimes/torch_runner.py", "evaluation/torch_answerer.py"}
 FORBIDDEN = ("torch", "transformers", "peft", "accelerate", "gguf", "onnx", "onnxscript", "av", "matplotlib", "psutil")
 FORBIDDEN_OWN = ("linmu.model", "linmu.export", "linmu.distill")
 

@@ -1,4 +1,4 @@
-"""The demo's bookkeeping: what exists is kept, what follows a new product is made anew, a failure stops it."""
+"""The bookkeeping of examples/real_weights.py: what exists is kept, what follows a new product is made anew, a failure stops it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(scope="module")
 def demo():
-    """The demo module, importable as when it is run as a script."""
+    """The module, importable as when it is run as a script."""
     sys.path.insert(0, str(EXAMPLES))
-    import demo
+    import real_weights as demo
 
     yield demo
     sys.path.remove(str(EXAMPLES))

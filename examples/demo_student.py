@@ -1,0 +1,63 @@
+"""Turn the demo's teacher into its student: data, conversion, three stages, accuracy after each.
+
+    python examples/demo_student.py out/demo-teacher out/demo-student
+
+Every product is kept, so that a second run goes on where the first one stopped. The last line is JSON: accuracy by
+task, by generation, of the teacher, the student as converted, and the student after every stage, over five test sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from linmu.config import MMateConfig
+from linmu.demo.measure import TEST_SEEDS, accuracy, ask_all, make_sets, table_line
+from linmu.distill.recipe import load_recipe
+from linmu.distill.run import distill
+from linmu.model.folders import convert_folder
+
+RECIPE = Path(__file__).with_name("demo_student.yaml")
+# The grid of a picture is 5 x 5 tokens: windows of 4 do not divide it, and a clip of 3 to 6 frames is one span.
+MMATE = MMateConfig(window_frames=2, window_rows=4, window_columns=4, chunk_size=64)
+
+
+def say(text: str) -> None:
+    """A line for the person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Make what is missing, then measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--samples", type=int, default=15000)
+    parser.add_argument("--tests", type=int, default=600, help="samples in each of the five test sets")
+    parser.add_argument("--bf16", action="store_true")
+    chosen = parser.parse_args()
+    out, recipe = chosen.out, load_recipe(RECIPE)
+    train, validation, tests = make_sets(out / "data", chosen.samples, chosen.tests, say=say)
+    if not (out / "converted").exists():
+        convert_folder(chosen.teacher, out / "converted", mmate=MMATE)
+    started, student = time.perf_counter(), out / "student"
+    if not (student / "config.json").exists():
+        distill(
+            out / "converted", chosen.teacher, train, student, recipe=recipe, resume=student.exists(),
+            bf16=chosen.bf16, validation=validation,
+        )  # fmt: skip
+        say(f"three stages: {time.perf_counter() - started:.0f} s")
+    models = {"teacher": chosen.teacher, "converted": out / "converted"}
+    models |= {s.name: student / "training" / f"{i}-{s.name}" / "student" for i, s in enumerate(recipe.stages, 1)}
+    table = {}
+    for name, folder in models.items():
+        table[name] = accuracy(ask_all(folder, tests, out / "said" / name))
+        say(table_line(name, table[name]))
+    print(json.dumps({"accuracy": table, "test_samples": chosen.tests * len(TEST_SEEDS)}))
+
+
+if __name__ == "__main__":
+    main()
