@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,16 +37,21 @@ STILLS = {"digit": 0.2, "number": 0.3, "reading": 0.5}
 CLIPS = {"motion": 0.3, "order": 0.4, "events": 0.3}
 HARD_STILLS = {"digit": 0.1, "number": 0.3, "reading": 0.6}
 HARD_CLIPS = {"motion": 0.45, "order": 0.15, "events": 0.4}
+LATE_CLIPS = {"motion": 0.8, "order": 0.1, "events": 0.1}
 # (first step, what an optimiser step takes one of each: (conversations, {scene: share})). Single pictures first: a clip
 # costs as much as five of them and teaches little while the vision tower is blind. What is learned late comes last.
 PHASES = (
     (0, ((20, STILLS), (14, {"objects": 1.0}), (20, STILLS), (12, {"recall": 1.0}), (20, STILLS))),
     (1200, ((20, STILLS), (10, {"objects": 1.0}), (6, {"pictures": 1.0}), (6, CLIPS), (10, {"recall": 1.0}))),
     (2000, ((22, HARD_STILLS), (20, {"objects": 1.0}), (6, {"pictures": 1.0}), (6, HARD_CLIPS), (32, {"recall": 1.0}))),
+    (3200, ((22, HARD_STILLS), (20, {"search": 1.0}), (8, {"pictures": 1.0}), (6, LATE_CLIPS), (56, {"recall": 1.0}))),
+    (5600, ((24, HARD_STILLS), (20, {"objects": 1.0}), (8, {"pictures": 1.0}), (6, CLIPS), (40, {"recall": 1.0}))),
 )
+SEARCHED = ("color", "count")  # tasks that look for a shape: asked first in the scenes called "search"
 PASSES = 5
 WARMUP, SLOW, STRAIGHT = 150, 6000, 1200  # steps: warm-up, length of the cosine that is left at STRAIGHT
-CORNERS = ((1200, 0.9226), (2000, 0.6590))  # then straight lines: (step, share of the learning rate), and 0 at the end
+# then straight lines: (step, share of the learning rate), and 0 at the end
+CORNERS = ((1200, 0.9226), (2000, 0.6590), (3200, 0.4119), (3400, 0.6), (5600, 0.6))
 
 
 def make_tokenizer() -> Tokenizer:
@@ -121,7 +127,15 @@ def scenes(index: int, seed: int) -> list[Scene]:
     rng = np.random.default_rng([seed, index])
     step, place = divmod(index, PASSES)
     count, shares = next(mix for start, mix in reversed(PHASES) if step >= start)[place]
-    return [SCENES[name](rng, "train") for name in rng.choice(list(shares), count, p=list(shares.values()))]
+    return [make(name, rng) for name in rng.choice(list(shares), count, p=list(shares.values()))]
+
+
+def make(name: str, rng: np.random.Generator) -> Scene:
+    """A training scene; "search" is "objects" with the questions of SEARCHED first."""
+    scene = SCENES["objects" if name == "search" else name](rng, "train")
+    if name != "search":
+        return scene
+    return replace(scene, questions=tuple(sorted(scene.questions, key=lambda q: q.task not in SEARCHED)))
 
 
 def rate(step: int, steps: int) -> float:
@@ -137,7 +151,7 @@ def main() -> None:
     """Train, and save the last weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=5200)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--resume", action="store_true")

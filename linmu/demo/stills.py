@@ -181,8 +181,11 @@ def recall(rng: Generator, split: str) -> Scene:
         listed = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
         if split_of(listed) == split:
             break
-    asked = [
-        Question("recall", f"{listed}. Which number has the {name}?", str(value))
-        for name, value in zip(names, values, strict=True)
+    asked = some(rng, list(zip(names, values, strict=True)), count)
+    # the list stands in the first question only: the others can follow it in a conversation
+    heads = [f"{listed}. ", *[""] * (count - 1)]
+    questions = [
+        Question("recall", f"{head}Which number has the {name}?", str(value))
+        for head, (name, value) in zip(heads, asked, strict=True)
     ]
-    return Scene(tuple(some(rng, asked, 1)))
+    return Scene(tuple(questions))
