@@ -1,4 +1,4 @@
-"""The bookkeeping of examples/real_weights.py: what exists is kept, what follows a new product is made anew, a failure stops it."""
+"""Bookkeeping of examples/real_weights.py: products are kept, or made anew after a new one; a failure stops it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,82 @@
+"""Checkpoints that exist whole or not at all, and hold trained weights only."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from linmu.errors import InputError
+
+WEIGHTS = "trained.safetensors"
+PARTIAL = "partial"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step a checkpoint folder is named after, -1 for another name."""
+    found = _NAME.fullmatch(path.name)
+    return int(found.group(1)) if found else -1
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a stage."""
+    found = [path for path in folder.glob("checkpoint-*") if checkpoint_step(path) >= 0]
+    return max(found, key=checkpoint_step, default=None)
+
+
+def publish(folder: Path, step: int, keep: int) -> Path:
+    """Give the checkpoint written under `folder`/partial its name, flushed to disk first, and drop older ones."""
+    source, target = folder / PARTIAL / f"checkpoint-{step}", folder / f"checkpoint-{step}"
+    for path in source.iterdir():
+        _flush(path)
+    _flush(source)
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
+    _flush(folder)
+    older = sorted((path for path in folder.glob("checkpoint-*")), key=checkpoint_step)[:-keep]
+    for path in older:
+        # renamed before it is emptied: a kill in between must not leave half a checkpoint under a valid name
+        doomed = folder / PARTIAL / f"old-{path.name}"
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    return target
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what a killed run left half-written."""
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+
+
+def save_trained(module: nn.Module, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write every parameter that is trained; `state`: a whole state dict where the module's own is sharded."""
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    own = dict(module.named_parameters()) if state is None else state
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: own[name].detach().contiguous().cpu() for name in names}, folder / WEIGHTS)
+
+
+def load_trained(module: nn.Module, folder: Path) -> None:
+    """Read back `save_trained`; raises InputError when the names or shapes are other ones."""
+    stored = load_file(folder / WEIGHTS)
+    own = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if stored.keys() != own.keys() or any(stored[name].shape != own[name].shape for name in own):
+        raise InputError(f"{folder} belongs to another student or recipe", got=f"{len(stored)} trained tensors",
+                         expected=f"{len(own)} of this stage")  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(stored[name])
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

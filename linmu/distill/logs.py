@@ -1,0 +1,142 @@
+"""What a run tells while it trains: a bar, a line an interval, and rows in a CSV file. One process writes."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from linmu.atomic import atomic_file
+from linmu.distill.recipe import LOSSES, Stage, Stop
+from linmu.meter import peak_bytes
+
+TRAINING_COLUMNS = (
+    "step", "loss", *LOSSES, "learning_rate", "grad_norm", "tokens", "tokens_per_s", "peak_mib", "seconds",
+)  # fmt: skip
+VALIDATION_COLUMNS = ("step", "kl", "top1", "hidden", "samples", "tokens")
+
+
+class CsvLog:
+    """Rows of numbers with a `step`, appended one by one; `rewind` drops rows after a step."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]):
+        self.path, self.columns = path, columns
+
+    def rewind(self, step: int) -> None:
+        """Keep the rows up to `step` (0: start anew)."""
+        rows = [row for row in read_csv(self.path) if row["step"] <= step] if self.path.is_file() else []
+        with atomic_file(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows({name: _text(value) for name, value in row.items()} for row in rows)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row; other keys than the columns are left out."""
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
+            writer.writerow({name: _text(value) for name, value in row.items()})
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """The rows of a CSV log; empty cells are left out, a row that a kill cut short too."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = []
+    for row in rows:
+        try:
+            found.append({name: float(value) for name, value in row.items() if name is not None and value})
+        except ValueError:
+            continue
+    return [row for row in found if "step" in row and len(row) > 1]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+class TrainingLog(TrainerCallback):
+    """A bar on a terminal, a line an interval and training.csv."""
+
+    def __init__(self, stage: Stage, log: CsvLog, say: Callable[[str], None]):
+        self.stage, self.log, self.say = stage, log, say
+        self.bar: tqdm | None = None
+        self.clock, self.tokens = 0.0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop rows of steps that are about to be done again, and draw the bar."""
+        if not state.is_world_process_zero:
+            return
+        self.log.rewind(state.global_step)
+        self.clock, self.tokens = time.perf_counter(), logged(state, "tokens")
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.stage.name, unit="step",
+                        file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)  # fmt: skip
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar; the last step is always logged."""
+        if self.bar is not None:
+            self.bar.update(1)
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """One row and one line."""
+        if self.bar is None or not logs or "loss" not in logs:
+            return
+        now = time.perf_counter()
+        seconds, tokens = now - self.clock, logs["tokens"] - self.tokens
+        self.clock, self.tokens = now, logs["tokens"]
+        row = logs | {"step": state.global_step, "seconds": seconds, "tokens_per_s": tokens / seconds,
+                      "peak_mib": peak_memory() / 2**20}  # fmt: skip
+        self.log.append(row)
+        with self.bar.external_write_mode(file=sys.stderr):
+            self.say(self._line(row, state))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _line(self, row: dict[str, Any], state: Any) -> str:
+        parts = "".join(f" {name} {row[name]:.4g}" for name in LOSSES if name in row and len(self.stage.weights) > 1)
+        return (
+            f"stage {self.stage.number} {self.stage.name}: step {row['step']}/{state.max_steps} loss {row['loss']:.4g}"
+            f"{parts} rate {row['learning_rate']:.2g} {row['tokens_per_s']:.0f} tokens/s {row['peak_mib']:.0f} MiB"
+        )
+
+
+class EarlyStop(TrainerCallback):
+    """Ends a stage by its stop rule; looks at what was logged only, so a resumed run decides alike."""
+
+    def __init__(self, stop: Stop):
+        self.stop = stop
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Compare the best loss of the last `patience` intervals with the best before them."""
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        if stalled(losses, self.stop):
+            control.should_training_stop = True
+
+
+def stalled(losses: list[float], stop: Stop) -> bool:
+    """Whether the last `patience` losses brought no improvement of the share `min_improvement`."""
+    if len(losses) <= stop.patience:
+        return False
+    before, since = min(losses[: -stop.patience]), min(losses[-stop.patience :])
+    return since > before * (1 - stop.min_improvement)
+
+
+def logged(state: Any, name: str) -> float:
+    """The value of `name` in the last entry of a Trainer's history that has it, else 0."""
+    return next((float(entry[name]) for entry in reversed(state.log_history) if name in entry), 0.0)
+
+
+def peak_memory() -> int:
+    """Most bytes this process has used so far: of the accelerator where there is one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()

@@ -1,0 +1,66 @@
+"""What a run and its stages did, and how that looks on a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from linmu import __version__
+from linmu.distill.validation import Distance
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage did: steps done, loss of its first and last log interval, distance to the teacher if validated.
+
+    seconds: of the process that finished it; a stage that was resumed took longer in all.
+    """
+
+    number: int
+    name: str
+    steps: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+    distance: Distance | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StageReport:
+        """Read `to_json`'s form."""
+        distance = data["distance"]
+        return cls(**{**data, "distance": None if distance is None else Distance(**distance)})
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """What a run did: a report per stage of this run and of those finished before it; seconds of this run alone."""
+
+    student: str
+    teacher: str
+    samples: int
+    stages: tuple[StageReport, ...]
+    seconds: float
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"linmu": __version__, **asdict(self)}
+
+
+def distill_view(report: DistillReport) -> RenderableType:
+    """A row for every stage."""
+    table = Table("stage", "steps", "first loss", "last loss", "KL", "same token", "hidden error", "seconds",
+                  title="distillation", title_justify="left")  # fmt: skip
+    for stage in report.stages:
+        found = stage.distance
+        cells = ("", "", "") if found is None else (f"{found.kl:.4g}", f"{found.top1:.1%}", f"{found.hidden:.4g}")
+        losses = (f"{stage.first_loss:.4g}", f"{stage.last_loss:.4g}")
+        table.add_row(f"{stage.number} {stage.name}", str(stage.steps), *losses, *cells, f"{stage.seconds:.0f}")
+    return table

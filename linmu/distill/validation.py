@@ -1,0 +1,93 @@
+"""How far the student is from its teacher on held-out samples: KL, agreement of the likeliest token, hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from linmu.distill.logs import CsvLog
+from linmu.distill.signals import Needs, SignalSource
+
+SUMS = ("kl", "agree", "rows", "hidden", "tokens", "samples")
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Teacher and student on held-out samples.
+
+    kl: mean over predicted tokens, in nats; top1: share of them with the same likeliest token; hidden: normalised
+    squared error of the hidden states, mean over tokens and layers; samples, tokens: how many, tokens: predicted ones.
+    """
+
+    kl: float
+    top1: float
+    hidden: float
+    samples: int
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure(
+    objective: nn.Module,
+    source: SignalSource,
+    needs: Needs,
+    batches: Iterable[tuple[dict[str, Any], bool]],
+    add_up: Callable[[Tensor], Tensor],
+) -> Distance:
+    """The student running by itself against its teacher.
+
+    needs: hidden states, logits and the decoder's arguments; batches: with whether they count; `add_up` sums a
+    float64 tensor over all processes.
+    """
+    was_training = objective.training
+    objective.eval()
+    sums = torch.zeros(len(SUMS), dtype=torch.float64)
+    for batch, counts in batches:
+        found = objective(batch, source.signals(batch, needs))
+        sums += torch.stack([found[name].cpu() for name in SUMS]) * counts
+    objective.train(was_training)
+    total = dict(zip(SUMS, add_up(sums).tolist(), strict=True))
+    rows, tokens = max(total["rows"], 1), max(total["tokens"], 1)
+    means = (total["kl"] / rows, total["agree"] / rows, total["hidden"] / tokens)
+    return Distance(*means, round(total["samples"]), round(total["rows"]))
+
+
+class Validation(TrainerCallback):
+    """Measures before the first step, every `every` steps (0: never) and after the last; rows in validation.csv."""
+
+    def __init__(self, run: Callable[[], Distance], every: int, log: CsvLog, say: Callable[[str], None]):
+        self.run, self.every, self.log, self.say = run, every, log, say
+        self.last: Distance | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop rows of steps that are about to be done again; measure the start."""
+        if state.is_world_process_zero:
+            self.log.rewind(state.global_step)
+        if state.global_step == 0:
+            self._measure(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Measure at the interval: before the step's checkpoint is written, so that a resumed run has the row."""
+        if self.every and state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            self._measure(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Measure the result."""
+        self._measure(state)
+
+    def _measure(self, state: Any) -> None:
+        self.last = found = self.run()
+        if state.is_world_process_zero:
+            self.log.rewind(state.global_step - 1)
+            self.log.append({"step": state.global_step, **found.to_json()})
+            self.say(f"validation at step {state.global_step}: KL {found.kl:.4g}, same token {found.top1:.1%}, "
+                     f"hidden error {found.hidden:.4g}")  # fmt: skip

@@ -1,0 +1,97 @@
+"""SIGKILL in every stage, and several processes: each in processes of their own, so slow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from linmu.distill.logs import read_csv
+from tests.distill.support import places, weights
+from tests.folders import ROOT
+
+pytestmark = pytest.mark.slow
+STAGES = ("1-flex", "2-windows", "3-hidden", "4-answers")
+COLUMNS = ("step", "loss", "layer", "hidden", "logits", "learning_rate", "grad_norm", "tokens")
+SETTINGS = (
+    "batch_size=4", "log_every=1", "save_every=2", "validate_every=2", "flex.steps=4", "windows.steps=4",
+    "hidden.steps=4", "answers.steps=4",
+)  # fmt: skip
+
+
+def command(root: Path, out: Path, *more: str) -> list[str]:
+    """Arguments of `linmu distill`."""
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    return ["distill", str(root / "student"), "--teacher", str(root / "teacher"), "--data", str(root / "data"),
+            "-o", str(out), "--validation", str(root / "held"), *settings, *more]  # fmt: skip
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    """Python with one thread; what it says comes line by line."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            text=True, env=environment, start_new_session=True)  # fmt: skip
+
+
+def run(*arguments: str, kill_at: str | None = None, expect: str = "") -> int:
+    """Exit code; with `kill_at`, SIGKILL once a line says so; `expect` must be said."""
+    process, said = start(*arguments), []
+    for line in process.stderr:
+        said.append(line)
+        if kill_at is not None and kill_at in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    code = process.wait()
+    assert code in (0, -signal.SIGKILL) and expect in "".join(said), "".join(said)
+    return code
+
+
+def curves(out: Path) -> list:
+    """All logged figures but times and memory."""
+    rows = [row for name in STAGES for row in read_csv(out / "training" / name / "training.csv")]
+    checks = [row for name in STAGES for row in read_csv(out / "training" / name / "validation.csv")]
+    return [{name: row[name] for name in COLUMNS if name in row} for row in rows] + checks
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(places, folder of an uninterrupted run)."""
+    root, out = places("smolvlm", tmp_path_factory), tmp_path_factory.mktemp("whole") / "out"
+    assert run("-m", "linmu", *command(root, out)) == 0
+    return root, out
+
+
+def test_killed_in_every_stage_a_run_resumes_to_the_same_bits(whole, tmp_path):
+    root, out = whole
+    killed = tmp_path / "out"
+    for place in ("flex: step 3/", "windows: step 1/", "hidden: step 2/", "answers: step 3/"):
+        assert run("-m", "linmu", *command(root, killed, "--resume"), kill_at=place) == -signal.SIGKILL
+        assert not (killed / "config.json").exists()
+    assert run("-m", "linmu", *command(root, killed, "--resume")) == 0
+    expected, found = weights(out), weights(killed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert curves(out) == curves(killed)
+
+
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
+def test_two_processes_have_the_losses_of_one(whole, tmp_path, launcher):
+    root, out = whole
+    options = ["--nproc_per_node", "2"] if "torch" in launcher else ["--cpu", "--num_processes", "2"]
+    both = tmp_path / "out"
+    assert run("-m", launcher, *options, "-m", "linmu", *command(root, both), expect="2 processes") == 0
+    expected, found = curves(out), curves(both)
+    assert len(expected) == len(found)
+    for a, b in zip(expected, found, strict=True):
+        assert b == pytest.approx(a, rel=2e-3, abs=1e-6)
+    for name, value in weights(out).items():
+        torch.testing.assert_close(weights_of(both)[name], value, rtol=0, atol=1e-3)
+
+
+def weights_of(folder: Path, known: dict = {}) -> dict:  # noqa: B006
+    """Read once."""
+    return known.setdefault(folder, weights(folder))
