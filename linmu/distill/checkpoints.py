@@ -56,7 +56,8 @@ def clear_partial(folder: Path) -> None:
 
 def save_trained(module: nn.Module, folder: Path, state: dict[str, Tensor] | None = None) -> None:
     """Write every parameter that is trained; `state`: a whole state dict where the module's own is sharded."""
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    wrapped = "_fsdp_wrapped_module."
+    names = [name.replace(wrapped, "") for name, weight in module.named_parameters() if weight.requires_grad]
     own = dict(module.named_parameters()) if state is None else state
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: own[name].detach().contiguous().cpu() for name in names}, folder / WEIGHTS)

@@ -22,12 +22,18 @@ ROW_ELEMENTS = 2**25  # logits held at a time, 128 MiB in float32; more rows are
 class Objective(nn.Module):
     """forward(batch, signals, counts) -> {"loss": ..., and every part before its weight}.
 
-    `checkpoint_mixers` recomputes the mixers of the layer loss in the backward pass.
+    `checkpoint_mixers` recomputes the mixers of the layer loss in the backward pass; `touch_all` gives every trained
+    weight of a mixer a gradient, 0 where it is not used.
     """
 
-    def __init__(self, student: PreTrainedModel, stage: Stage, checkpoint_mixers: bool = False):
+    def __init__(
+        self, student: PreTrainedModel, stage: Stage, checkpoint_mixers: bool = False, touch_all: bool = False
+    ):
         super().__init__()
         self.student, self.stage, self.checkpoint_mixers = student, stage, checkpoint_mixers
+        if touch_all:
+            for layer in decoder_layers(student):
+                layer.self_attn.register_forward_hook(_touch)
 
     def forward(self, batch: dict[str, Any], signals: Signals, counts: Tensor | None = None) -> dict[str, Tensor]:
         """Losses of one collated batch; every part is a sum over tokens divided by its count.
@@ -138,6 +144,11 @@ class Objective(nn.Module):
         found = {"kl": kl, "agree": agree, "rows": len(rows), "hidden": hidden, "samples": len(batch["labels"])}
         found["tokens"] = valid_tokens(batch).sum()
         return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+
+def _touch(mixer: nn.Module, _: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    used = [weight.sum() for weight in mixer.parameters() if weight.requires_grad]
+    return (output[0] + 0 * torch.stack(used).sum().to(output[0].dtype), output[1]) if used else output
 
 
 def rows_of(teacher: Tensor | TopK | None, part: slice) -> Tensor | TopK:

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from linmu.errors import InputError
 
 GROUPS = ("flex_new", "flex_inherited", "swin", "alpha", "output", "lora", "mlp", "norms", "embeddings")
+MIXER_GROUPS = GROUPS[:5]
 LOSSES = ("layer", "hidden", "logits", "ce")
 SCHEDULES = ("constant", "linear", "cosine")
 LORA_TARGETS = ("mlp", "output")
@@ -244,8 +245,15 @@ def _check_stage(stage: Stage, where: str) -> None:
         _require(stage.lora.rank > 0, f"{where}.lora.rank", stage.lora.rank, "at least 1")
         for target in stage.lora.targets:
             _one_of(target, LORA_TARGETS, f"{where}.lora.targets")
+    beyond = [name for name in stage.train if name not in MIXER_GROUPS and not (name == "lora" and _on_mixers(stage))]
+    _require(set(stage.weights) != {"layer"} or not beyond, f"{where}.train", ", ".join(beyond),
+             "groups of the mixers: the loss layer reaches no others")  # fmt: skip
     if stage.stop is not None:
         _require(stage.stop.patience > 0, f"{where}.stop.patience", stage.stop.patience, "at least 1")
+
+
+def _on_mixers(stage: Stage) -> bool:
+    return stage.lora is not None and set(stage.lora.targets) == {"output"}
 
 
 def _require(holds: bool, what: str, got: object, expected: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel
 
 from linmu import __version__
 from linmu.atomic import write_bytes
@@ -115,32 +114,26 @@ def _setting(teacher, teacher_hash, model, student, folder, check, recipe, lengt
 
 
 def _run_stages(run: StageRun, target: OutFolder, chosen: list[Stage], model, source: Path, resume: bool):
-    """Every chosen stage that is not finished; the reports of all finished ones."""
-    state, at = PartialState(), None  # at: the folder that `model` was loaded from; None: `source`
+    """Every chosen stage that is not finished; `model` is the student of `source`. The reports of all finished ones."""
+    state, fresh = PartialState(), True
     for stage in chosen:
-        if target.finished(stage):
-            target.check_start(stage)
-            run.say(f"stage {stage.number} {stage.name}: done before")
-            continue
-        start = target.start_of(stage)
         if state.is_main_process:
             target.check_start(stage)
-        if start != at:
-            _load_weights(model, start or source)
-        report = run_stage(run, stage, model, target.stage(stage), resume)
+        if target.finished(stage):
+            run.say(f"stage {stage.number} {stage.name}: done before")
+            continue
+        start = target.start_of(stage) or source
+        if not fresh or start != source:
+            model = None  # freed before the next one is loaded
+            model = load_student(start).to(state.device)
+        report, model = run_stage(run, stage, model, start, target.stage(stage), resume)
         if state.is_main_process:
             write_bytes(target.stage(stage) / STAGE_REPORT, (json.dumps(report.to_json(), indent=2) + "\n").encode())
             target.save_stage(stage, model, source)
         state.wait_for_everyone()
-        at = target.student(stage)
+        fresh = False  # a trained model may share weights with the teacher or be in parts: the next stage loads its own
     done = [stage for stage in run.recipe.stages if target.finished(stage)]
     return tuple(StageReport.from_json(json.loads((target.stage(s) / STAGE_REPORT).read_text("utf-8"))) for s in done)
-
-
-def _load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """In place of the model's own, not into them: those may be shared with the teacher."""
-    model.load_state_dict(load_student(folder).to(model.device).state_dict(), assign=True)
-    model.tie_weights()
 
 
 def _publish(target: OutFolder, source: Path, report: DistillReport) -> None:

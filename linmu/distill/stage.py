@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from peft.tuners.lora import LoraModel
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -29,8 +30,10 @@ from linmu.distill.report import StageReport
 from linmu.distill.signals import Needs
 from linmu.distill.sources import Sources
 from linmu.distill.steps import Share, step_loader
+from linmu.distill.teacher_cache import CachedTeacher
 from linmu.distill.trainer import DistillTrainer, training_arguments
 from linmu.distill.validation import Distance, Validation, measure
+from linmu.model.folders import load_student
 
 TRAINING_LOG, VALIDATION_LOG = "training.csv", "validation.csv"
 CURVES = "curves.png"
@@ -50,10 +53,14 @@ class StageRun:
     say: Callable[[str], None]
 
 
-def run_stage(run: StageRun, stage: Stage, student: PreTrainedModel, folder: Path, resume: bool) -> StageReport:
-    """Train `student` in place; logs and checkpoints go to `folder`. With `resume`, from the last checkpoint there.
+def run_stage(
+    run: StageRun, stage: Stage, student: PreTrainedModel, source: Path, folder: Path, resume: bool
+) -> tuple[StageReport, PreTrainedModel]:
+    """Train the student of the folder `source`; returns the report and the trained student without adapters.
 
-    Raises CheckFailed when the loss is not finite, InputError for a checkpoint of another run.
+    Logs and checkpoints go to `folder`; with `resume`, from the last checkpoint there. `student` is used up. With FSDP
+    only the main process gets the trained weights. Raises CheckFailed when the loss is not finite, InputError for a
+    checkpoint of another run.
     """
     started, state = time.perf_counter(), PartialState()
     share = Share.of(run.recipe.batch_size, run.recipe.micro_batch, state.num_processes, state.process_index)
@@ -61,17 +68,36 @@ def run_stage(run: StageRun, stage: Stage, student: PreTrainedModel, folder: Pat
     trainable = set_trainable(student, stage.train)
     if run.recipe.gradient_checkpointing:
         student.activation_checkpointing_enable()
-    if run.sources.teacher is not None:
-        share_weights(student, run.sources.teacher)
+    if not _sharded():  # parts share no memory with anything
+        _save_memory(run.sources, student)
     weights = sum(item.parameter.numel() for item in trainable)
     run.say(f"stage {stage.number} {stage.name}: {weights / 1e6:.3g} M weights trained, {stage.steps} steps")
     trainer = _trainer(run, stage, student, folder, share, trainable)
     checkpoint = last_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    _finish(run, student, adapters)
+    if trainer.is_fsdp_enabled:
+        student, adapters = _gathered(run, stage, trainer, source)
+    if adapters is not None:
+        if run.sources.teacher is not None:
+            own_memory(adapted_weights(adapters), run.sources.teacher)  # merging changes weights in place
+        merge_adapters(adapters)
     if state.is_main_process:
         _draw(run, stage, folder)
-    return _report(stage, folder, trainer, time.perf_counter() - started)
+    return _report(stage, folder, trainer, time.perf_counter() - started), student
+
+
+def _sharded() -> bool:
+    """Whether the launcher asks for FSDP."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def _save_memory(sources: Sources, student: PreTrainedModel) -> None:
+    """One copy of what teacher, student and the reader of a cache have in common."""
+    if sources.teacher is not None:
+        share_weights(student, sources.teacher)
+    for source in (sources.train, sources.check):
+        if isinstance(source, CachedTeacher):
+            source.student = student
 
 
 def _trainer(run, stage, student, folder, share, trainable) -> DistillTrainer:
@@ -80,9 +106,10 @@ def _trainer(run, stage, student, folder, share, trainable) -> DistillTrainer:
     arguments = training_arguments(
         stage, recipe, share, folder, seed, run.bf16, use_cpu=cpu,
         # a batch of text alone leaves backward scans and windows unused
-        ddp_find_unused_parameters=True, ddp_broadcast_buffers=False,
+        ddp_find_unused_parameters=not student.linmu_family.text_only,
     )  # fmt: skip
-    objective = Objective(student, stage, recipe.gradient_checkpointing)
+    # sharded gradients are added up in one piece: processes must have gradients for the same weights, also for text
+    objective = Objective(student, stage, recipe.gradient_checkpointing, touch_all=_sharded())
     loader = step_loader(run.data, run.collate, share, stage.steps, seed, recipe.workers)
     callbacks: list[Any] = [TrainingLog(stage, CsvLog(folder / TRAINING_LOG, TRAINING_COLUMNS), run.say)]
     if stage.stop is not None:
@@ -113,18 +140,20 @@ def _validate(run: StageRun, trainer: DistillTrainer, share: Share) -> Distance:
         return sums if share.world == 1 else accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
 
     with accelerator.autocast():
-        objective, sources = accelerator.unwrap_model(trainer.model), run.sources
-        return measure(objective, sources.check, sources.check_needs, on_device(), add_up)
+        # not the data-parallel wrapper, which would wait for gradients; with FSDP `model` is the sharded one
+        return measure(trainer.model, run.sources.check, run.sources.check_needs, on_device(), add_up)
 
 
-def _finish(run: StageRun, student: PreTrainedModel, adapters: LoraModel | None) -> None:
-    if adapters is not None:
-        if run.sources.teacher is not None:
-            own_memory(adapted_weights(adapters), run.sources.teacher)  # merging changes weights in place
-        merge_adapters(adapters)
-    if run.recipe.gradient_checkpointing:
-        student.activation_checkpointing_disable()
-    student.requires_grad_(False).eval()
+def _gathered(
+    run: StageRun, stage: Stage, trainer: DistillTrainer, source: Path
+) -> tuple[PreTrainedModel, LoraModel | None]:
+    """A whole student, adapters and all, from the parts of all processes (weights on the main process only)."""
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    student = load_student(source)
+    adapters = add_adapters(student, stage.lora, run.seed) if stage.lora is not None else None
+    if PartialState().is_main_process:
+        student.load_state_dict({name.removeprefix("student."): value for name, value in state.items()})
+    return student, adapters
 
 
 def _draw(run: StageRun, stage: Stage, folder: Path) -> None:

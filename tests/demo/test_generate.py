@@ -113,7 +113,7 @@ def test_ten_thousand_different_samples():
     prompts = {(s.question.prompt, s.question.answer) for s in samples("train", 0, 3000, ("recall",))}
     words = {s.question.answer for s in samples("train", 0, 400, ("word",))}
     assert len(prompts) > 2900
-    assert len(words) > 380
+    assert len(words) > 320  # those of one and two letters come again
 
 
 def test_bad_arguments(tmp_path, capsys):

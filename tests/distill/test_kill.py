@@ -81,7 +81,9 @@ def test_killed_in_every_stage_a_run_resumes_to_the_same_bits(whole, tmp_path):
 @pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
 def test_two_processes_have_the_losses_of_one(whole, tmp_path, launcher):
     root, out = whole
-    options = ["--nproc_per_node", "2"] if "torch" in launcher else ["--cpu", "--num_processes", "2"]
+    # accelerate wants mpirun for --cpu; told of several devices it starts as many processes, which find no device
+    accelerate = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    options = ["--nproc_per_node", "2"] if "torch" in launcher else accelerate.split()
     both = tmp_path / "out"
     assert run("-m", launcher, *options, "-m", "linmu", *command(root, both), expect="2 processes") == 0
     expected, found = curves(out), curves(both)

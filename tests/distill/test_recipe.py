@@ -72,6 +72,7 @@ def test_settings_reach_keys_of_the_recipe_and_of_stages():
         ("stages: [{number: 1, name: a, steps: 5, train: {lora: 1}, losses: {ce: 1}}]", ("lora",)),
         ("stages: [{number: 1, name: ../a, steps: 5, train: {swin: 1}, losses: {ce: 1}}]", ("name",)),
         ("stages: [{number: 1, name: a, train: {swin: 1}, losses: {ce: 1}}]", ("missing", "steps")),
+        ("stages: [{number: 1, name: a, steps: 5, train: {mlp: 1}, losses: {layer: 1}}]", ("train", "mlp", "mixers")),
         ("- a list", ("keys and values",)),
         ("a: [", ("not YAML",)),
     ],
