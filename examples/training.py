@@ -7,6 +7,8 @@ Conversations of several turns share a picture: the vision tower's work then ser
 from __future__ import annotations
 
 import csv
+import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +16,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers as hf
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
+from linmu.demo.content import COLORS, LETTERS, SHAPES
+from linmu.demo.drawing import SIDE, Mark
 from linmu.demo.stills import Scene
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
 
 TURNS = 4
+CONTENTS = ("", *SHAPES, *"0123456789", *LETTERS)  # what a vision token can stand for; "": nothing's centre
+UNSURE = -100
+EMPTY_WEIGHT, MARKS_WEIGHT = 0.2, 0.3
 
 
 def conversation(scene: Scene, turns: int) -> list[dict]:
@@ -34,8 +43,24 @@ def conversation(scene: Scene, turns: int) -> list[dict]:
     return messages
 
 
+def cells(marks: tuple[Mark, ...], grid: int) -> np.ndarray:
+    """What has its centre in each vision token's cell: indices [grid*grid, 2] into CONTENTS and COLORS."""
+    found = np.zeros((grid * grid, 2), np.int64)
+    found[:, 1] = UNSURE
+    for mark in marks:
+        row, column = (min(max(int(v * grid / SIDE), 0), grid - 1) for v in (mark.y, mark.x))
+        cell = row * grid + column
+        crowded = found[cell, 0] != 0
+        found[cell] = UNSURE if crowded else CONTENTS.index(mark.content)
+        found[cell, 1] = list(COLORS).index(mark.color) if mark.color and not crowded else UNSURE
+    return found
+
+
 class Conversations(Dataset):
-    """Micro-batch i of `count`: the scenes of `make(i)` as padded conversations; the model is that of `folder`."""
+    """Micro-batch i of `count`: the scenes of `make(i)` as padded conversations; the model is that of `folder`.
+
+    "cells" [pictures, tokens, 2] is there when every scene with pictures has marks.
+    """
 
     def __init__(self, folder: Path, count: int, make: Callable[[int], list[Scene]]):
         processor_folder = folder / "processor"
@@ -45,13 +70,15 @@ class Conversations(Dataset):
         self.count, self.make = count, make
         tokenizer = self.processor.tokenizer
         self.pad, self.end = tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("<end_of_utterance>")
+        self.grid = math.isqrt(json.loads((folder / "processor_config.json").read_text())["image_seq_len"])
         self.header = tokenizer.encode("\nAssistant:", add_special_tokens=False).ids
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        rows = [self._encode(scene) for scene in self.make(index)]
+        scenes = self.make(index)
+        rows = [self._encode(scene) for scene in scenes]
         count, width = len(rows), max(len(ids) for ids, _, _ in rows)
         ids = torch.full((count, width), self.pad)
         labels = torch.full((count, width), -100)
@@ -64,6 +91,9 @@ class Conversations(Dataset):
             batch["pixel_values"] = torch.zeros(count, *most.shape)  # the model drops all-zero pictures
             for row, (_, _, pixels) in enumerate(rows):
                 batch["pixel_values"][row, : len(pixels)] = pixels
+            if all(len(scene.marks) == len(pixels) for scene, (*_, pixels) in zip(scenes, rows, strict=True)):
+                found = [cells(marks, self.grid) for scene in scenes for marks in scene.marks]
+                batch["cells"] = torch.from_numpy(np.stack(found))
         return batch
 
     def _encode(self, scene: Scene) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -77,6 +107,34 @@ class Conversations(Dataset):
                 mask[start + size : ids.index(self.end, start) + 1] = True
         pixels = inputs.vision_calls[0]["pixel_values"] if inputs.media else np.zeros((0, 3, 1, 1), np.float32)
         return torch.from_numpy(inputs.input_ids.astype(np.int64)), mask, torch.from_numpy(pixels)
+
+
+class MarkedTrainer(hf.Trainer):
+    """Trainer with a second loss: what stands at each vision token, read from the connector's output.
+
+    It gives the vision tower a direct signal, long before the decoder has learned to look things up in it.
+    """
+
+    def __init__(self, model: hf.PreTrainedModel, **others):
+        super().__init__(model=model, **others)
+        self.seen: list[Tensor] = []
+        model.model.connector.register_forward_hook(lambda _, __, output: self.seen.append(output))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The answers' loss, and the marks' where the batch has them."""
+        found = inputs.pop("cells", None)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if found is not None:
+            logits = self.model.marks(self.seen[-1].float())
+            weight = torch.ones(len(CONTENTS), device=logits.device)
+            weight[0] = EMPTY_WEIGHT
+            content, color = logits.split([len(CONTENTS), len(COLORS)], dim=-1)
+            extra = cross_entropy(content.flatten(0, -2), found[..., 0].flatten(), weight, ignore_index=UNSURE)
+            if (found[..., 1] != UNSURE).any():
+                extra = extra + cross_entropy(color.flatten(0, -2), found[..., 1].flatten(), ignore_index=UNSURE)
+            loss = loss + MARKS_WEIGHT * extra / self.args.gradient_accumulation_steps
+        self.seen.clear()
+        return loss
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -140,10 +198,11 @@ def train(
     seed: int = 0,
     resume: bool = False,
 ) -> None:
-    """`steps` optimiser steps of `passes` micro-batches each, in bfloat16; checkpoints, curve.csv and weights in `out`.
+    """`steps` optimiser steps of `passes` micro-batches each, in bfloat16, on `model`.
 
-    rate: share of the learning rate at a step.
+    out gets checkpoints, curve.csv and, in the end, the weights in float16; rate: share of the learning rate at a step.
     """
+    model.marks = nn.Linear(model.config.text_config.hidden_size, len(CONTENTS) + len(COLORS))
     model.set_attn_implementation("eager")  # twice as fast as the fused kernel's backward at these lengths on a CPU
     arguments = hf.TrainingArguments(
         output_dir=str(out / "training"), max_steps=steps, per_device_train_batch_size=1,
@@ -154,9 +213,10 @@ def train(
     )  # fmt: skip
     optimizer = MuonAndAdamW(model, learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    trainer = hf.Trainer(
+    trainer = MarkedTrainer(
         model=model, optimizers=(optimizer, schedule), args=arguments, train_dataset=data,
         data_collator=lambda batches: batches[0], callbacks=[Curve(out / "curve.csv")],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume or None)
-    model.float().save_pretrained(out)
+    del model.marks
+    model.half().save_pretrained(out)

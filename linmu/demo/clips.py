@@ -39,17 +39,17 @@ def motion(rng: Generator, split: str, frames: int | None = None) -> Scene:
     middle, across = SIDE / 2 + rng.uniform(-8, 8), rng.uniform(30, SIDE - 30)
     still = _standing(rng, other) if rng.random() < 0.5 else None
     ground = background(rng)
-    shown = []
+    shown, marks = [], []
     for t in np.linspace(-0.5, 0.5, length):
         picture = ground.copy()
-        if still is not None:
-            draw_item(picture, still, rng)
+        there = [] if still is None else [draw_item(picture, still, rng)]
         x = middle + t * travel * dx if dx else across
         y = middle + t * travel * dy if dy else across
-        draw_item(picture, Item(color, shape, x, y, radius), rng)
+        there.append(draw_item(picture, Item(color, shape, x, y, radius), rng))
         shown.append(np.asarray(picture))
+        marks.append(tuple(there))
     question = Question("direction", f"Which way does the {shape} move?", way)
-    return Scene((question,), frames=np.stack(shown))
+    return Scene((question,), frames=np.stack(shown), marks=tuple(marks))
 
 
 def _standing(rng: Generator, kind: tuple[str, str]) -> Item:
@@ -64,19 +64,20 @@ def order(rng: Generator, split: str, frames: int | None = None) -> Scene:
     digits = [int(d) for d in some(rng, range(10), count)]
     shapes = [bool(rng.random() < 0.7) for _ in range(count)]
     cuts = np.sort(rng.choice(np.arange(1, length), count - 1, replace=False))
-    ground, shown = background(rng), []
+    ground, shown, marks = background(rng), [], []
     for i, run in enumerate(np.split(np.arange(length), cuts)):
         picture = ground.copy()
         if shapes[i]:
             x, y = rng.uniform(40, SIDE - 40, 2)
-            draw_item(picture, Item(*kinds[i], x, y, rng.uniform(18, 30)), rng)
+            there = [draw_item(picture, Item(*kinds[i], x, y, rng.uniform(18, 30)), rng)]
         else:
-            draw_digits(picture, [digits[i]], rng, split)
+            there = draw_digits(picture, [digits[i]], rng, split)
         shown += [np.asarray(picture)] * len(run)
+        marks += [tuple(there)] * len(run)
     names = [f"{kinds[i][0]} {kinds[i][1]}" if shapes[i] else str(digits[i]) for i in range(count)]
     places = [*ORDINALS[: count - 1], "last"]
     asked = [Question("order", f"What comes {where}?", name) for where, name in zip(places, names, strict=True)]
-    return Scene(tuple(some(rng, asked, count)), frames=np.stack(shown))
+    return Scene(tuple(some(rng, asked, count)), frames=np.stack(shown), marks=tuple(marks))
 
 
 def events(rng: Generator, split: str, frames: int | None = None) -> Scene:
@@ -88,16 +89,15 @@ def events(rng: Generator, split: str, frames: int | None = None) -> Scene:
     flashing = Item(*kinds[0], x, y, radius=rng.uniform(16, 24))
     far_x, far_y = np.clip((np.array([x, y]) + SIDE / 2) % SIDE, 22, SIDE - 22)
     steady = Item(*kinds[1], far_x, far_y, 16) if rng.random() < 0.5 else None
-    ground, shown = background(rng), []
+    ground, shown, marks = background(rng), [], []
     for on in _runs(rng, length, count):
         picture = ground.copy()
-        if steady is not None:
-            draw_item(picture, steady, rng)
-        if on:
-            draw_item(picture, flashing, rng)
+        there = [] if steady is None else [draw_item(picture, steady, rng)]
+        there += [draw_item(picture, flashing, rng)] if on else []
         shown.append(np.asarray(picture))
+        marks.append(tuple(there))
     question = Question("events", f"How many times does the {flashing.shape} appear?", str(count))
-    return Scene((question,), frames=np.stack(shown))
+    return Scene((question,), frames=np.stack(shown), marks=tuple(marks))
 
 
 def _runs(rng: Generator, length: int, count: int) -> np.ndarray:

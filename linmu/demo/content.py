@@ -80,9 +80,9 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def word(rng: Generator, split: str) -> str:
-    """3 to 5 capital letters, half of them pronounceable, half at random; in training also 1 and 2 letters."""
+    """3 or 4 capital letters, half of them pronounceable, half at random; in training also 1 and 2 letters."""
     while True:
-        length = int(rng.integers(3 if split == "test" else 1, 6))
+        length = int(rng.integers(3 if split == "test" else 1, 5))
         if rng.random() < 0.5:
             parts = (CONSONANTS, VOWELS) if rng.random() < 0.7 else (VOWELS, CONSONANTS)
             text = "".join(parts[i % 2][rng.integers(len(parts[i % 2]))] for i in range(length))

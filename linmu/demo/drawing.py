@@ -31,6 +31,16 @@ class Item:
         return f"{self.color} {self.shape}"
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What stands at a place of a picture: a shape, a digit or a letter, and the colour of a shape."""
+
+    x: float
+    y: float
+    content: str
+    color: str = ""
+
+
 def background(rng: Generator) -> Image.Image:
     """A light plain colour with a little noise."""
     base = rng.integers(205, 256, 3)
@@ -52,13 +62,14 @@ def _cross(radius: float) -> list[tuple[float, float]]:
     return quarter + [(-x, -y) for x, y in quarter]
 
 
-def draw_item(picture: Image.Image, item: Item, rng: Generator) -> None:
-    """Draw a shape in its colour, slightly varied."""
+def draw_item(picture: Image.Image, item: Item, rng: Generator) -> Mark:
+    """Draw a shape in its colour, slightly varied; returns its mark."""
+    mark = Mark(item.x, item.y, item.shape, item.color)
     r, draw = item.radius, ImageDraw.Draw(picture)
     fill = tuple(int(np.clip(c + rng.integers(-14, 15), 0, 255)) for c in COLORS[item.color])
     if item.shape == "circle":
         draw.ellipse((item.x - r, item.y - r, item.x + r, item.y + r), fill=fill)
-        return
+        return mark
     corners = {
         "square": lambda: _polygon(4, r * 1.2, turn=-45),
         "triangle": lambda: _polygon(3, r * 1.15),
@@ -67,10 +78,11 @@ def draw_item(picture: Image.Image, item: Item, rng: Generator) -> None:
         "diamond": lambda: [(0.75 * x, y) for x, y in _polygon(4, r * 1.15)],
     }[item.shape]()
     draw.polygon([(item.x + x, item.y + y) for x, y in corners], fill=fill)
+    return mark
 
 
-def draw_word(picture: Image.Image, text: str, rng: Generator, split: str) -> None:
-    """Write a word in a random font of the split, as large as fits or a little smaller, anywhere in the picture."""
+def draw_word(picture: Image.Image, text: str, rng: Generator, split: str) -> list[Mark]:
+    """Write a word in a random font of the split, large, anywhere in the picture; returns the marks of its letters."""
     name = FONTS[split][rng.integers(len(FONTS[split]))]
     size = 52
     box = font(name, size).getbbox(text)
@@ -79,19 +91,24 @@ def draw_word(picture: Image.Image, text: str, rng: Generator, split: str) -> No
     left, top, right, bottom = font(name, size).getbbox(text)
     x = rng.uniform(MARGIN, max(MARGIN, SIDE - MARGIN - (right - left))) - left
     y = rng.uniform(MARGIN, SIDE - MARGIN - (bottom - top)) - top
-    ImageDraw.Draw(picture).text((x, y), text, font=font(name, size), fill=_ink(rng))
+    used = font(name, size)
+    ImageDraw.Draw(picture).text((x, y), text, font=used, fill=_ink(rng))
+    middles = [(used.getlength(text[:i]) + used.getlength(text[: i + 1])) / 2 for i in range(len(text))]
+    return [Mark(x + middle, y + (top + bottom) / 2, text[i]) for i, middle in enumerate(middles)]
 
 
-def draw_digits(picture: Image.Image, digits: list[int], rng: Generator, split: str) -> None:
-    """Write handwritten digits in a row, anywhere in the picture."""
+def draw_digits(picture: Image.Image, digits: list[int], rng: Generator, split: str) -> list[Mark]:
+    """Write handwritten digits in a row, anywhere in the picture; returns their marks."""
     size = int(rng.uniform(0.85, 1.0) * min(64, (SIDE - 2 * MARGIN) / len(digits)))
     x = rng.uniform(MARGIN, SIDE - MARGIN - size * len(digits))
     y = rng.uniform(MARGIN, SIDE - MARGIN - size)
-    ink = Image.new("RGB", (size, size), _ink(rng))
+    ink, marks = Image.new("RGB", (size, size), _ink(rng)), []
     for i, digit in enumerate(digits):
         shift = rng.uniform(-4, 4)
         place = (int(x + i * size), int(np.clip(y + shift, 0, SIDE - size)))
         picture.paste(ink, place, digit_picture(rng, split, digit, size))
+        marks.append(Mark(place[0] + size / 2, place[1] + size / 2, str(digit)))
+    return marks
 
 
 def _ink(rng: Generator) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ SCENES: dict[str, Callable[[Generator, str], Scene]] = {
     "motion": clips.motion,
     "order": clips.order,
     "events": clips.events,
-    "recall": stills.recall,
+    "listing": stills.listing,
 }
 TASKS = {  # task -> the kind of scene it is asked about
     "digit": "digit",
@@ -41,7 +41,7 @@ TASKS = {  # task -> the kind of scene it is asked about
     "direction": "motion",
     "order": "order",
     "events": "events",
-    "recall": "recall",
+    "list": "listing",
 }
 VIDEO_TASKS = ("direction", "order", "events")
 

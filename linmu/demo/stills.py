@@ -9,7 +9,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from linmu.demo.content import COLORS, NOUNS, ORDINALS, SHAPES, split_of, word
-from linmu.demo.drawing import SIDE, Item, background, draw_digits, draw_item, draw_word
+from linmu.demo.drawing import SIDE, Item, Mark, background, draw_digits, draw_item, draw_word
 
 CELLS = 3  # objects stand in a grid of CELLS x CELLS
 MOST_OBJECTS = 6
@@ -28,11 +28,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """Pictures or the frames of a clip [frames, height, width, 3] uint8 at one frame a second, and questions."""
+    """Pictures or the frames of a clip [frames, height, width, 3] uint8 at one frame a second, and questions.
+
+    marks: what stands where, for each picture or frame.
+    """
 
     questions: tuple[Question, ...]
     images: tuple[Image.Image, ...] = ()
     frames: np.ndarray | None = None
+    marks: tuple[tuple[Mark, ...], ...] = ()
 
 
 def pick(rng: Generator, choices):
@@ -48,25 +52,26 @@ def some(rng: Generator, choices, count: int) -> list:
 def digit(rng: Generator, split: str) -> Scene:
     """One handwritten digit."""
     value, picture = int(rng.integers(10)), background(rng)
-    draw_digits(picture, [value], rng, split)
+    marks = draw_digits(picture, [value], rng, split)
     prompt = pick(rng, ("Which digit is this?", "What digit do you see?"))
-    return Scene((Question("digit", prompt, str(value)),), (picture,))
+    return Scene((Question("digit", prompt, str(value)),), (picture,), marks=(tuple(marks),))
 
 
 def number(rng: Generator, split: str) -> Scene:
     """Two or three handwritten digits in a row."""
     digits = [int(d) for d in rng.integers(0, 10, rng.integers(2, 4))]
     picture = background(rng)
-    draw_digits(picture, digits, rng, split)
+    marks = draw_digits(picture, digits, rng, split)
     prompt = pick(rng, ("Read the number.", "What number is written here?"))
-    return Scene((Question("number", prompt, "".join(map(str, digits))),), (picture,))
+    return Scene((Question("number", prompt, "".join(map(str, digits))),), (picture,), marks=(tuple(marks),))
 
 
 def reading(rng: Generator, split: str) -> Scene:
-    """A word of up to five letters."""
+    """A word of up to four letters."""
     text, picture = word(rng, split), background(rng)
-    draw_word(picture, text, rng, split)
-    return Scene((Question("word", pick(rng, ("Read the word.", "What does it say?")), text),), (picture,))
+    marks = draw_word(picture, text, rng, split)
+    prompt = pick(rng, ("Read the word.", "What does it say?"))
+    return Scene((Question("word", prompt, text),), (picture,), marks=(tuple(marks),))
 
 
 def place(rng: Generator, cell: int) -> dict[str, float]:
@@ -100,10 +105,9 @@ def objects(rng: Generator, split: str) -> Scene:
     found = layout(rng, split)
     items = [Item(color, shape, **place(rng, cell)) for cell, color, shape in found]
     picture = background(rng)
-    for item in items:
-        draw_item(picture, item, rng)
+    marks = tuple(draw_item(picture, item, rng) for item in items)
     questions = _attributes(items) + _counts(rng, items) + _positions([cell for cell, *_ in found], items)
-    return Scene(tuple(some(rng, questions, len(questions))), (picture,))
+    return Scene(tuple(some(rng, questions, len(questions))), (picture,), marks=(marks,))
 
 
 def _attributes(items: list[Item]) -> list[Question]:
@@ -156,36 +160,41 @@ def pictures(rng: Generator, split: str) -> Scene:
         key = [(c, s) if kind else d for kind, c, s, d in zip(kinds, colors, shapes, digits, strict=True)]
         if all(not kind for kind in kinds) or split_of(repr(key)) == split:
             break
-    shown, questions = [], []
+    shown, marks, questions = [], [], []
     for i, kind in enumerate(kinds):
         picture = background(rng)
         if kind:
             x, y = rng.uniform(45, SIDE - 45, 2)
             item = Item(colors[i], shapes[i], x, y, rng.uniform(20, 36))
-            draw_item(picture, item, rng)
+            marks.append((draw_item(picture, item, rng),))
             questions.append(Question("images", f"Which picture shows a {item.shape}?", ORDINALS[i]))
         else:
-            draw_digits(picture, [digits[i]], rng, split)
+            marks.append(tuple(draw_digits(picture, [digits[i]], rng, split)))
             questions.append(Question("images", f"Which picture shows the digit {digits[i]}?", ORDINALS[i]))
         answer = f"{colors[i]} {shapes[i]}" if kind else str(digits[i])
         questions.append(Question("images", f"What is in the {ORDINALS[i]} picture?", answer))
         shown.append(picture)
-    return Scene(tuple(some(rng, questions, len(questions))), tuple(shown))
+    return Scene(tuple(some(rng, questions, len(questions))), tuple(shown), marks=tuple(marks))
 
 
-def recall(rng: Generator, split: str) -> Scene:
-    """Text alone: which number belongs to a thing named before."""
+def listing(rng: Generator, split: str) -> Scene:
+    """Text alone: about a list of things and numbers."""
     while True:
         count = int(rng.integers(2, 6))
         names, values = some(rng, NOUNS, count), [int(v) for v in some(rng, range(10), count)]
         listed = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
         if split_of(listed) == split:
             break
-    asked = some(rng, list(zip(names, values, strict=True)), count)
+    asked = (
+        ("Which number is the largest?", max(values)),
+        ("Which number is the smallest?", min(values)),
+        ("Which number comes first?", values[0]),
+        ("Which number comes last?", values[-1]),
+        ("How many things are listed?", count),
+    )
     # the list stands in the first question only: the others can follow it in a conversation
-    heads = [f"{listed}. ", *[""] * (count - 1)]
     questions = [
-        Question("recall", f"{head}Which number has the {name}?", str(value))
-        for head, (name, value) in zip(heads, asked, strict=True)
+        Question("list", prompt if i else f"{listed}. {prompt}", str(answer))
+        for i, (prompt, answer) in enumerate(some(rng, asked, len(asked)))
     ]
     return Scene(tuple(questions))
