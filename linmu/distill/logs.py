@@ -6,6 +6,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,18 @@ VALIDATION_COLUMNS = ("step", "kl", "top1", "hidden", "samples", "tokens")
 
 
 class CsvLog:
-    """Rows of numbers with a `step`, appended one by one; `rewind` drops rows after a step."""
+    """Rows of numbers with a `step`, appended one by one; `rewind` drops rows after a step.
+
+    Where TensorBoard is installed the same figures go to a folder `tensorboard` beside the file.
+    """
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
         self.path, self.columns = path, columns
+        self.board: Any = None
 
     def rewind(self, step: int) -> None:
-        """Keep the rows up to `step` (0: start anew)."""
+        """Keep the rows up to `step` (0: start anew); to be called before the first `append`."""
+        self.board = self.board or open_board(self.path.parent / "tensorboard", step + 1)
         rows = [row for row in read_csv(self.path) if row["step"] <= step] if self.path.is_file() else []
         with atomic_file(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
@@ -42,6 +48,19 @@ class CsvLog:
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
             writer.writerow({name: _text(value) for name, value in row.items()})
+        if self.board is not None:
+            for name in (name for name in self.columns[1:] if name in row):
+                self.board.add_scalar(f"{self.path.stem}/{name}", row[name], row["step"])
+            self.board.flush()
+
+
+def open_board(folder: Path, first_step: int) -> Any:
+    """TensorBoard's writer, which hides earlier figures from `first_step` on; None where it is not installed."""
+    if find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=first_step)
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:

@@ -28,8 +28,12 @@ def check_folders(student: Path, teacher: Path) -> None:
 
 
 def load_guide(teacher: Path, bf16: bool) -> PreTrainedModel:
-    """The teacher, frozen, on the CPU: in float32 or, with `bf16`, in its own type."""
-    return load_teacher(read_model_folder(teacher), "auto" if bf16 else "float32").requires_grad_(False)
+    """The teacher, frozen, on the CPU: in float32 or, with `bf16`, in its own type unless that is float16.
+
+    Half precision of both kinds meets in no operation.
+    """
+    model = load_teacher(read_model_folder(teacher), "auto" if bf16 else "float32")
+    return (model.float() if model.dtype == torch.float16 else model).requires_grad_(False)
 
 
 def check_pair(student: nn.Module, teacher: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -124,7 +125,8 @@ def _run_stages(run: StageRun, target: OutFolder, chosen: list[Stage], model, so
             continue
         start = target.start_of(stage) or source
         if not fresh or start != source:
-            model = None  # freed before the next one is loaded
+            model = None
+            gc.collect()  # a Trainer refers to itself: its optimizer would stay until much later
             model = load_student(start).to(state.device)
         report, model = run_stage(run, stage, model, start, target.stage(stage), resume)
         if state.is_main_process:

@@ -122,9 +122,7 @@ def layer_outputs(layers: nn.ModuleList, into: list[Tensor], wanted: bool = True
 
         def collect(index: int):
             def hook(_: nn.Module, __: Any, output: Any) -> None:
-                # by place, not appended: a checkpointed layer runs a second time in the backward pass
-                if into:
-                    into[index] = output if isinstance(output, Tensor) else output[0]
+                into[index] = output if isinstance(output, Tensor) else output[0]
 
             return hook
 

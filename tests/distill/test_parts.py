@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from linmu.distill import logs
 from linmu.distill.batches import LengthBuckets, Lengths
 from linmu.distill.checkpoints import PARTIAL, last_checkpoint, load_trained, publish, save_trained
 from linmu.distill.groups import set_trainable
@@ -99,6 +100,16 @@ def test_csv_rows_come_back_and_can_be_taken_back(tmp_path):
         file.write("8,0.1")  # a kill in the middle of a line
     log.rewind(4)
     assert [row["step"] for row in read_csv(log.path)] == [2, 4]
+
+
+def test_figures_go_to_tensorboard_where_it_is(tmp_path, monkeypatch):
+    written = []
+    board = SimpleNamespace(add_scalar=lambda *figure: written.append(figure), flush=lambda: None)
+    monkeypatch.setattr(logs, "open_board", lambda folder, step: written.append((folder.name, step)) or board)
+    log = CsvLog(tmp_path / "training.csv", TRAINING_COLUMNS)
+    log.rewind(4)
+    log.append({"step": 5, "loss": 0.5, "other": 1.0})
+    assert written == [("tensorboard", 5), ("training/loss", 0.5, 5)]
 
 
 def test_the_stop_rule():

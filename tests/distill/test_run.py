@@ -88,6 +88,7 @@ def test_a_finished_run_resumes_to_itself(finished):
     assert sum("done before" in line for line in said) == 4
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_give_the_whole_run(finished, tmp_path):
     root, out, _, _ = finished
     for number in (1, 2, 3):
@@ -204,6 +205,7 @@ def test_a_run_killed_before_its_first_file_starts_anew(tmp_path):
     assert json.loads((tmp_path / "out" / "training" / "run.json").read_text())["seed"] == 1
 
 
+@pytest.mark.slow
 def test_other_ways_to_train(finished, tmp_path):
     """Checkpointing and passes change nothing but rounding; bf16, top-k and text alone run."""
     root, _, _, _ = finished
@@ -216,6 +218,19 @@ def test_other_ways_to_train(finished, tmp_path):
         torch.testing.assert_close(other[name], expected, rtol=0, atol=2e-4, msg=name)
     report = go(root, tmp_path / "bf16", short_recipe(steps=2, top_k=5), bf16=True, say=say)
     assert all(stage.last_loss > 0 for stage in report.stages)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_teacher_in_half_precision_teaches_in_bf16(dtype, tmp_path_factory, tmp_path):
+    from linmu.model.folders import load_teacher
+    from linmu.model_files import read_model_folder
+
+    root, half = places("smolvlm", tmp_path_factory), tmp_path / "half"
+    shutil.copytree(root / "teacher", half)
+    load_teacher(read_model_folder(root / "teacher")).to(dtype).save_pretrained(half)
+    report = distill(root / "student", half, root / "data", tmp_path / "out", recipe=short_recipe(steps=2),
+                     stages=[1], bf16=True, say=lambda _: None)  # fmt: skip
+    assert report.stages[0].last_loss > 0
 
 
 def test_text_models_train_on_all_tokens(tmp_path_factory, tmp_path):

@@ -110,6 +110,7 @@ def test_other_models_and_data_have_other_folders(tmp_path_factory, tmp_path):
         TeacherCache(tmp_path, key(), cache.data, front_fingerprint(student))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_cache_needs_no_teacher(tmp_path_factory, tmp_path, monkeypatch):
     root, recipe = places("smolvlm", tmp_path_factory), short_recipe(steps=2)
     folders = [root / name for name in ("student", "teacher", "data")]
