@@ -1,5 +1,5 @@
 # make setup   a virtual environment with everything the workstation needs
-# make demo    convert, export, verify and run a small model end to end
+# make demo    export the shipped demo student, verify it, ask it about pictures and clips
 # make test    what CI runs: setup, check, then the tests
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python examples/real_weights.py
+	$(BIN)/python examples/demo.py
 
 check: setup
 	$(BIN)/ruff check .

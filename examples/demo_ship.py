@@ -50,22 +50,23 @@ def teacher_card(results: dict, curve: Path) -> str:
         "# The demo's teacher\n\nA SmolVLM (transformers' class) of 3.7M parameters, trained from scratch for linmu's "
         f"demo.\n\n{DATA}\n## Training\n\n`examples/demo_teacher.py`, seed 0: {int(last['step']):,} steps in bfloat16 "
         f"on two CPU cores, {float(last['seconds']) / 60:.0f} minutes (`curve.csv`: the loss, from step 3,800 on with "
-        "that of the vision tokens). The run that made these weights departs from the script up to that step: words "
-        "had up to five letters, the questions without a picture were others, and the vision tokens had no loss of "
+        "that of the vision tokens).\nThe run that made these weights departs from the script up to that step: words "
+        "had up to five letters, the questions\nwithout a picture were others, and the vision tokens had no loss of "
         "their own.\n\n## Accuracy, per cent\n\n" + table(results, {"teacher": "teacher"}) + f"\n{USE}"
     )
 
 
 def student_card(results: dict, run: Path, stages: list[str]) -> str:
     """The README of the student's folder."""
+    *stages, last = stages
     report = json.loads((run / "student" / "distillation.json").read_text())
     steps = ", ".join(f"{stage['name']} {stage['steps']:,}" for stage in report["stages"])
     rows = {"teacher": "teacher", "converted": "converted"} | {name: f"after {name}" for name in stages}
     return (
         "# The demo's student\n\nThe demo's teacher with M-MATE blocks in place of its self-attention, distilled with "
         f"`linmu distill`.\n\n{DATA}\n## Training\n\n`examples/demo_student.py`: {report['samples']:,} samples; steps "
-        f"of each stage: {steps}; {report['seconds'] / 60:.0f} minutes on two CPU cores (`curve-*.csv`).\n\n"
-        "## Accuracy, per cent\n\n" + table(results, rows | {"student": "as shipped (float16)"}) + f"\n{USE}"
+        f"of each stage: {steps};\n{report['seconds'] / 60:.0f} minutes on two CPU cores (`curve-*.csv`).\n\n"
+        "## Accuracy, per cent\n\n" + table(results, rows | {"student": f"after {last} (this model)"}) + f"\n{USE}"
     )
 
 
