@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("teacher", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--samples", type=int, default=15000)
+    parser.add_argument("--samples", type=int, default=36000)
     parser.add_argument("--tests", type=int, default=600, help="samples in each of the five test sets")
     parser.add_argument("--bf16", action="store_true")
     chosen = parser.parse_args()

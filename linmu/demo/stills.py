@@ -160,7 +160,8 @@ def pictures(rng: Generator, split: str) -> Scene:
         key = [(c, s) if kind else d for kind, c, s, d in zip(kinds, colors, shapes, digits, strict=True)]
         if all(not kind for kind in kinds) or split_of(repr(key)) == split:
             break
-    shown, marks, questions = [], [], []
+    marks: list[tuple[Mark, ...]] = []
+    shown, questions = [], []
     for i, kind in enumerate(kinds):
         picture = background(rng)
         if kind:
