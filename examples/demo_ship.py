@@ -58,15 +58,16 @@ def teacher_card(results: dict, curve: Path) -> str:
 
 def student_card(results: dict, run: Path, stages: list[str]) -> str:
     """The README of the student's folder."""
-    *stages, last = stages
     report = json.loads((run / "student" / "distillation.json").read_text())
     steps = ", ".join(f"{stage['name']} {stage['steps']:,}" for stage in report["stages"])
+    more = json.loads((run / "more" / "distillation.json").read_text())
     rows = {"teacher": "teacher", "converted": "converted"} | {name: f"after {name}" for name in stages}
     return (
         "# The demo's student\n\nThe demo's teacher with M-MATE blocks in place of its self-attention, distilled with "
         f"`linmu distill`.\n\n{DATA}\n## Training\n\n`examples/demo_student.py`: {report['samples']:,} samples; steps "
-        f"of each stage: {steps};\n{report['seconds'] / 60:.0f} minutes on two CPU cores (`curve-*.csv`).\n\n"
-        "## Accuracy, per cent\n\n" + table(results, rows | {"student": f"after {last} (this model)"}) + f"\n{USE}"
+        f"of each stage: {steps}; then {more['stages'][0]['steps']:,} steps on {more['samples']:,} more, most of them "
+        f"words.\n{(report['seconds'] + more['seconds']) / 60:.0f} minutes on two CPU cores (`curve-*.csv`).\n\n"
+        "## Accuracy, per cent\n\n" + table(results, rows | {"student": "after more (this model)"}) + f"\n{USE}"
     )
 
 
@@ -95,11 +96,12 @@ def main() -> None:
     results = json.loads((chosen.run / "results.json").read_text())
     curve = chosen.teacher / "curve.csv"
     ship(chosen.teacher, teacher_folder(), teacher_card(results, curve), {"curve.csv": curve})
-    training = chosen.run / "student" / "training"
-    stages = [path.parent.name for path in sorted(training.glob("*/training.csv"))]
-    curves = {f"curve-{stage}.csv": training / stage / "training.csv" for stage in stages}
-    card = student_card(results, chosen.run, [stage.split("-", 1)[1] for stage in stages])
-    ship(chosen.run / "student", student_folder(), card, curves)
+    files = sorted(chosen.run.glob("student/training/*/training.csv"))
+    files += chosen.run.glob("more/training/*/training.csv")
+    names = [path.parent.name.split("-", 1)[1] for path in files]
+    curves = {f"curve-{place}-{name}.csv": path for place, (name, path) in enumerate(zip(names, files, strict=True), 1)}
+    card = student_card(results, chosen.run, names[:-1])
+    ship(chosen.run / "more", student_folder(), card, curves)
 
 
 if __name__ == "__main__":

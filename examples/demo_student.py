@@ -1,10 +1,11 @@
-"""Turn the demo's teacher into its student: data, conversion, three stages, accuracy after each.
+"""Turn the demo's teacher into its student: data, conversion, three stages, a second helping, accuracy after each.
 
     python examples/demo_student.py out/demo-teacher out/demo-student
 
 Every product is kept, so that a second run goes on where the first one stopped. OUT/results.json, also the last line:
 accuracy by task, by generation, of the teacher, the student as converted, and the student after every stage, over five
-test sets. The last stage's student is the one that ships: it is stored in float16, like the teacher.
+test sets. What is left to learn after the three stages is reading: `more` is the last stage again on new samples, most
+of them words. Its student is the one that ships: it is stored in float16, like the teacher.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import time
 from pathlib import Path
 
 from linmu.config import MMateConfig
+from linmu.data_folder import write_data_folder
+from linmu.demo.generate import TASKS, lines, samples
 from linmu.demo.measure import TEST_SEEDS, accuracy, ask_all, make_sets, table_line
 from linmu.distill.recipe import load_recipe
 from linmu.distill.run import distill
 from linmu.model.folders import convert_folder
 
-RECIPE = Path(__file__).with_name("demo_student.yaml")
+RECIPE, MORE_RECIPE = (Path(__file__).with_name(name) for name in ("demo_student.yaml", "demo_student_more.yaml"))
+MORE_TASKS, MORE_SAMPLES, MORE_SEED = (*TASKS, *["word"] * 10, "number", "number"), 20000, 3
 # The grid of a picture is 5 x 5 tokens: windows of 4 do not divide it, and a clip of 3 to 6 frames is one span.
 MMATE = MMateConfig(window_frames=2, window_rows=4, window_columns=4, chunk_size=64)
 
@@ -51,10 +55,19 @@ def main() -> None:
             bf16=chosen.bf16, validation=validation,
         )  # fmt: skip
         say(f"three stages: {time.perf_counter() - started:.0f} s")
+    started, more = time.perf_counter(), out / "more"
+    if not (out / "data" / "more").exists():
+        write_data_folder(out / "data" / "more", lines(samples("train", MORE_SEED, MORE_SAMPLES, MORE_TASKS)))
+    if not (more / "config.json").exists():
+        distill(
+            student, chosen.teacher, out / "data" / "more", more, recipe=load_recipe(MORE_RECIPE),
+            resume=more.exists(), bf16=chosen.bf16, validation=validation,
+        )  # fmt: skip
+        say(f"more: {time.perf_counter() - started:.0f} s")
     models = {"teacher": chosen.teacher, "converted": out / "converted"}
     for number, stage in enumerate(recipe.stages[:-1], 1):
         models[stage.name] = student / "training" / f"{number}-{stage.name}" / "student"
-    models["student"] = student  # after the last stage
+    models |= {recipe.stages[-1].name: student, "student": more}
     table = {}
     for name, folder in models.items():
         table[name] = accuracy(ask_all(folder, tests, out / "said" / name))
