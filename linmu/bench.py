@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from linmu.device_facts import DeviceLoad, LoadMonitor, board, power_mode
 from linmu.doctor import require
 from linmu.errors import InputError, LinmuError
 from linmu.golden import seeded_ids
@@ -49,12 +50,33 @@ class Row:
 
 
 @dataclass(frozen=True)
+class DeviceReport:
+    """What a Jetson said meanwhile: board, power mode, and by context length its load (of the whole device)."""
+
+    board: str | None
+    power_mode: str | None
+    loads: dict[int, DeviceLoad]
+
+    def to_lines(self) -> list[str]:
+        """A line for the device and one for every length."""
+        lines = [f"{self.board or 'device'}, power mode {self.power_mode or 'unknown'}"]
+        for context, seen in sorted(self.loads.items()):
+            gpu = "" if seen.peak_gpu_percent is None else f", GPU {seen.peak_gpu_percent}%"
+            power = ""
+            if seen.peak_power_mw is not None and seen.mean_power_mw is not None:
+                power = f", power {seen.peak_power_mw / 1e3:.1f} W (mean {seen.mean_power_mw / 1e3:.1f} W)"
+            lines.append(f"{context} tokens: peak RAM of the device {seen.peak_ram_bytes / 2**20:.0f} MiB{gpu}{power}")
+        return lines
+
+
+@dataclass(frozen=True)
 class BenchReport:
-    """All rows of one run; loading is not part of any time in them."""
+    """All rows of one run; loading is not part of any time in them. `device`: None where nothing tells."""
 
     bundle: str
     threads: int | None
     rows: tuple[Row, ...]
+    device: DeviceReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -76,7 +98,8 @@ class BenchReport:
             )  # fmt: skip
         console = Console(file=io.StringIO(), width=100, color_system=None)
         console.print(table)
-        return console.file.getvalue()  # type: ignore[attr-defined]
+        lines = self.device.to_lines() if self.device else []
+        return console.file.getvalue() + "".join(line + "\n" for line in lines)  # type: ignore[attr-defined]
 
 
 def bench(
@@ -101,14 +124,18 @@ def bench(
             raise InputError(f"cannot write {plot}", got="no such folder")  # told before minutes of measuring
     if not contexts or min(contexts) < 1:
         raise InputError("context lengths", got=list(contexts), expected="counts of at least 1")
-    rows = []
+    rows: list[Row] = []
+    loads: dict[int, DeviceLoad] = {}
     with load(bundle, backend, threads) as session:  # whatever is wrong with it is told here, and once
         backend = session.runner.backend
     for length in sorted(set(contexts)):
         if progress is not None:
             progress(f"{length} tokens")
-        rows.append(_child(Path(bundle), length, backend, threads))
-    report = BenchReport(str(bundle), threads, tuple(rows))
+        with LoadMonitor() as monitor:
+            rows.append(_child(Path(bundle), length, backend, threads))
+        if (seen := monitor.load) is not None:
+            loads[length] = seen
+    report = BenchReport(str(bundle), threads, tuple(rows), _device(loads))
     if plot is not None:
         draw(report, Path(plot))
     return report
@@ -135,6 +162,14 @@ def measure(session: Session, context: int) -> Row:
     step = statistics.median(times[WARM_UP_STEPS:])
     return Row(context, ttft * 1e3, context / ttft, 1 / step, step * 1e3, peak_bytes(), session.state.nbytes,
                session.runner.backend)  # fmt: skip
+
+
+def _device(loads: dict[int, DeviceLoad]) -> DeviceReport | None:
+    """The device's own words, or None where it has none of tegrastats and nvpmodel."""
+    mode = power_mode()
+    if mode is None and not loads:
+        return None
+    return DeviceReport(board(), mode.name if mode else None, loads)
 
 
 def _random_tokens(session: Session, count: int) -> np.ndarray:

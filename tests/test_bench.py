@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -44,6 +45,25 @@ def test_peak_memory_belongs_to_a_length_alone(bundle):
     ballast = bytearray(b"x") * 2**28  # this process is large; the measured ones are not
     report = bench(bundle, contexts=[24], threads=1)
     assert 0 < report.rows[0].peak_bytes < len(ballast)
+
+
+def test_a_jetson_says_its_power_mode_and_load(bundle, tmp_path, monkeypatch):
+    """Programs of the names a Jetson has, that print recorded lines."""
+    silent = bench(bundle, contexts=[24], threads=1)
+    assert silent.device is None and silent.to_json()["device"] is None
+    line = "RAM 775/7620MB (lfb 3x4MB) GR3D_FREQ 63%@[611] VDD_IN 4761mW/4777mW VDD_SOC 1428mW/1428mW"
+    loop = f"import time\nwhile True:\n    print({line!r}, flush=True)\n    time.sleep(0.05)\n"
+    for name, code in (("tegrastats", loop), ("nvpmodel", "print('NV Power Mode: MAXN\\n0')\n")):
+        (tmp_path / name).write_text(f"#!{sys.executable}\n{code}")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    report = bench(bundle, contexts=[24], threads=1)
+    load = report.device.loads[24]
+    assert load.peak_ram_bytes == 775 * 2**20 and load.peak_gpu_percent == 63 and load.samples > 1
+    assert load.peak_power_mw == 4761 and load.mean_power_mw == pytest.approx(4761)
+    text = report.to_text()
+    assert "power mode MAXN" in text and "24 tokens: peak RAM of the device 775 MiB, GPU 63%, power 4.8 W" in text
+    json.dumps(report.to_json())
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
