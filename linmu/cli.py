@@ -17,7 +17,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import Progress
 
-from linmu import cli_training
+from linmu import cli_device, cli_training
 from linmu.errors import CheckFailed, InputError, LinmuError
 
 INTERRUPTED = 130
@@ -238,6 +238,7 @@ def doctor(json_output: JsonOption = False) -> None:
             raise CheckFailed("the base install is broken", fix="pip install --force-reinstall linmu")
 
 
+cli_device.register(app)
 cli_training.register(app)
 
 

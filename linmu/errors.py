@@ -44,6 +44,10 @@ class MissingComponentError(LinmuError):
         )
 
 
+class DeviceError(LinmuError):
+    """A call that the GPU, its driver or TensorRT refused (exit code 2)."""
+
+
 class CheckFailed(LinmuError):
     """A check ran and failed: parity, golden vectors, doctor (exit code 1)."""
 

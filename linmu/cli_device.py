@@ -1,0 +1,51 @@
+"""The command of the device: `linmu build`. `linmu.cli` registers it and has what it shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module to the command line."""
+    app.command("build", epilog=BUILD_EXAMPLES)(build_command)
+
+
+BUILD_EXAMPLES = "Example: linmu build bundle --max-tokens 4096 --json"
+
+
+def build_command(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder made by `linmu export`.", show_default=False)],
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", min=1, help="Most tokens of one prefill call; a picture must fit (default 2048)."),
+    ] = None,
+    tensorrt: Annotated[str, typer.Option("--tensorrt", help="auto, tensorrt or tensorrt_rtx.")] = "auto",
+    compute_capability: Annotated[
+        str | None,
+        typer.Option("--compute-capability", help="Compile for 8.6, say, without that GPU (tensorrt_rtx only)."),
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option("--optimization-level", min=0, max=5, help="TensorRT's; lower builds faster.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build every engine again.")] = False,
+    ignore_memory: Annotated[
+        bool, typer.Option("--ignore-memory", help="Try even if the memory forecast does not fit.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """On the device: compile the graphs into TensorRT engines; what is built and still right is kept."""
+    from linmu.cli import _progress, _results, _say
+
+    with _results() as results:
+        from linmu.build import build
+
+        with _progress("building") as progress:
+            report = build(
+                bundle, max_tokens=max_tokens, flavour=tensorrt, capability=compute_capability,
+                optimization_level=optimization_level, force=force, ignore_memory=ignore_memory, say=_say,
+                progress=progress,
+            )  # fmt: skip
+        results.report(report, json_output)
