@@ -14,7 +14,7 @@ from linmu.errors import BundleError, InputError
 from linmu.golden import Golden, read_golden
 from linmu.manifest import MANIFEST_NAME
 from linmu.report import Check, Curve, VerifyReport
-from linmu.runtimes.backends import available_backends, open_runner
+from linmu.runtimes.backends import BACKENDS, available_backends, open_runner, unusable
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.verification.compare import tolerance_of
@@ -46,12 +46,22 @@ def verify(
     opened, contract = _open(folder)
     found = VerifyReport(str(folder), "its contract", (), (contract,))
     if opened is not None:
-        found = _verify(opened, contract, student, tuple(backends) or tuple(available_backends(opened)), steps, say)
+        chosen = tuple(backends) or tuple(available_backends(opened))
+        if not backends:
+            _say_skipped(opened, chosen, say)
+        found = _verify(opened, contract, student, chosen, steps, say)
     if report is not None:
         from linmu.report_html import report_html
 
         write_bytes(Path(report), report_html(found).encode())
     return found
+
+
+def _say_skipped(bundle: Bundle, chosen: tuple[str, ...], say: Say) -> None:
+    """A backend that the bundle names and that is not checked is told: silence would read as agreement."""
+    for name in bundle.manifest.backends:
+        if name in BACKENDS and name not in chosen:
+            say(f"{name}: not checked here ({unusable(bundle, name)})")
 
 
 def _open(folder: Path) -> tuple[Bundle | None, Check]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,43 +15,93 @@ from linmu.runtimes.base import Runner
 
 @dataclass(frozen=True)
 class Backend:
-    """One backend: module and function that open it, packages it needs, the extra that installs them."""
+    """One backend: module and function that open it, what it needs, and how to get that.
+
+    packages: importable names; a tuple among them means any one of these. extra: what installs them, or `fix`: what
+    else to do. probe: a function of the module, bundle -> why it cannot run here, or None.
+    """
 
     module: str
     opener: str
-    packages: tuple[str, ...]
+    packages: tuple[str | tuple[str, ...], ...]
     extra: str | None = None
+    fix: str | None = None
+    probe: str | None = None
 
     @property
     def missing(self) -> list[str]:
         """Packages that are not installed."""
-        return [name for name in self.packages if find_spec(name) is None]
+        wanted = [(item,) if isinstance(item, str) else item for item in self.packages]
+        return [" or ".join(names) for names in wanted if not any(map(_installed, names))]
 
 
 BACKENDS: dict[str, Backend] = {  # in order of preference for "auto"
+    "tensorrt": Backend(
+        "linmu.runtimes.trt_runner", "open_trt", (("tensorrt", "tensorrt_rtx"), "cuda.bindings"), probe="unusable",
+        fix="pip install 'linmu[jetson]' on a Jetson with JetPack's TensorRT (docs/jetson.md)",
+    ),
     "onnxruntime": Backend("linmu.runtimes.ort_runner", "open_ort", ("onnxruntime",)),
     "torch": Backend("linmu.runtimes.torch_runner", "open_torch", ("torch",), extra="convert"),
-}
+}  # fmt: skip
+
+
+def unusable(bundle: Bundle, name: str) -> str | None:
+    """Why a backend that the bundle names cannot run it here, in one line, or None."""
+    entry = BACKENDS[name]
+    if entry.missing:
+        return f"{', '.join(entry.missing)} not installed"
+    if entry.probe is None:
+        return None
+    reason: str | None = getattr(import_module(entry.module), entry.probe)(bundle)
+    return reason
 
 
 def available_backends(bundle: Bundle) -> list[str]:
-    """Backends that the bundle names and that are installed here, best first."""
-    return [name for name, backend in BACKENDS.items() if name in bundle.manifest.backends and not backend.missing]
+    """Backends that the bundle names and that can run it here, best first."""
+    return [name for name in BACKENDS if name in bundle.manifest.backends and unusable(bundle, name) is None]
 
 
-def open_runner(bundle: Bundle, backend: str = "auto", threads: int | None = None) -> Runner:
-    """Open a bundle in a backend ("auto": the best one here).
+def open_runner(
+    bundle: Bundle, backend: str = "auto", threads: int | None = None, say: Callable[[str], None] | None = None
+) -> Runner:
+    """Open a bundle in a backend ("auto": the best one that can run it here).
 
+    say is told in one line when "auto" passes over a better backend (default: standard error).
     Raises InputError for a backend that the bundle does not name, MissingComponentError when it is not installed.
     """
     named = [name for name in BACKENDS if name in bundle.manifest.backends]
     if backend == "auto":
-        here = available_backends(bundle)
-        backend = here[0] if here else (named[0] if named else "onnxruntime")
+        backend = _choose(bundle, named, say or _to_stderr)
     if backend not in named:
         raise InputError(f"backend {backend!r}", expected="auto or one of " + ", ".join(named))
     entry = BACKENDS[backend]
     if entry.missing:
-        raise MissingComponentError(", ".join(entry.missing), needed_for=f"backend {backend}", extra=entry.extra)
+        raise MissingComponentError(
+            ", ".join(entry.missing), needed_for=f"backend {backend}", extra=entry.extra, fix=entry.fix
+        )
     runner: Runner = getattr(import_module(entry.module), entry.opener)(bundle, threads)
     return runner
+
+
+def _choose(bundle: Bundle, named: list[str], say: Callable[[str], None]) -> str:
+    """The best backend that can run the bundle here; the first one named when none can."""
+    reasons: dict[str, str] = {}
+    for name in named:
+        reason = unusable(bundle, name)
+        if reason is None:
+            for passed, why in reasons.items():
+                say(f"backend {passed} cannot be used ({why}); running on {name}")
+            return name
+        reasons[name] = reason
+    return named[0] if named else "onnxruntime"
+
+
+def _installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # its parent package is not there, or half-imported
+        return False
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)

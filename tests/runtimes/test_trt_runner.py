@@ -1,0 +1,169 @@
+"""What surrounds the engines, on a real bundle and without a GPU: choosing the backend, finding engines, feeds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import linmu
+from linmu.bundle import open_bundle
+from linmu.cli import main
+from linmu.config import MMateConfig
+from linmu.errors import BundleError, DeviceError, MissingComponentError
+from linmu.layout import PromptLayout, layout_tensors
+from linmu.runtimes import backends
+from linmu.runtimes.backends import BACKENDS, available_backends, open_runner
+from linmu.runtimes.prompt import place_prompt, prompt_pieces
+from linmu.runtimes.tensorrt.engine import is_state, without_states
+from linmu.runtimes.tensorrt.engine_files import Engine, engine_name, engine_parts, write_index
+from linmu.runtimes.tensorrt.fit import WINDOWS, repack_windows
+from linmu.runtimes.tensorrt.plan import bind_dimensions, plan_arena
+from linmu.runtimes.tensorrt.profiles import bundle_ranges
+from linmu.runtimes.tensorrt.toolkit import Toolkit
+from linmu.runtimes.trt_runner import find_engines
+from tests.folders import ROOT
+from tests.runtimes.tensorrt.support import BACKENDS as NAMED
+from tests.runtimes.tensorrt.support import device_bundle
+from tests.tiny import tiny_image
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return device_bundle("smolvlm", tmp_path_factory.mktemp("smolvlm"))
+
+
+@pytest.fixture
+def no_gpu():
+    from linmu.runtimes.tensorrt.cuda import gpu_facts
+
+    try:
+        gpu_facts()
+    except MissingComponentError:
+        return
+    pytest.skip("there is a GPU")
+
+
+def test_auto_falls_back_with_one_plain_line(folder, no_gpu):
+    bundle, said = open_bundle(folder), []
+    assert bundle.manifest.backends == NAMED and available_backends(bundle) == ["onnxruntime"]
+    with open_runner(bundle, threads=1, say=said.append) as runner:
+        assert runner.backend == "onnxruntime"
+    assert len(said) == 1 and said[0].startswith("backend tensorrt cannot be used (") and "\n" not in said[0]
+    assert said[0].endswith("running on onnxruntime")
+
+
+def test_asking_for_tensorrt_does_not_fall_back(capsys, folder, no_gpu):
+    for command in (["run", str(folder), "-p", "hello"], ["bench", str(folder)], ["verify", str(folder)]):
+        assert main([*command, "--backend", "tensorrt"]) == 3
+        captured = capsys.readouterr()
+        error = captured.err.strip().splitlines()[-1]
+        assert captured.out == "" and error.startswith("error: ") and "tensorrt" in error and "fix:" in error
+
+
+def test_verify_checks_what_is_here_and_tells_what_is_not(capsys, folder, no_gpu):
+    assert main(["verify", str(folder), "--steps", "4", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "tensorrt: not checked here (" in captured.err
+    assert json.loads(captured.out)["backends"] == ["onnxruntime"]
+
+
+def test_either_tensorrt_is_enough(monkeypatch):
+    entry = BACKENDS["tensorrt"]
+    for here in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setattr(backends, "_installed", lambda name, here=here: name in (here, "cuda.bindings"))
+        assert entry.missing == []
+    monkeypatch.setattr(backends, "_installed", lambda name: name == "cuda.bindings")
+    assert entry.missing == ["tensorrt or tensorrt_rtx"]
+
+
+TOOLKIT = Toolkit(None, "tensorrt", "10.3.0", None)  # only its name and version are asked for
+ORIN = ("Orin", "8.7")
+
+
+def put_engines(folder, bundle, gpu=ORIN) -> dict[str, Engine]:
+    engines = {}
+    (folder / "engines").mkdir(exist_ok=True)
+    for graph, ranges in bundle_ranges(bundle.manifest, 300).items():
+        parts = engine_parts(bundle, graph, ranges, flavour="tensorrt", version="10.3.0", gpu=gpu[0], capability=gpu[1])
+        name = engine_name(graph, parts)
+        (folder / "engines" / name).write_bytes(b"plan")
+        engines[graph] = Engine(graph, name, 4, parts)
+    write_index(folder, engines.values())
+    return engines
+
+
+def test_engines_are_found_by_what_they_were_built_for(folder):
+    bundle = open_bundle(folder)
+    with pytest.raises(MissingComponentError, match=r"vision engine \(it was never built\).*fix: linmu build"):
+        find_engines(bundle, TOOLKIT, *ORIN)
+    engines = put_engines(folder, bundle)
+    assert find_engines(bundle, TOOLKIT, *ORIN) == engines
+    with pytest.raises(MissingComponentError, match="another gpu and another capability"):
+        find_engines(bundle, TOOLKIT, "Thor", "11.0")
+    with pytest.raises(MissingComponentError, match="another version"):
+        find_engines(bundle, replace(TOOLKIT, version="10.4.0"), *ORIN)
+    (folder / "engines" / engines["step"].file).unlink()
+    with pytest.raises(MissingComponentError, match=r"step engine \(it is missing\)"):
+        find_engines(bundle, TOOLKIT, *ORIN)
+    (folder / "engines" / "engines.json").write_text("[]")
+    with pytest.raises(BundleError, match="engines.json cannot be read"):
+        find_engines(bundle, TOOLKIT, *ORIN)
+
+
+def test_repacked_windows_change_no_answer(folder):
+    """The same prompt through ONNX Runtime with windows packed as the engine takes them: pictures, and text alone."""
+    bundle = open_bundle(folder)
+    row = bundle_ranges(bundle.manifest, 300)["prefill"]["window_tokens"].max
+    with linmu.load(folder, "onnxruntime", threads=1) as session:
+        inputs = session.prepare("What is here?", images=[tiny_image(1), tiny_image(2)])
+        placed = place_prompt(inputs, bundle.manifest)
+        for piece in prompt_pieces(inputs, session.runner, bundle.manifest, placed):
+            packed = repack_windows(piece.layout, row)
+            assert packed[WINDOWS].shape != piece.layout[WINDOWS].shape and packed[WINDOWS].shape[2] == row
+            found = []
+            for layout in (piece.layout, packed):
+                state = session.runner.new_state()
+                logits = session.runner.prefill(replace(piece, layout=layout), state).copy()
+                found.append((logits, state.read()))
+            (wanted, states), (logits, other) = found
+            assert np.abs(logits - wanted).max() < 1e-5 * wanted.std()
+            for name, value in states.items():
+                assert np.abs(other[name] - value).max() <= 1e-5 * np.abs(value).max(), name
+    alone = PromptLayout(7, (), np.arange(7)[None], 7)
+    text = layout_tensors(alone, MMateConfig.from_json(bundle.manifest.model.mmate), never_empty=True)
+    assert repack_windows(text, row)[WINDOWS].shape == (2, 1, row)
+
+
+def test_golden_pieces_and_buffers_fit_the_default_ranges(folder):
+    bundle = open_bundle(folder)
+    for graph, ranges in bundle_ranges(bundle.manifest).items():
+        spec = without_states(bundle.manifest.graphs[graph])
+        assert not any(is_state(item.name) for item in (*spec.inputs, *spec.outputs))
+        arena = plan_arena((*spec.inputs, *spec.outputs), ranges)
+        assert set(arena.places) == {item.name for item in (*spec.inputs, *spec.outputs)}
+        smallest = {i.name: tuple(ranges[d].min if isinstance(d, str) else d for d in i.shape) for i in spec.inputs}
+        dims = bind_dimensions(spec, smallest)
+        assert all(ranges[name].holds(size) for name, size in dims.items())
+
+
+def test_importing_the_runner_loads_neither_tensorrt_nor_cuda():
+    script = (
+        "import sys, linmu.runtimes.trt_runner, linmu.build\n"
+        "print(sorted({'tensorrt', 'tensorrt_rtx', 'cuda', 'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_broken_call_of_cuda_is_told_by_name(no_gpu):
+    """The real runtime library, where it is installed: every call fails without a driver, and says so."""
+    pytest.importorskip("cuda.bindings.runtime", reason="pip install 'linmu[jetson]'")
+    from linmu.runtimes.tensorrt.cuda import Cuda
+
+    with pytest.raises(DeviceError, match=r"cudaSetDevice failed; got cudaError\w+ \(.+\)"):
+        Cuda()
