@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from importlib import import_module, metadata, util
 from typing import Any
 
-from linmu.errors import MissingComponentError
+from linmu.device_facts import board
+from linmu.errors import LinmuError, MissingComponentError
 
-TARGETS = ("base", "convert", "export", "jetson", "mobile", "video", "bench")
+TARGETS = ("base", "onnx", "convert", "export", "jetson", "jetson-export", "mobile", "video", "bench")
+# A target that takes either of two components: it is ready with one of them and everything else it needs.
+EITHER = {"jetson": ("tensorrt", "tensorrt-rtx-cu12")}
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ COMPONENTS: tuple[Component, ...] = (
     Component("gguf", "gguf", ("convert",), extra="convert"),
     Component("onnx", "onnx", ("export",), extra="export"),
     Component("onnxscript", "onnxscript", ("export",), extra="export"),
-    Component("tensorrt", "tensorrt", ("jetson",), fix="comes with JetPack, on the device"),
-    Component("tensorrt_rtx", "tensorrt-rtx-cu12", ("jetson",), extra="jetson"),
+    Component("tensorrt", "tensorrt", ("jetson",), fix="on the device: apt install tensorrt python3-libnvinfer"),
+    Component("tensorrt_rtx", "tensorrt-rtx-cu12", ("jetson", "jetson-export"), extra="jetson-export"),
+    Component("cuda.bindings", "cuda-bindings", ("jetson",), extra="jetson"),
     Component("executorch", "executorch", ("mobile",), extra="mobile"),
     Component("av", "av", ("video",), extra="video"),
     Component("matplotlib", "matplotlib", ("bench",), extra="bench"),
@@ -85,11 +89,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings; `ok` speaks of the base install only."""
+    """All findings; `ok` speaks of the base install only; `board` is the name in the device tree, if there is one."""
 
     python: str
     machine: str
     findings: tuple[Finding, ...]
+    board: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -98,11 +103,12 @@ class Diagnosis:
 
     def ready(self) -> dict[str, bool]:
         """For every target or extra, whether all it needs is here (jetson: a TensorRT of either kind)."""
-        ready = {}
-        for target in TARGETS:
-            needed = [finding for finding in self.findings if target in finding.needed_by]
-            ready[target] = (any if target == "jetson" else all)(finding.ok for finding in needed)
-        return ready
+        return {target: self._ready(target) for target in TARGETS}
+
+    def _ready(self, target: str) -> bool:
+        needed = {finding.name: finding.ok for finding in self.findings if target in finding.needed_by}
+        either = [needed.pop(name) for name in EITHER.get(target, ()) if name in needed]
+        return all(needed.values()) and (any(either) if target in EITHER else True)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -110,6 +116,7 @@ class Diagnosis:
             "ok": self.ok,
             "python": self.python,
             "machine": self.machine,
+            "board": self.board,
             "ready": self.ready(),
             "components": [finding.to_json() for finding in self.findings],
         }
@@ -118,8 +125,9 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Look at every component; base packages are really imported, heavy optional ones only looked up."""
     findings = [_examine(component) for component in COMPONENTS]
-    findings.append(_kernels())
-    return Diagnosis(platform.python_version(), f"{platform.system()} {platform.machine()}", tuple(findings))
+    findings += [_kernels(), _gpu()]
+    machine = f"{platform.system()} {platform.machine()}"
+    return Diagnosis(platform.python_version(), machine, tuple(findings), board())
 
 
 def require(module: str, *, needed_for: str, extra: str | None = None) -> None:
@@ -163,7 +171,19 @@ def _kernels() -> Finding:
         state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         found = {(kernel.domain, kernel.op_name) for kernel in state.get_all_opkernel_def()}
     except (ImportError, OSError, AttributeError) as error:
-        return Finding(name, None, f"cannot be listed: {error}", ("base",), install)
+        return Finding(name, None, f"cannot be listed: {error}", ("onnx",), install)
     missing = [kernel for kernel in KERNELS if ("com.microsoft", kernel) not in found]
     problem = f"no {', '.join(missing)}" if missing else None
-    return Finding(name, None if missing else "1", problem, ("base",), install)
+    return Finding(name, None if missing else "1", problem, ("onnx",), install)
+
+
+def _gpu() -> Finding:
+    """The GPU that TensorRT engines run on, by name and compute capability."""
+    from linmu.runtimes.tensorrt.cuda import gpu_facts
+
+    install = "run on the Jetson itself; in a container: --runtime nvidia"
+    try:
+        facts = gpu_facts("linmu doctor")
+    except LinmuError as error:
+        return Finding("NVIDIA GPU", None, error.what, ("jetson",), install)
+    return Finding("NVIDIA GPU", f"{facts.name} ({facts.capability_text})", None, ("jetson",), install)

@@ -45,7 +45,8 @@ def inspection_view(found: Inspection) -> RenderableType:
 
 def diagnosis_view(found: Diagnosis) -> RenderableType:
     """A table of components and a line for every target."""
-    table = Table("component", "version", "needed by", "to install", title=f"Python {found.python}, {found.machine}")
+    machine = f"{found.machine}, {found.board}" if found.board else found.machine
+    table = Table("component", "version", "needed by", "to install", title=f"Python {found.python}, {machine}")
     for finding in found.findings:
         state = finding.version or "[red]missing[/red]"
         note = "" if finding.ok else (finding.problem + "; " if finding.problem else "") + finding.install

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from linmu.doctor import COMPONENTS, TARGETS, Diagnosis, Finding, diagnose, require
+from linmu.doctor import COMPONENTS, EITHER, TARGETS, Diagnosis, Finding, diagnose, require
 from linmu.errors import MissingComponentError
 from linmu.tables import diagnosis_view, size
 
@@ -36,10 +36,30 @@ def test_only_the_base_decides():
     diagnosis_view(fine)
 
 
-@pytest.mark.parametrize(("first", "second", "ready"), [(1, 0, True), (0, 1, True), (0, 0, False)])
-def test_jetson_needs_one_of_two_tensorrts(first, second, ready):
-    both = (finding("tensorrt", first, "jetson"), finding("tensorrt_rtx", second, "jetson"))
-    assert Diagnosis("3", "m", both).ready()["jetson"] is ready
+@pytest.mark.parametrize(
+    ("first", "second", "bindings", "gpu", "ready"),
+    [(1, 0, 1, 1, True), (0, 1, 1, 1, True), (0, 0, 1, 1, False), (1, 1, 0, 1, False), (1, 0, 1, 0, False)],
+)
+def test_jetson_needs_one_of_two_tensorrts_and_all_else(first, second, bindings, gpu, ready):
+    found = (
+        finding("tensorrt", first, "jetson"),
+        finding("tensorrt-rtx-cu12", second, "jetson", "jetson-export"),
+        finding("cuda-bindings", bindings, "jetson"),
+        finding("NVIDIA GPU", gpu, "jetson"),
+    )
+    assert Diagnosis("3", "m", found).ready()["jetson"] is ready
+    assert Diagnosis("3", "m", found).ready()["jetson-export"] is bool(second)
+
+
+def test_the_either_table_names_components():
+    names = {component.distribution for component in COMPONENTS}
+    for target, either in EITHER.items():
+        assert target in TARGETS and set(either) <= names
+
+
+def test_a_gpu_is_named_or_said_to_be_missing():
+    gpu = next(finding for finding in diagnose().findings if finding.name == "NVIDIA GPU")
+    assert gpu.ok or (gpu.problem and "needed for linmu doctor" in gpu.problem and "--runtime nvidia" in gpu.install)
 
 
 def test_require_names_the_extra():
