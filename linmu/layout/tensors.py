@@ -36,7 +36,8 @@ LAYOUT_SPECS: tuple[TensorSpec, ...] = (
 
 
 def layout_tensors(
-    layout: PromptLayout, mmate: MMateConfig, start: int = 0, stop: int | None = None, *, never_empty: bool = False
+    layout: PromptLayout, mmate: MMateConfig, start: int = 0, stop: int | None = None, *, never_empty: bool = False,
+    row: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The tensors of LAYOUT_SPECS for tokens start..stop of a prompt, token indices relative to `start`.
 
@@ -44,7 +45,8 @@ def layout_tensors(
     backward_slot [4,S]: a token's place in it, 0 for text; restart [Nb]: first element of each span; vision [S];
     windows [2,W,L] and window_segment [2,W,L] (-1 on padding); window_slot [2,S]: row*L+column, 0 for text.
     With `never_empty` a text-only piece gets one element of padding in place of zero-sized tensors (for graphs).
-    Raises ValueError for a piece that is empty, outside the prompt or cuts a span.
+    `row`: the length L of window rows (default: that of the longest window; the function is the same).
+    Raises ValueError for a piece that is empty, outside the prompt or cuts a span, and for a row that is too short.
     """
     stop = layout.length if stop is None else stop
     if not 0 <= start < stop <= layout.length:
@@ -57,13 +59,13 @@ def layout_tensors(
         if first < start or last >= stop:
             raise ValueError(f"piece {start}..{stop} cuts the span of tokens {first}..{last}")
         spans.append(Span(span.positions - start, span.grid))
-    batch = _batch_tensors([spans], stop - start, mmate)
+    batch = _batch_tensors([spans], stop - start, mmate, row)
     batch["backward"], batch["restart"] = batch["backward"][:, 0], batch["restart"][0]
     if never_empty and not spans:
         batch["backward"] = np.full((SCHEDULES, 1), stop - start, np.int64)
         batch["restart"] = np.ones(1, bool)
-        batch["windows"] = np.zeros((SHIFTS, 1, 1), np.int64)
-        batch["window_segment"] = np.full((SHIFTS, 1, 1), -1, np.int64)
+        batch["windows"] = np.zeros((SHIFTS, 1, row or 1), np.int64)
+        batch["window_segment"] = np.full((SHIFTS, 1, row or 1), -1, np.int64)
     return {f"layout.{name}": array for name, array in batch.items()}
 
 
@@ -86,7 +88,9 @@ def stack_layouts(
     return _batch_tensors(rows, len(rows) * length, mmate)
 
 
-def _batch_tensors(rows: list[list[Span]], tokens: int, mmate: MMateConfig) -> dict[str, np.ndarray]:
+def _batch_tensors(
+    rows: list[list[Span]], tokens: int, mmate: MMateConfig, row: int | None = None
+) -> dict[str, np.ndarray]:
     """All tensors of B rows of spans whose positions count in one axis of `tokens` tokens."""
     order = np.tile(np.arange(tokens, dtype=np.int64), (SCHEDULES, 1))
     vision = np.zeros(tokens, bool)
@@ -99,7 +103,7 @@ def _batch_tensors(rows: list[list[Span]], tokens: int, mmate: MMateConfig) -> d
         "inverse": np.stack([invert(line) for line in order]),
         **_backward(rows, tokens, mmate),
         "vision": vision,
-        **_windows(rows, tokens, mmate),
+        **_windows(rows, tokens, mmate, row),
     }
 
 
@@ -123,14 +127,14 @@ def _backward(rows: list[list[Span]], tokens: int, mmate: MMateConfig) -> dict[s
     return {"backward": backward, "backward_slot": slot, "restart": restart}
 
 
-def _windows(rows: list[list[Span]], tokens: int, mmate: MMateConfig) -> dict[str, np.ndarray]:
+def _windows(rows: list[list[Span]], tokens: int, mmate: MMateConfig, row: int | None) -> dict[str, np.ndarray]:
     """The windows of all spans, packed; both shifts padded to the same number of rows."""
     spans = [span for row in rows for span in row]
     pieces = [
         [span.positions[piece] for span in spans for piece in window_pieces(span.grid, mmate.window, bool(shift))]
         for shift in range(SHIFTS)
     ]
-    length = max((len(piece) for both in pieces for piece in both), default=1)
+    length = row or max((len(piece) for both in pieces for piece in both), default=1)
     packed = [pack_windows(both, length) for both in pieces]
     count = max(len(index) for index, _ in packed)
     windows = np.zeros((SHIFTS, count, length), np.int64)

@@ -212,3 +212,29 @@ def test_a_batch_keeps_every_prompts_windows_apart(shift):
 def test_padding_that_does_not_fill_the_row_is_refused():
     with pytest.raises(ValueError, match="pad tokens"):
         stack_layouts([TEXT], [1], TEXT.length, MMATE)
+
+
+@pytest.mark.parametrize("row", [12, 17, 30])
+def test_a_row_length_packs_the_same_windows(layout, row):
+    """Rows of any length hold the same sets of tokens, and the slots lead back to every token."""
+    wanted = layout_tensors(layout, MMATE, never_empty=True)
+    found = layout_tensors(layout, MMATE, never_empty=True, row=row)
+    windows = ("layout.windows", "layout.window_segment", "layout.window_slot")
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted if name not in windows)
+    assert found["layout.windows"].shape[2] == found["layout.window_segment"].shape[2] == row
+
+    def sets(tensors, shift):
+        index, segment = tensors["layout.windows"][shift], tensors["layout.window_segment"][shift]
+        keys = [(r, s) for r in range(len(index)) for s in np.unique(segment[r]) if s >= 0]
+        return sorted(tuple(index[r][segment[r] == s]) for r, s in keys)
+
+    vision = np.flatnonzero(found["layout.vision"])
+    for shift in range(SHIFTS):
+        assert sets(found, shift) == sets(wanted, shift)
+        flat = found["layout.windows"][shift].reshape(-1)
+        assert np.array_equal(flat[found["layout.window_slot"][shift][vision]], vision)
+
+
+def test_a_row_too_short_for_a_window_is_refused():
+    with pytest.raises(ValueError, match="does not fit a row of 11"):
+        layout_tensors(MIXED, MMATE, row=11)
