@@ -12,7 +12,7 @@ from typing import Any
 
 from linmu.atomic import write_bytes
 from linmu.errors import BundleError
-from linmu.manifest import MANIFEST_NAME, FileEntry, Manifest, check_state, model_hash
+from linmu.manifest import MANIFEST_NAME, FileEntry, Manifest, check_profiles, check_state, model_hash
 from linmu.specs import GraphSpec, TensorSpec
 
 ENGINES = "engines"  # made on the device by `linmu build`: neither hashed nor expected
@@ -49,6 +49,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         entries[name] = FileEntry(file_sha256(path), path.stat().st_size)
     complete = replace(manifest, files=entries)
     check_state(complete)
+    check_profiles(complete)
     _check_members(complete)
     Manifest.from_json(json.loads(json.dumps(complete.to_json())))  # what we write, we can read
     text = json.dumps(complete.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -68,7 +68,8 @@ class FileEntry:
 class Manifest:
     """Everything manifest.json holds (format and format_version are constants of this version).
 
-    `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `tolerances` go by backend.
+    `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `tolerances` go by backend;
+    `profiles` hold the shape range of every dynamic input, by graph and input, where the target needs them.
     """
 
     created_with: dict[str, str]
@@ -83,11 +84,14 @@ class Manifest:
     generation: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, str] = field(default_factory=dict)
     tolerances: dict[str, dict[str, Any]] = field(default_factory=dict)
+    profiles: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The content of manifest.json."""
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        if not self.profiles:
+            del plain["profiles"]
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -103,11 +107,12 @@ class Manifest:
     def from_json(cls, data: Any) -> Manifest:
         """Read `to_json`'s form; raises BundleError on anything unknown, missing, of a wrong type or inconsistent."""
         _check_version(data)
-        _check_keys(data, _TOP, MANIFEST_NAME)
+        _check_keys(data, _TOP, MANIFEST_NAME, optional=_TOP_OPTIONAL)
         facts = data["model"]
         _check_keys(facts, _MODEL, "model", optional=_MODEL_OPTIONAL)
         manifest = cls(
             **{name: data[name] for name in _PLAIN},
+            profiles=data.get("profiles", {}),
             model=ModelFacts(**facts),
             backends=tuple(_strings(data["backends"], "backends")),
             graphs={name: _graph(f"graphs.{name}", value) for name, value in data["graphs"].items()},
@@ -115,6 +120,7 @@ class Manifest:
             files={path: _file(f"files.{path}", value) for path, value in data["files"].items()},
         )
         check_state(manifest)
+        check_profiles(manifest)
         return manifest
 
 
@@ -122,8 +128,9 @@ _PLAIN = ("created_with", "target", "precision", "state_bytes", "vision", "gener
 _TOP: dict[str, type] = {
     "format": str, "format_version": int, "created_with": dict, "model": dict, "target": str, "backends": list,
     "precision": dict, "graphs": dict, "state": list, "state_bytes": int, "vision": dict, "generation": dict,
-    "golden": dict, "tolerances": dict, "files": dict,
+    "golden": dict, "tolerances": dict, "profiles": dict, "files": dict,
 }  # fmt: skip
+_TOP_OPTIONAL = ("profiles",)
 _MODEL: dict[str, type] = {
     "name": str, "family": str, "hidden_size": int, "layers": int, "heads": int, "kv_heads": int, "head_dim": int,
     "vocab_size": int, "parameters": int, "intermediate_size": int, "weights_hash": str,
@@ -180,6 +187,24 @@ def check_state(manifest: Manifest) -> None:
                 single = TensorSpec(own, spec.dtype, (1, *spec.shape[1:]))  # a graph may take one sequence only
                 if found.get(own) not in (wanted, single):
                     raise _bad(f"graphs.{name}", found.get(own, f"no {own}"), wanted)
+
+
+def check_profiles(manifest: Manifest) -> None:
+    """Raise BundleError unless every profile is of a graph's dynamic input and its shapes fit and rise."""
+    for name, profile in manifest.profiles.items():
+        where = f"profiles.{name}"
+        if name not in manifest.graphs or not isinstance(profile, dict):
+            raise _bad(where, "no graph of that name")
+        inputs = {spec.name: spec for spec in manifest.graphs[name].inputs}
+        for key, shapes in profile.items():
+            _check_keys(shapes, {"min": list, "opt": list, "max": list}, f"{where}.{key}")
+            spec, rows = inputs.get(key), (shapes["min"], shapes["opt"], shapes["max"])
+            if spec is None or any(len(row) != len(spec.shape) for row in rows):
+                raise _bad(f"{where}.{key}", rows, "shapes of an input of the graph")
+            for dim, *sizes in zip(spec.shape, *rows, strict=True):
+                whole = all(type(size) is int and size > 0 for size in sizes)
+                if not whole or sizes != sorted(sizes) or (isinstance(dim, int) and set(sizes) != {dim}):
+                    raise _bad(f"{where}.{key}", sizes, f"rising sizes of {dim}")
 
 
 def _check_version(data: Any) -> None:

@@ -20,6 +20,28 @@ def test_round_trip_through_json():
     assert again == manifest
 
 
+PROFILE = {"min": [1, 1], "opt": [2, 1], "max": [2, 1]}
+PROFILES = [
+    ({"prefill": {}}, "no graph"), ({"step": {"input_ids": {"min": [1, 1], "opt": [1, 1]}}}, "no key 'max'"),
+    ({"step": {"other": PROFILE}}, "profiles.step.other"), ({"step": {"input_ids": PROFILE | {"min": [1]}}}, "shapes"),
+    ({"step": {"input_ids": PROFILE | {"min": [3, 1]}}}, "rising sizes of batch"),
+    ({"step": {"input_ids": PROFILE | {"max": [2, 4]}}}, "rising sizes of 1"),
+    ({"step": {"input_ids": PROFILE | {"max": [True, 1]}}}, "rising sizes"),
+]  # fmt: skip
+
+
+def test_profiles_survive_json_and_stand_only_where_there_are_some():
+    manifest = tiny_manifest(profiles={"step": {"input_ids": PROFILE}})
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert "profiles" not in tiny_manifest().to_json()
+
+
+@pytest.mark.parametrize(("profiles", "message"), PROFILES)
+def test_a_profile_that_fits_no_graph_is_refused(profiles, message):
+    with pytest.raises(BundleError, match=message):
+        Manifest.from_json(tiny_manifest(profiles=profiles).to_json())
+
+
 def test_state_bytes_count_one_sequence():
     assert state_bytes((CONV_LAST, RECURRENT)) == 4 * (3 * 50 + 6 * 5 * 7)
 
