@@ -29,11 +29,15 @@ class TorchOps:
     def embed(self, ids: Tensor, weight: str) -> Tensor:  # noqa: D102
         return functional.embedding(ids, self.weights[weight])
 
+    def product(self, x: Tensor, y: Tensor) -> Tensor:
+        """The matrix product behind `linear` and `head`."""
+        return x @ y
+
     def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        return x @ self.weights[weight].T
+        return self.product(x, self.weights[weight].T)
 
     def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        y = x @ self.weights[weight]
+        y = self.product(x, self.weights[weight])
         bias = self.weights.get(weight + "_bias")
         return y if bias is None else y + bias
 

@@ -3,6 +3,8 @@
 Noise: how far the float32 reference moves when its sums are taken in another order. A tolerance is never narrower than
 NOISE_ROOM times that: on an ill-conditioned model no float32 backend could be. It is reported whenever it matters, and
 it has a ceiling: on a model noisier than that, parity cannot be shown and verify fails.
+Where products are rounded to float16, sums in another order now and then fall on the other side of a rounding border.
+Whether that happens in one call is chance, so noise then counts at least one quantum (the distance to the neighbour).
 Units: a logits error is |difference| / std of the reference's logits; a state error is |difference| / largest value
 of the same head of the reference (heads far smaller than their tensor: 1/1000 of its largest value).
 """
@@ -97,12 +99,21 @@ class Meter:
 
 
 def noise_between(logits: np.ndarray, state: Mapping[str, np.ndarray], other_logits: np.ndarray,
-                  other_state: Mapping[str, np.ndarray]) -> tuple[float, float]:  # fmt: skip
-    """(logits, state) errors of a reference's reordered twin, in the units of the tolerances."""
+                  other_state: Mapping[str, np.ndarray], quantum: float = 0.0) -> tuple[float, float]:  # fmt: skip
+    """(logits, state) errors of a reference's reordered twin, in the units of the tolerances.
+
+    quantum: relative distance of neighbouring numbers where products are rounded to fewer bits; at least that much.
+    """
     meter = Meter()
     states_error(meter, other_state, state, Tolerance())
     assert meter.worst is not None
-    return logits_error(other_logits, logits, Tolerance()).error, meter.worst.error
+    return logits_noise(logits, other_logits, quantum), max(meter.worst.error, quantum)
+
+
+def logits_noise(logits: np.ndarray, other: np.ndarray, quantum: float = 0.0) -> float:
+    """The first of `noise_between`: of logits or embeddings alone."""
+    least = quantum * float(np.abs(logits).max()) / max(float(logits.std(dtype=np.float64)), TINY)
+    return max(logits_error(other, logits, Tolerance()).error, least)
 
 
 def array_error(got: np.ndarray, expected: np.ndarray, scale: Any, tensor: str, tolerance: float,

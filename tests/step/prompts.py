@@ -23,8 +23,8 @@ class GraphPrompt:
     output: object
 
 
-def run_student(student, inputs: dict, form: DecoderForm) -> GraphPrompt:
-    """Run the student on one prompt and catch what its decoder got."""
+def run_student(student, inputs: dict, form: DecoderForm, row: int | None = None) -> GraphPrompt:
+    """Run the student on one prompt and catch what its decoder got; `row`: length of window rows."""
     seen: dict = {}
     decoder = student.get_decoder()
     hooks = [
@@ -44,7 +44,7 @@ def run_student(student, inputs: dict, form: DecoderForm) -> GraphPrompt:
         placed = prompt_layout(student._prompt_rules, ids, media, form.mmate.max_span_frames)
     else:
         placed = PromptLayout(len(ids), (), np.arange(len(ids))[None], len(ids))
-    layout = layout_tensors(placed, form.mmate, never_empty=True) if form.vision else None
+    layout = layout_tensors(placed, form.mmate, never_empty=True, row=row) if form.vision else None
     deepstack = None
     if form.deepstack:
         deepstack = np.zeros((form.deepstack, *seen["x"].shape), np.float32)

@@ -14,6 +14,8 @@ from linmu.verification.compare import (
     array_error,
     group_scale,
     logits_error,
+    logits_noise,
+    noise_between,
     snapshot_error,
     states_error,
     top_gap,
@@ -182,3 +184,14 @@ def test_greedy_divergence_fails_and_a_tie_is_told_and_goes_on():
     broken = [reference[0], np.full(7, np.nan, np.float32)]
     meter = Meter()
     assert "not finite" in greedy_note(meter, Script(broken), tokens, gaps, QUIET, TOLERANCE) and not meter.ok
+
+
+def test_noise_counts_at_least_one_quantum():
+    state, logits = random_state(), np.array([1.0, -2.0, 8.0, 0.5], np.float32)
+    std = float(logits.std())
+    assert noise_between(logits, state, logits, state) == (0.0, 0.0)
+    quantum = 2.0**-10
+    found = noise_between(logits, state, logits, state, quantum)
+    assert found == (pytest.approx(8 * quantum / std), quantum)  # the largest logit's neighbour
+    moved = logits + np.float32(0.25)
+    assert logits_noise(logits, moved, quantum) == pytest.approx(0.25 / std, rel=1e-6)  # what was seen is more

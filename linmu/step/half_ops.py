@@ -1,0 +1,61 @@
+"""The step form with its large matrix products in half precision: the eager reference of graphs that compute so.
+
+A half product rounds both factors to float16, sums in float32 and rounds the result to float16. All else stays in
+float32: residual stream, norms, gates, decay, conv, scan, state. `linmu.export.jetson_ops` rounds at the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from linmu.step.form import DecoderForm
+from linmu.step.torch_ops import TorchOps
+
+
+def half(x: Tensor) -> Tensor:
+    """X rounded to float16, in its own dtype."""
+    return x.to(torch.float16).to(x.dtype)
+
+
+class HalfOps(TorchOps):
+    """TorchOps with half products for the matrices of `halves` (packed names, form.py); their weights are rounded.
+
+    Window attention is computed with half products where `swin` of its layer is among them.
+    """
+
+    def __init__(self, form: DecoderForm, halves: Iterable[str]):
+        super().__init__(form)
+        self.halves = frozenset(halves)
+        self.scope = ""
+
+    def enter(self, scope: str) -> None:  # noqa: D102
+        self.scope = scope
+
+    def half_product(self, x: Tensor, y: Tensor) -> Tensor:
+        """The product x @ y as described at the top of this file."""
+        return half(self.product(half(x), half(y)))
+
+    def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        return self._product_for(weight)(x, self.weights[weight].T)
+
+    def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        y = self._product_for(weight)(x, self.weights[weight])
+        bias = self.weights.get(weight + "_bias")
+        return y if bias is None else y + bias
+
+    def _product_for(self, weight: str):
+        return self.half_product if weight in self.halves else self.product
+
+    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
+        if self.scope + "swin" not in self.halves:
+            return super().window_attention(q, k, v, bias, form)
+        rows, length = bias.shape[0], bias.shape[-1]
+        repeat = form.heads // form.kv_heads
+        k, v = self.repeat_heads(k, repeat, form.head_dim), self.repeat_heads(v, repeat, form.head_dim)
+        q, k, v = (x.view(rows, length, form.heads, form.head_dim).transpose(1, 2) for x in (q, k, v))
+        scores = self.half_product(q * form.head_dim**-0.5, k.mT) + bias  # [W, H, L, L]
+        y = self.half_product(scores.softmax(-1), v)
+        return y.transpose(1, 2).reshape(1, rows * length, -1)
