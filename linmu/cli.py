@@ -83,13 +83,22 @@ def convert(
             results.json({"student": str(out), "report": report})
 
 
-@app.command(epilog="Example: linmu export student --target onnx -o bundle")
+@app.command(
+    epilog="Example: linmu export student --target onnx -o bundle, or linmu export student --target jetson -o bundle"
+)
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.", show_default=False)],
     student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default="the demo student")] = None,
     target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
     quant: Annotated[str | None, typer.Option("--quant", help="Precision preset (default: the target's).")] = None,
-    plain_ops: Annotated[bool, typer.Option("--plain-ops", help="Standard operators only.")] = False,
+    plain_ops: Annotated[bool, typer.Option("--plain-ops", help="onnx: standard operators only.")] = False,
+    compile_check: Annotated[
+        bool,
+        typer.Option(
+            "--compile-check/--no-compile-check",
+            help="jetson: compile all graphs with TensorRT-RTX, if it is installed (needs no GPU).",
+        ),
+    ] = True,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -102,13 +111,13 @@ def export(
     _require_separate(student, out)
     _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
     with _results() as results:
-        from linmu.export.onnx_bundle import write_bundle
+        from linmu.export.targets import write_bundle
         from linmu.tables import export_view
 
         with _progress("exporting") as progress:
             report = write_bundle(
-                student, out, target=target, precision=quant, plain_ops=plain_ops, overwrite=overwrite,
-                progress=progress,
+                student, out, target=target, precision=quant, plain_ops=plain_ops or None,
+                compile_check=None if compile_check else False, overwrite=overwrite, progress=progress,
             )  # fmt: skip
         _show(export_view(report))
         _say(f"bundle written to {out}")

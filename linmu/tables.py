@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,7 +11,7 @@ from linmu.doctor import Diagnosis
 from linmu.inspect import Inspection
 
 if TYPE_CHECKING:  # these import torch
-    from linmu.export.onnx_bundle import ExportReport
+    from linmu.export.bundle_writer import ExportReport
     from linmu.model.folders import FolderConversion
 
 
@@ -79,7 +79,20 @@ def export_view(report: ExportReport) -> RenderableType:
     sizes = f"bundle {size(report.bundle_bytes)} ({share:.2f} of the float32 weights)"
     state = f"state {size(report.manifest.state_bytes)}"
     took = _took(report.seconds, report.peak_bytes, report.student_bytes, "the float32 weights")
-    return Group(table, sizes, state, took)
+    return Group(table, *_check_view(report.check), sizes, state, took)
+
+
+def _check_view(check: dict[str, Any]) -> list[RenderableType]:
+    """What the target's check found: a row for every compiled graph, or why there is none."""
+    if not check:
+        return []
+    if not check["graphs"]:
+        return [check["note"].replace("[", "\\[")]
+    title = f"compiled by {check['compiler']} for {check['capability']}"
+    table = Table("engine", "size", "seconds", "peak memory", title=title, title_justify="left")
+    for name, graph in check["graphs"].items():
+        table.add_row(name, size(graph["engine_bytes"]), f"{graph['seconds']:.1f}", size(graph["peak_bytes"]))
+    return [table]
 
 
 def _took(seconds: float, peak: int, model: int, what: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from linmu.decoder_file import DecoderFile, WeightEntry, write_decoder_file
-from linmu.export.graph_builder import GraphBuilder, all_nodes, nodes_per_layer
+from linmu.export.graph_builder import OPSET, GraphBuilder, all_nodes, nodes_per_layer
 from linmu.export.onnx_ops import OnnxOps
 from linmu.export.plain_ops import PlainOps
 from linmu.export.weight_file import StoredWeight
@@ -24,16 +24,33 @@ class GraphReport:
     nodes_per_layer: float
 
 
+@dataclass(frozen=True)
+class GraphStyle:
+    """How the decoder's graphs are written.
+
+    ops: its name in the manifest ("fused" or "plain"); table: the operations; opset: of ONNX; batch: sequences of a
+    decode step, a number or a name; fixed_windows: packed window rows have one length, whatever the prompt.
+    """
+
+    ops: str
+    table: type[OnnxOps]
+    opset: int = OPSET
+    batch: Dim = "batch"
+    fixed_windows: bool = False
+
+
+FUSED, PLAIN = GraphStyle("fused", OnnxOps), GraphStyle("plain", PlainOps)
+
+
 def write_decoder_graphs(
-    folder: Path, form: DecoderForm, stored: dict[str, StoredWeight], data_file: str, plain: bool
+    folder: Path, form: DecoderForm, stored: dict[str, StoredWeight], data_file: str, style: GraphStyle
 ) -> tuple[dict[str, GraphSpec], dict[str, GraphReport]]:
-    """Write token_embedding.onnx, prefill.onnx, step.onnx and decoder.json; `plain`: standard operators only."""
+    """Write token_embedding.onnx, prefill.onnx, step.onnx and decoder.json."""
     writers = {"token_embedding": _embedding_graph, "prefill": _prefill_graph, "step": _step_graph}
     specs, reports = {}, {}
     for name, write in writers.items():
-        graph = GraphBuilder(stored, data_file)
-        ops = (PlainOps if plain else OnnxOps)(graph, form)
-        specs[name] = write(folder / f"{name}.onnx", graph, ops, form)
+        graph = GraphBuilder(stored, data_file, style.opset)
+        specs[name] = write(folder / f"{name}.onnx", graph, style.table(graph, form), form, style)
         reports[name] = GraphReport(sum(1 for _ in all_nodes(graph.nodes)), nodes_per_layer(graph.nodes, form.layers))
     entries = {name: WeightEntry(w.dtype.name, w.shape, w.offset) for name, w in stored.items()}
     write_decoder_file(folder, DecoderFile(data_file, entries, form.to_json()))
@@ -57,28 +74,46 @@ def _fill_spec(form: DecoderForm, batch: Dim) -> list[TensorSpec]:
     return [TensorSpec("past_length", "int64", (batch,))] if form.mmate.text_window else []
 
 
-def _embedding_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm) -> GraphSpec:
-    ids = TensorSpec("input_ids", "int64", ("batch", "tokens"))
-    out = TensorSpec("inputs_embeds", "float32", ("batch", "tokens", form.hidden))
+def _embedding_graph(
+    path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle
+) -> GraphSpec:
+    ids = TensorSpec("input_ids", "int64", (style.batch, "tokens"))
+    out = TensorSpec("inputs_embeds", "float32", (style.batch, "tokens", form.hidden))
     return graph.save(path, [ids], {out.name: (ops.embed(ids.name, "token_embedding"), out)})
 
 
-def _step_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm) -> GraphSpec:
-    past, present = _state_io(form, "batch")
-    ids, positions = TensorSpec("input_ids", "int64", ("batch", 1)), _position_spec(form, "batch", 1)
-    fill = _fill_spec(form, "batch")
+def _step_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
+    past, present = _state_io(form, style.batch)
+    ids, positions = TensorSpec("input_ids", "int64", (style.batch, 1)), _position_spec(form, style.batch, 1)
+    fill = _fill_spec(form, style.batch)
     state = {spec.name: spec.name for spec in past}
     logits, new = decoder.step(ops, form, ids.name, positions.name, state, fill[0].name if fill else None)
-    return _save(path, graph, [ids, positions, *fill, *past], logits, new, present, form, "batch")
+    return _save(path, graph, [ids, positions, *fill, *past], logits, new, present, form, style.batch)
 
 
-def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm) -> GraphSpec:
+def window_row(form: DecoderForm) -> int:
+    """The most tokens that one Local-Swin window can have: the row length that fits every prompt."""
+    window = form.mmate.window
+    return (window.frames if form.family.vision == "grid" else 1) * window.rows * window.columns
+
+
+def _layout_specs(form: DecoderForm, style: GraphStyle) -> list[TensorSpec]:
+    specs = list(LAYOUT_SPECS)
+    if style.fixed_windows:
+        row = window_row(form)
+        specs = [
+            replace(s, shape=tuple(row if dim == "window_tokens" else dim for dim in s.shape)) for s in LAYOUT_SPECS
+        ]
+    return specs
+
+
+def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
     past, present = _state_io(form, 1)
     embeds = TensorSpec("inputs_embeds", "float32", (1, "tokens", form.hidden))
     inputs = [embeds, _position_spec(form, 1, "tokens")]
     layout = deepstack = None
     if form.vision:
-        inputs += LAYOUT_SPECS
+        inputs += _layout_specs(form, style)
         layout = {spec.name.removeprefix("layout."): spec.name for spec in LAYOUT_SPECS}
     if form.deepstack:
         inputs.append(TensorSpec("deepstack", "float32", (form.deepstack, 1, "tokens", form.hidden)))

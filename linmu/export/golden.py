@@ -22,7 +22,7 @@ from linmu.golden import Projector, forced_ids, forced_token, sampled_ids, seede
 from linmu.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.prompt import place_prompt
-from linmu.verification.compare import Tolerance, logits_error, noise_between, top_gap
+from linmu.verification.compare import logits_noise, noise_between, top_gap
 from linmu.verification.eager import StudentRunner, round_student
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.synthetic import (
@@ -73,22 +73,24 @@ def write_golden(folder: Path, student: PreTrainedModel, manifest: Manifest) -> 
     `student` is float32 (with precision fp16 its weights are rounded in place first); tokenizer, processor.json and
     the manifest's model facts and graphs must be there already.
     """
-    folder, precision = Path(folder), str(manifest.precision.get("weights"))
+    folder, precision = Path(folder), manifest.precision
     (folder / "golden").mkdir(exist_ok=True)
     round_student(student, precision)
+    stored = "weights {weights}, products {activations}".format(**{"activations": "fp32", **precision})
     processor = Processor.from_folder(folder)
     metadata = {
         "format": "linmu-golden", "format_version": golden.FORMAT_VERSION, "seed": golden.SEED,
         "rules": "SHAKE-256 of 'seed:label'; even roll-out steps take the reference's choice, odd ones a seeded id",
-        "weights_hash": manifest.model.weights_hash, "reference": f"student, {precision}, eager step form",
+        "weights_hash": manifest.model.weights_hash, "reference": f"student, {stored}, eager step form",
     }  # fmt: skip
-    with StudentRunner(student) as runner:
+    with StudentRunner(student, precision=precision) as runner:
         twin = StudentRunner(student, runner)
         weights = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
         room = [int(max(SHARE * weights, LEAST)) // 2]
         graphs, rollout = _Vectors(room, Projector()), _Vectors(room, Projector())
         player, other = _graph_vectors(graphs, (runner, twin), manifest, processor)
-        _rollout(rollout, (player, other), graphs.tensors["prefill/logits"], manifest, golden.ROLLOUT_STEPS)
+        start = graphs.tensors["prefill/logits"]
+        _rollout(rollout, (player, other), start, manifest, golden.ROLLOUT_STEPS, runner.quantum)
         save_file(_compact(graphs.tensors), folder / golden.GRAPHS_FILE, metadata)
         save_file(_compact(rollout.tensors), folder / golden.ROLLOUT_FILE, metadata)
         prompts = _prompts(folder, (runner, twin), manifest, processor)
@@ -106,8 +108,13 @@ def _graph_vectors(out: _Vectors, runners: Pair, manifest: Manifest, processor: 
     ids = text_ids(processor)
     out.tensors |= {"token_embedding/input_ids": ids, "token_embedding/inputs_embeds": runner.embed(ids)}
     if runner.tower is not None:
-        features = runner.encode(vision_call(runner.tower.facts))
+        features, other = (one.encode(vision_call(runner.tower.facts)) for one in runners)
         out.tensors["vision/embeddings"] = features.embeddings
+        if runner.quantum:
+            noise = logits_noise(features.embeddings, other.embeddings, runner.quantum)
+            if features.deepstack is not None and other.deepstack is not None:
+                noise = max(noise, logits_noise(features.deepstack, other.deepstack, runner.quantum))
+            out.tensors["vision/noise"] = np.array((noise, 0.0), np.float32)
         if features.deepstack is not None:
             out.tensors["vision/deepstack"] = features.deepstack
     text = ModelInputs(ids, "")
@@ -117,16 +124,16 @@ def _graph_vectors(out: _Vectors, runners: Pair, manifest: Manifest, processor: 
     start = [player.save() for player in players]
     token = int(out.tensors["prefill/logits"].argmax())
     out.tensors["step/input_ids"] = np.array([token], np.int64)
-    _result(out, "step", players, [player.step(token).copy() for player in players])
+    _result(out, "step", players, [player.step(token).copy() for player in players], runner.quantum)
     for player, saved in zip(players, start, strict=True):
         player.restore(saved)
     return players
 
 
-def _result(out: _Vectors, name: str, players: Players, logits: list[np.ndarray]) -> None:
+def _result(out: _Vectors, name: str, players: Players, logits: list[np.ndarray], quantum: float) -> None:
     """Logits, states and noise of one call."""
     state, other = (player.state() for player in players)
-    noise = noise_between(logits[0], state, logits[1], other)
+    noise = noise_between(logits[0], state, logits[1], other, quantum)
     out.tensors |= {f"{name}/logits": logits[0], f"{name}/noise": np.array(noise, np.float32)}
     out.snapshot(name, state)
 
@@ -144,11 +151,13 @@ def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Pair
         f"{name}/input_ids": inputs.input_ids, f"{name}/inputs_embeds": embeds,
         f"{name}/grids": np.array(grids, np.int64).reshape(-1, 3),
     }  # fmt: skip
-    _result(out, name, players, logits)
+    _result(out, name, players, logits, runners[0].quantum)
     return players
 
 
-def _rollout(out: _Vectors, players: Players, logits: np.ndarray, manifest: Manifest, steps: int) -> None:
+def _rollout(
+    out: _Vectors, players: Players, logits: np.ndarray, manifest: Manifest, steps: int, quantum: float
+) -> None:
     """Teacher-forced tokens behind the prefill vector: logits and states of every step, all states at the end."""
     vocab = manifest.model.vocab_size
     rules = manifest.model.prompt_rules
@@ -163,7 +172,7 @@ def _rollout(out: _Vectors, players: Players, logits: np.ndarray, manifest: Mani
         row = {
             "tokens": np.int64(token), "logits": logits[kept], "std": logits.std(), "best": logits.argmax(),
             "gap": np.float32(top_gap(logits)), "logits_projection": projection[0],
-            "noise": np.array(noise_between(logits, state, other, players[1].state()), np.float32),
+            "noise": np.array(noise_between(logits, state, other, players[1].state(), quantum), np.float32),
         }  # fmt: skip
         for name, (projection, norm) in out.projector.state(state).items():
             row |= {f"projection/{name}": projection, f"norm/{name}": norm}
@@ -193,7 +202,7 @@ def _answer(name, prompt, pictures, folder, runners: Pair, manifest: Manifest, p
     for _ in range(golden.NEW_TOKENS):
         tokens.append(int(logits.argmax()))
         gaps.append(top_gap(logits))
-        noise.append(max(noise[-1], logits_error(other, logits, Tolerance()).error))
+        noise.append(max(noise[-1], logits_noise(logits, other, runners[0].quantum)))
         if tokens[-1] in processor.eos_token_ids:
             break
         logits, other = (player.step(tokens[-1]) for player in players)

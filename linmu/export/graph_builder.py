@@ -28,8 +28,8 @@ DTYPES = {
 class GraphBuilder:
     """Collects nodes; values are their names (str). All operators used are pure, so equal nodes are made once."""
 
-    def __init__(self, stored: dict[str, StoredWeight], data_file: str):
-        self.stored, self.data_file = stored, data_file
+    def __init__(self, stored: dict[str, StoredWeight], data_file: str, opset: int = OPSET):
+        self.stored, self.data_file, self.opset = stored, data_file, opset
         self.scope = ""
         self.nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -105,7 +105,7 @@ class GraphBuilder:
             [_value_info(spec) for _, spec in outputs.values()],
             list(self._initializers.values()),
         )
-        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
+        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="linmu")
         path.write_bytes(model.SerializeToString())
         return GraphSpec(path.name, tuple(inputs), tuple(spec for _, spec in outputs.values()))

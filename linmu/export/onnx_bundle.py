@@ -1,75 +1,18 @@
-"""Student folder -> bundle for ONNX Runtime: graphs, weights once, processor, golden vectors and the manifest."""
+"""Target onnx: a bundle for ONNX Runtime, with its fused and recurrent kernels or in standard operators."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from linmu import __version__
-from linmu.atomic import atomic_folder
-from linmu.bundle import write_manifest
-from linmu.errors import InputError
-from linmu.export.bundle_readme import bundle_readme
-from linmu.export.decoder_graphs import GraphReport, manifest_states, write_decoder_graphs
-from linmu.export.golden import write_golden
-from linmu.export.graph_builder import OPSET
-from linmu.export.steady_header import steady_header
+from linmu.export.bundle_writer import ExportReport, Plan, Progress, write_planned
+from linmu.export.decoder_graphs import FUSED, PLAIN
 from linmu.export.targets import find_target, stored_precision
 from linmu.export.vision_graph import OPSET as VISION_OPSET
-from linmu.export.vision_graph import build_vision, export_vision
-from linmu.export.weight_file import write_weights
-from linmu.export.weights_hash import student_weights_hash
-from linmu.manifest import Manifest, ModelFacts, state_bytes
-from linmu.meter import peak_bytes
-from linmu.model.folders import CONVERSION_FILE, load_student
-from linmu.model_files import find_weights, is_student, read_config, read_json_object
-from linmu.processing import Processor
-from linmu.processing.convert import write_processor
-from linmu.processing.settings import to_json
-from linmu.specs import GraphSpec
-from linmu.step.form import DecoderForm
-from linmu.step.pack import decoder_form
-from linmu.verification.compare import TOLERANCES
+from linmu.manifest import Manifest
 
-WEIGHTS = "weights.data"
+TARGET = "onnx"
 BACKENDS = ("onnxruntime", "torch")
-PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
-MAX_NEW_TOKENS = 128
-
-Progress = Callable[..., None]  # progress(text), or progress(text, done, total)
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What an export made and took: manifest, size of each decoder graph, seconds, bytes."""
-
-    manifest: Manifest
-    graphs: dict[str, GraphReport]
-    seconds: float
-    bundle_bytes: int
-    student_bytes: int  # of the student's parameters in float32
-    peak_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, without the manifest (which stands in the bundle)."""
-        return {
-            "target": self.manifest.target,
-            "precision": self.manifest.precision,
-            "graphs": {name: vars(report) for name, report in self.graphs.items()},
-            "state_bytes": self.manifest.state_bytes,
-            "seconds": self.seconds,
-            "bundle_bytes": self.bundle_bytes,
-            "student_bytes": self.student_bytes,
-            "peak_bytes": self.peak_bytes,
-        }
 
 
 def export_bundle(student: Path, out: Path, **options: Any) -> Manifest:
@@ -81,7 +24,6 @@ def write_bundle(
     student: Path,
     out: Path,
     *,
-    target: str = "onnx",
     precision: str | None = None,
     plain_ops: bool = False,
     overwrite: bool = False,
@@ -89,147 +31,10 @@ def write_bundle(
 ) -> ExportReport:
     """Export the student folder `student` to the bundle folder `out`.
 
-    precision: "none" or "fp32", or "fp16" (matrices stored in half precision, computed in float32); default: the
-    target's. plain_ops: standard ONNX operators only. progress(text) and progress(text, done, total) report.
-    Raises InputError for an unusable student, target or preset; nothing is left behind then.
+    precision: "none" or "fp32", or "fp16" (matrices stored in half precision, computed in float32). plain_ops:
+    standard ONNX operators only. progress(text) and progress(text, done, total) report.
+    Raises InputError for an unusable student or preset; nothing is left behind then.
     """
-    started = time.perf_counter()
-    weights = stored_precision(precision, find_target(target))
-    student, say = Path(student), progress or _silent
-    require_student(student)
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        say("loading the student")
-        model = load_student(student)
-        form = decoder_form(model)
-        write_processor(student, folder)
-        graphs, reports, vision = _write_graphs(folder, model, form, weights, plain_ops, say)
-        manifest = Manifest(
-            created_with={"linmu": __version__, **{name: version(name) for name in PACKAGES}},
-            model=_model_facts(student, model, form),
-            target=target,
-            backends=BACKENDS,
-            precision=_precision(weights, plain_ops, bool(vision)),
-            graphs=graphs,
-            state=manifest_states(form),
-            state_bytes=state_bytes(manifest_states(form)),
-            vision=vision,
-            generation=_generation(model, Processor.from_folder(folder)),
-            tolerances={backend: asdict(TOLERANCES[weights]) for backend in BACKENDS},
-        )
-        say("writing golden vectors")
-        manifest = replace(manifest, golden=write_golden(folder, model, manifest))
-        for name in manifest.golden:
-            if name.endswith(".safetensors"):
-                steady_header(folder / name)
-        (folder / "README.md").write_text(bundle_readme(folder, manifest), encoding="utf-8")
-        say("hashing")
-        manifest = write_manifest(folder, manifest)
-    return ExportReport(
-        manifest=manifest,
-        graphs=reports,
-        seconds=time.perf_counter() - started,
-        bundle_bytes=sum(entry.bytes for entry in manifest.files.values()),
-        student_bytes=4 * sum(weight.numel() for weight in model.parameters()),
-        peak_bytes=peak_bytes(),
-    )
-
-
-def require_student(folder: Path) -> None:
-    """Raise InputError unless `folder` holds a student with whole weight files (checked without loading them)."""
-    config = read_config(folder)
-    if not is_student(config):
-        raise InputError(
-            f"{folder} is not a student", got=f"a model of type {config.get('model_type')!r}",
-            expected="a folder made by `linmu convert`", fix=f"linmu convert {folder} -o STUDENT",
-        )  # fmt: skip
-    find_weights(folder)
-
-
-def _silent(*_: Any) -> None:
-    pass
-
-
-def _write_graphs(
-    folder: Path, model: PreTrainedModel, form: DecoderForm, weights: str, plain_ops: bool, say: Progress
-) -> tuple[dict[str, GraphSpec], dict[str, GraphReport], dict[str, Any]]:
-    """All graphs and their data files: specs, sizes of the decoder's graphs, and the manifest's `vision`."""
-    vision: dict[str, Any] = {}
-    graphs: dict[str, GraphSpec] = {}
-    if form.vision:
-        say("writing vision.onnx")
-        tower = build_vision(model, form.family.name)
-        with _quiet("torch.onnx"):
-            graphs["vision"] = export_vision(tower, folder / "vision.onnx", precision=weights)
-        vision = _vision_facts(tower.facts, Processor.from_folder(folder))
-    stored = write_weights(
-        folder / WEIGHTS, form.weights, weights == "fp16", lambda done, total: say("writing weights", done, total)
-    )
-    say("writing token_embedding.onnx, prefill.onnx, step.onnx")
-    decoder, reports = write_decoder_graphs(folder, form, stored, WEIGHTS, plain_ops)
-    return graphs | decoder, reports, vision
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keep a logger's warnings (that torchvision is absent, which nothing here needs) off the terminal."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _precision(weights: str, plain_ops: bool, vision: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"weights": weights, "group_size": None, "activations": "fp32", "state": "fp32"}
-    found |= {"ops": "plain" if plain_ops else "fused", "opset": OPSET}
-    return found | ({"vision_opset": VISION_OPSET} if vision else {})
-
-
-def _model_facts(student: Path, model: PreTrainedModel, form: DecoderForm) -> ModelFacts:
-    text = model.config.get_text_config()
-    report = student / CONVERSION_FILE
-    name = read_json_object(report).get("teacher") if report.is_file() else None
-    rules = model._prompt_rules
-    return ModelFacts(
-        name=str(name or student.resolve().name),
-        family=form.family.name,
-        hidden_size=form.hidden,
-        layers=form.layers,
-        heads=form.heads,
-        kv_heads=form.kv_heads,
-        head_dim=form.head_dim,
-        vocab_size=form.vocab,
-        parameters=sum(weight.numel() for weight in model.parameters()),
-        intermediate_size=text.intermediate_size,
-        weights_hash=student_weights_hash(student),
-        mmate=form.mmate.to_json(),
-        prompt_rules={"family": form.family.name} if rules is None else rules.to_json(),
-        rope_parameters=dict(text.to_dict()["rope_parameters"]),
-    )
-
-
-def _vision_facts(facts: dict[str, Any], processor: Processor) -> dict[str, Any]:
-    """The tower's facts (linmu.layout.vision_grid) and, for readers, how pixels are prepared (as in processor.json)."""
-    image = processor.settings.image
-    assert image is not None  # a family with vision has image settings
-    settings = to_json(image)
-    tokens = facts.get("tokens_per_tile") or f"height * width / {facts['patch'] * facts['merge']}^2 pixels"
-    return facts | {
-        "image_size": facts.get("tile_size"),
-        "tokens_per_image": tokens,
-        "mean": settings.pop("mean"),
-        "std": settings.pop("std"),
-        "resize": settings,
-    }
-
-
-def _generation(model: PreTrainedModel, processor: Processor) -> dict[str, Any]:
-    text = model.config.get_text_config()
-    return {
-        "eos_token_ids": list(processor.eos_token_ids),
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "do_sample": False,
-        "max_position_embeddings": text.max_position_embeddings,
-    }
+    weights = stored_precision(precision, find_target(TARGET))
+    plan = Plan(TARGET, BACKENDS, weights, "fp32", PLAIN if plain_ops else FUSED, VISION_OPSET)
+    return write_planned(student, out, plan, overwrite=overwrite, progress=progress)

@@ -168,9 +168,13 @@ class OnnxOps(SlidingOps):
         ]
         ready["vision"] = self.node("Unsqueeze", layout["vision"], self.graph.const([0, 2]))
         ready["restart"] = layout["restart"]
-        flags = self.node("Cast", layout["vision"], to=INT64)
-        ready["any_vision"] = self.node("Cast", self.node("ReduceMax", flags, keepdims=0), to=BOOL)
+        ready["any_vision"] = self.any_vision(layout["vision"])
         return ready
+
+    def any_vision(self, vision: str) -> str:
+        """The condition of `branch`: whether a flag of [S] is set."""
+        flags = self.node("Cast", vision, to=INT64)
+        return self.node("Cast", self.node("ReduceMax", flags, keepdims=0), to=BOOL)
 
     def _window_bias(self, segment: str, index: str, form: DecoderForm) -> str:
         """[W,L] segments -> [W,1,L,L] float32: 0 where a slot may attend, very negative elsewhere."""

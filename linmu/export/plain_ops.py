@@ -16,8 +16,17 @@ from linmu.step.form import DecoderForm
 class PlainOps(OnnxOps):
     """OnnxOps without ONNX Runtime's own domain."""
 
+    _tokens = ""  # [1]: tokens of a prompt, set by the prefill graph's first operation
+
     def branch(self, condition, then, otherwise) -> list[str]:  # noqa: D102
         return then()  # the general path: conditions cost more than they save where graphs are compiled
+
+    def any_vision(self, vision: str) -> str:  # noqa: D102
+        return ""  # nothing asks
+
+    def token_index(self, x: str) -> str:  # noqa: D102
+        self._tokens = self.node("Gather", self.node("Shape", x), self.graph.const([1]))  # [1]
+        return super().token_index(x)
 
     def number(self, value: float) -> str:
         """A float32 constant."""
@@ -91,26 +100,33 @@ class PlainOps(OnnxOps):
         y = self.node("Reshape", y, self.shape(-1, 1, form.heads * d))
         return self.node("Mul", y, self.number(d**-0.5)), state
 
-    def _chunks(self, x: str, *tail: int) -> str:
-        """[1,S,C] -> [n, L, *tail], zero-padded to whole chunks (decay 1, no write)."""
+    def _chunks(self, x: str, length: str, *shape: int) -> str:
+        """[1,S,C] -> [n, L, *shape], zero-padded to whole chunks (decay 1, no write); length: S as [1]."""
         size = self.form.mmate.chunk_size
-        missing = self.node("Mod", self.node("Neg", self.node("Gather", self.node("Shape", x), self.graph.const([1]))),
-                            self.graph.const([size]))  # fmt: skip
-        pads = self.node("Concat", self.shape(0, 0, 0, 0), missing, self.shape(0), axis=0)
-        return self.node("Reshape", self.node("Pad", x, pads), self.shape(-1, size, *tail))
+        pads = self.node("Concat", self.shape(0, 0, 0, 0), self.tail(length, size), self.shape(0), axis=0)
+        return self.node("Reshape", self.node("Pad", x, pads), self.shape(-1, size, *shape))
+
+    def running_sum(self, x: str, size: int | None) -> str:
+        """Cumulative sums along the last axis, which has `size` elements (None: as many as the graph finds)."""
+        return self.node("CumSum", x, self.graph.const(-1))
+
+    def count(self, x: str, axis: int) -> str:
+        """0, 1, ... along an axis of x: int64 [size of the axis]."""
+        return self.node("Range", self.graph.const(0), self.length(x, axis), self.graph.const(1))
 
     def _chunked(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[str, str]:
         m, r, d, size = form.state_heads, form.heads // form.state_heads, form.head_dim, form.mmate.chunk_size
-        chunks = [self._chunks(x, m, d) for x in (k, v)]
+        length = self._tokens if restart is None else self.node("Shape", restart)
+        chunks = [self._chunks(x, length, m, d) for x in (k, v)]
         keys, values = (self.node("Transpose", x, perm=[0, 2, 1, 3]) for x in chunks)  # [n, M, L, d]
-        queries = self.node("Transpose", self._chunks(q, m, r, d), perm=[0, 2, 3, 1, 4])
+        queries = self.node("Transpose", self._chunks(q, length, m, r, d), perm=[0, 2, 3, 1, 4])
         queries = self.node("Reshape", queries, self.shape(-1, m, r * size, d))  # [n, M, r*L, d]
         segment = None
         if restart is not None:
             flags = self.node("Cast", self.node("Unsqueeze", restart, self.graph.const([0, 2])), to=1)
             g = self.where(self.node("Cast", flags, to=BOOL), self.number(0.0), g)
-            segment = self.node("CumSum", self._chunks(flags), self.graph.const(1))  # [n, L] restarts so far
-        c = self.node("CumSum", self.node("Transpose", self._chunks(g, m), perm=[0, 2, 1]), self.graph.const(2))
+            segment = self.running_sum(self._chunks(flags, length), size)  # [n, L] restarts so far
+        c = self.running_sum(self.node("Transpose", self._chunks(g, length, m), perm=[0, 2, 1]), size)  # [n, M, L]
         y = self._inside(queries, keys, values, c, segment, form)
         carry_in, carry_out, total = self._carries(c, segment)
         inject = self.node(
@@ -122,7 +138,6 @@ class PlainOps(OnnxOps):
         y = self.add(y, self.node("Mul", self.node("MatMul", queries, before), weight))
         y = self.node("Transpose", self.node("Reshape", y, self.shape(-1, m, r, size, d)), perm=[0, 3, 1, 2, 4])
         y = self.node("Reshape", y, self.shape(1, -1, form.heads * d))
-        length = self.node("Gather", self.node("Shape", q), self.graph.const([1]))
         y = self.node("Slice", y, self.graph.const([0]), length, self.graph.const([1]))
         return self.node("Mul", y, self.number(d**-0.5)), state
 
@@ -169,19 +184,18 @@ class PlainOps(OnnxOps):
         Its cost grows with the square of the number of chunks; callers bound it by cutting long prompts into pieces.
         """
         m, d = form.state_heads, form.head_dim
-        sums = self.node("CumSum", self.node("Transpose", total, perm=[1, 0]), self.graph.const(1))  # [M, n]
+        sums = self.running_sum(self.node("Transpose", total, perm=[1, 0]), None)  # [M, n]
         sums = self.node("Concat", self.graph.const(np.zeros((m, 1)), np.float32), sums, axis=1)  # [M, n+1]
         rows, columns = self.graph.const([2]), self.graph.const([1])
         gap = self.node("Sub", self.node("Unsqueeze", sums, rows), self.node("Unsqueeze", sums, columns))
-        place = self.node("CumSum", self.node("ConstantOfShape", self.node("Gather", self.node("Shape", sums),
-                          self.graph.const([1])), value=_ones()), self.graph.const(0))  # fmt: skip
+        place = self.count(sums, 1)
         allowed = self.node("GreaterOrEqual", self.node("Unsqueeze", place, self.graph.const([1])),
                             self.node("Unsqueeze", place, self.graph.const([0])))  # fmt: skip
         if segment is not None:
             seen = self.node("Gather", segment, self.graph.const([-1]), axis=1)  # [n, 1] restarts in each chunk
-            seen = self.node("CumSum", seen, self.graph.const(0))
-            seen = self.node("Concat", self.graph.const([[0.0]], np.float32), seen, axis=0)  # [n+1, 1]
-            same = self.node("Equal", seen, self.node("Transpose", seen, perm=[1, 0]))
+            seen = self.running_sum(self.node("Transpose", seen, perm=[1, 0]), None)  # [1, n]
+            seen = self.node("Concat", self.graph.const([[0.0]], np.float32), seen, axis=1)  # [1, n+1]
+            same = self.node("Equal", self.node("Transpose", seen, perm=[1, 0]), seen)
             allowed = self.node("And", allowed, same)
         decay = self.node("Exp", self.where(allowed, gap, MASKED))  # [M, n+1, n+1]
         sources = self.node("Concat", past, inject, axis=0)  # [n+1, M, d, d]
@@ -199,9 +213,3 @@ class PlainOps(OnnxOps):
         scores = self.add(self.node("Mul", scores, self.number(form.head_dim**-0.5)), bias)
         y = self.node("MatMul", self.node("Softmax", scores, axis=-1), split(v, [0, 2, 1, 3]))
         return self.pack(self.node("Transpose", y, perm=[0, 2, 1, 3]), form.heads)
-
-
-def _ones():
-    from onnx import helper
-
-    return helper.make_tensor("value", 1, [1], [1.0])

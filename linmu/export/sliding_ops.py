@@ -40,6 +40,11 @@ class SlidingOps:
         y = self._one_query(q, key, value, fill) if self.single_token else self._blocks(q, keys, values, fill)
         return y, key, value
 
+    def tail(self, length: str, size: int) -> str:
+        """What fills `length` [1] up to a whole number of blocks of `size`, with operators on positive numbers only."""
+        blocks = self.node("Div", self.node("Add", length, self.graph.const([size - 1])), self.graph.const([size]))
+        return self.node("Sub", self.node("Mul", blocks, self.graph.const([size])), length)
+
     def _slice(self, x: str, start: int, stop: int, axis: int) -> str:
         return self.node("Slice", x, self.graph.const([start]), self.graph.const([stop]), self.graph.const([axis]))
 
@@ -65,7 +70,7 @@ class SlidingOps:
         form, window = self.form, self.form.mmate.text_window
         groups, repeat, dim = form.kv_heads, form.heads // form.kv_heads, form.head_dim
         length = self.node("Gather", self.node("Shape", q), self.graph.const([1]))
-        tail = self.node("Mod", self.node("Neg", length), self.graph.const([window]))
+        tail = self.tail(length, window)
         pad_keys = self.node("Concat", self.shape(0, 0, 0, 0, 0, 0), tail, self.shape(0), axis=0)
         pairs = [self._pairs(self.node("Pad", x, pad_keys)) for x in (keys, values)]  # [G, n, 2W, d]
         pad_query = self.node("Concat", self.shape(0, 0, 0, 0), tail, self.shape(0), axis=0)
@@ -91,7 +96,7 @@ class SlidingOps:
         offset = np.arange(2 * window) - np.arange(window)[:, None]
         band = self.graph.const((offset >= 1) & (offset <= window), bool)
         blocks = self.node("Div", self.node("Add", length, tail), self.graph.const([window]))
-        scalar = self.node("Squeeze", blocks)
+        scalar = self.node("Squeeze", blocks, self.graph.const([0]))
         starts = self.node("Mul", self.node("Range", self.graph.const(0), scalar, self.graph.const(1)),
                            self.graph.const(window))  # fmt: skip
         place = self.node("Add", self.node("Unsqueeze", starts, self.graph.const([1])),

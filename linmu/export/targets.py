@@ -1,27 +1,37 @@
-"""What can be exported: one literal table of targets and one of precision presets."""
+"""What can be exported: one literal table of targets and one of precision presets; export goes through the table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from linmu.errors import InputError
+
+if TYPE_CHECKING:  # this imports torch
+    from linmu.export.bundle_writer import ExportReport
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a bundle is to run: default precision, and the module whose `write_bundle` makes it (None: not yet)."""
+    """Where a bundle is to run: default precision, the module whose `write_bundle` makes it (None: not yet).
+
+    options: what that function takes besides student, out, precision, overwrite and progress.
+    """
 
     precision: str
     module: str | None
+    options: tuple[str, ...] = ()
 
 
 TARGETS: dict[str, Target] = {
-    "onnx": Target("fp32", "linmu.export.onnx_bundle"),
-    "jetson": Target("fp16", None),
+    "onnx": Target("fp32", "linmu.export.onnx_bundle", ("plain_ops",)),
+    "jetson": Target("fp16", "linmu.export.jetson_bundle", ("compile_check",)),
     "android": Target("int8", None),
     "ios": Target("int8", None),
 }
-# Preset -> how matrices are stored. Everything is computed in float32.
+# Preset -> how matrices are stored. Target onnx computes everything in float32, jetson multiplies as it stores.
 PRECISIONS: dict[str, str] = {"none": "fp32", "fp32": "fp32", "fp16": "fp16"}
 
 
@@ -32,7 +42,7 @@ def find_target(name: str) -> Target:
         raise InputError("target", got=repr(name), expected="one of " + ", ".join(TARGETS))
     if TARGETS[name].module is None:
         raise InputError(
-            f"target {name!r} comes with a later release of linmu", expected=", ".join(here), fix="--target onnx"
+            f"target {name!r} comes with a later release of linmu", expected=", ".join(here), fix="--target " + here[0]
         )
     return TARGETS[name]
 
@@ -43,3 +53,18 @@ def stored_precision(preset: str | None, target: Target) -> str:
     if preset not in PRECISIONS:
         raise InputError("precision preset", got=repr(preset), expected="one of " + ", ".join(PRECISIONS))
     return PRECISIONS[preset]
+
+
+def write_bundle(student: Path, out: Path, *, target: str = "onnx", **options: Any) -> ExportReport:
+    """Export a student folder through the target's own module, which says what the options are.
+
+    Raises InputError for an unknown target and for an option that the target does not have (None counts as not given).
+    """
+    row = find_target(target)
+    assert row.module is not None  # find_target refuses the others
+    given = {name: value for name, value in options.items() if value is not None}
+    known = ("precision", "overwrite", "progress", *row.options)
+    if unknown := sorted(set(given) - set(known)):
+        raise InputError(f"option {unknown[0]} of target {target}", expected="one of " + ", ".join(known))
+    report: ExportReport = import_module(row.module).write_bundle(student, out, **given)
+    return report

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from linmu.errors import InputError
 from linmu.export import vision_passes as passes
+from linmu.export.half_tower import HalfProducts
 from linmu.export.vision_tiles import TILE_PARTS, TileTower
 from linmu.export.vision_towers import Qwen3Tower, Qwen25Tower, VisionTower
 from linmu.layout.vision_grid import vision_facts, vision_inputs
@@ -47,9 +49,14 @@ def build_vision(model: nn.Module, family: str) -> VisionTower:
     return tower.eval()
 
 
-def run_tower(tower: VisionTower, call: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Run one call eagerly: inputs by graph name (numpy or torch) -> outputs by graph name."""
-    with torch.no_grad():
+def run_tower(
+    tower: VisionTower, call: Mapping[str, Any], half_products: bool = False, reordered: bool = False
+) -> dict[str, torch.Tensor]:
+    """Run one call eagerly: inputs by graph name (numpy or torch) -> outputs by graph name.
+
+    half_products: matrix products in half precision (linmu.export.half_tower); reordered: those summed otherwise.
+    """
+    with torch.no_grad(), HalfProducts(reordered) if half_products else nullcontext():
         result = tower(*_arguments(tower, call))
     values = result if isinstance(result, tuple) else (result,)
     return {spec.name: value for spec, value in zip(tower.outputs, values, strict=True)}
@@ -73,18 +80,27 @@ def example_call(tower: VisionTower, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def export_vision(
-    tower: VisionTower, path: Path, example: Mapping[str, Any] | None = None, precision: str = "fp32"
+    tower: VisionTower,
+    path: Path,
+    example: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
+    *,
+    opset: int = OPSET,
+    half_products: bool = False,
 ) -> GraphSpec:
     """Write `path` (vision.onnx) and its weights beside it (vision.data); returns its inputs and outputs.
 
     `example`: a call to capture with, every symbolic size at least 2 (default: `example_call`).
-    `precision` "fp16" stores weights in half precision and computes in fp32.
+    `precision` "fp16" stores weights in half precision; `half_products` also multiplies matrices in it.
     """
     if precision not in PRECISIONS:
         raise InputError("vision precision", got=repr(precision), expected="one of " + ", ".join(PRECISIONS))
     path = Path(path)
-    model = _capture(tower, _arguments(tower, example or example_call(tower)))
+    arguments = _arguments(tower, example or example_call(tower))
+    with HalfProducts() if half_products else nullcontext():
+        model = _capture(tower, arguments, opset)
     passes.name_dimensions(model, tower.inputs, tower.outputs)
+    passes.name_nodes(model)
     passes.strip_metadata(model)
     if precision == "fp16":
         passes.store_weights_fp16(model)
@@ -92,7 +108,7 @@ def export_vision(
     return GraphSpec(path.name, tower.inputs, tower.outputs)
 
 
-def _capture(tower: VisionTower, arguments: tuple[torch.Tensor, ...]) -> ir.Model:
+def _capture(tower: VisionTower, arguments: tuple[torch.Tensor, ...], opset: int) -> ir.Model:
     with torch.no_grad(), warnings.catch_warnings():
         # One dimension has one name; that two inputs share it is meant. The other is torch's own, about its pytree.
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)
@@ -101,7 +117,7 @@ def _capture(tower: VisionTower, arguments: tuple[torch.Tensor, ...]) -> ir.Mode
             tower,
             arguments,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             dynamic_shapes=_dynamic_shapes(tower),
             input_names=[spec.name for spec in tower.inputs],
             output_names=[spec.name for spec in tower.outputs],

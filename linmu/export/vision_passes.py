@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,23 @@ def name_dimensions(model: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tu
     for values, specs in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
         for value, spec in zip(values, specs, strict=True):
             value.name, value.shape = spec.name, ir.Shape(spec.shape)
+
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the capture notes the modules that a node came from, outermost first
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Name every node after the module it came from ("layers.0.mlp.fc1.MatMul"): errors can then say whose it is."""
+    counts: Counter[str] = Counter()
+    for node in model.graph.all_nodes():
+        try:
+            scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+        except (SyntaxError, ValueError):  # a torch that notes them otherwise
+            scopes = []
+        module = str(scopes[-2]) if len(scopes) > 1 else ""  # the last one is the node's own name
+        base = f"{module}.{node.op_type}" if module else node.op_type
+        counts[base] += 1
+        node.name = base if counts[base] == 1 else f"{base}_{counts[base]}"
 
 
 def strip_metadata(model: ir.Model) -> None:

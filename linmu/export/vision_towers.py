@@ -70,7 +70,7 @@ class Qwen25Tower(GridTower):
         """Pixels [N, pixels of a patch], ids [N, 2], slots [W, P], rank [N] -> embeddings [M, D]."""
         hidden = self.patches(pixel_values)  # [N, C]
         rotation = self.rotation(hidden, position_ids)
-        patch_of_slot = window_slots.clamp(min=0).flatten()  # [W * P]
+        patch_of_slot = (window_slots * (window_slots >= 0)).flatten()  # [W * P]; not every runtime clips integers
         mask = torch.where(window_slots < 0, MASKED, 0.0)[:, None, None, :]  # [W, 1, 1, P]
         for index, block in enumerate(self.blocks):
             heads = rotated_heads(block.attn, block.norm1(hidden), rotation)

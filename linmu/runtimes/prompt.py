@@ -57,12 +57,12 @@ def prompt_pieces(
     layout, mmate = placed.layout, MMateConfig.from_json(manifest.model.mmate)
     text_only = get_family(manifest.model.family).text_only
     vision = _VisionRows(inputs, runner, manifest, layout)
-    depth = _deepstack_layers(manifest)
+    depth, row = _deepstack_layers(manifest), window_row(manifest)
     for start, stop in pieces(layout, max_tokens):
         embeds = runner.embed(inputs.input_ids[start:stop])
         deepstack = np.zeros((depth, 1, *embeds.shape), np.float32) if depth else None
         vision.fill(embeds, deepstack, start, stop)
-        tensors = {} if text_only else layout_tensors(layout, mmate, start, stop, never_empty=True)
+        tensors = {} if text_only else layout_tensors(layout, mmate, start, stop, never_empty=True, row=row)
         positions = np.ascontiguousarray(layout.position_ids[:, start:stop])
         yield PromptPiece(embeds[None], positions, tensors, deepstack, past_length + start)
 
@@ -104,6 +104,13 @@ class _VisionRows:
             return rows, None
         deep, self.deep = self.deep[:, :count], self.deep[:, count:]
         return rows, deep
+
+
+def window_row(manifest: Manifest) -> int | None:
+    """The length of packed window rows that a prefill graph was written for; None: any."""
+    specs = (spec for spec in manifest.graphs["prefill"].inputs if spec.name == "layout.windows")
+    length = next((spec.shape[-1] for spec in specs), None)
+    return length if isinstance(length, int) else None
 
 
 def _joined(old: np.ndarray | None, new: np.ndarray, axis: int) -> np.ndarray:

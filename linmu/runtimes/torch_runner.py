@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from linmu.bundle import Bundle
-from linmu.decoder_file import map_weights, read_decoder_file
+from linmu.decoder_file import DecoderFile, map_weights, read_decoder_file
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.specs import StateSpec
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
+from linmu.step.half_ops import HalfOps
 from linmu.step.torch_ops import TorchOps
 
 if TYPE_CHECKING:
@@ -67,9 +68,14 @@ class TorchRunner:
             for name, view in map_weights(bundle.folder, file).items()
         }
         self.form = DecoderForm.from_json(file.form, {name: _held(x) for name, x in weights.items()})
-        self.ops = TorchOps(self.form)
+        self.ops = self._table(file, bundle.manifest.precision.get("activations") == "fp16")
         self._vision: OrtRunner | None = None
         self._threads = threads
+
+    def _table(self, file: DecoderFile, half_products: bool) -> TorchOps:
+        if not half_products:
+            return TorchOps(self.form)
+        return HalfOps(self.form, (name for name, entry in file.weights.items() if entry.dtype == "float16"))
 
     def __enter__(self) -> Self:
         """The runner itself."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from linmu.export.half_range import packed_linears
 from linmu.export.vision_graph import build_vision, run_tower
 from linmu.export.vision_passes import FP16_LARGEST
+from linmu.export.weight_file import is_matrix
 from linmu.layout.vision_grid import vision_inputs
-from linmu.model.modeling import decoder_layers
 from linmu.runtimes.base import VisionFeatures
 from linmu.runtimes.torch_runner import TorchRunner
+from linmu.step.half_ops import HalfOps
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps
 
 VISION_NOISE = 1e-5  # float32 implementations of one tower differ by this much of their output's std (7e-6 measured)
+HALF_QUANTUM = 2.0**-10  # of float16
 SMALLEST_HALF = 1024  # vision weights below this stay in float32 (linmu.export.vision_passes.store_weights_fp16)
 
 
@@ -28,17 +33,13 @@ class ReorderedOps(TorchOps):
     How far the two are apart is what float32 itself costs on this model and prompt.
     """
 
-    def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        y = self._halves(x, self.weights[weight])
-        bias = self.weights.get(weight + "_bias")
-        return y if bias is None else y + bias
+    def product(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        middle = y.shape[-2] // 2
+        return x[..., middle:] @ y[..., middle:, :] + x[..., :middle] @ y[..., :middle, :]
 
-    def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        return self._halves(x, self.weights[weight].T)
 
-    def _halves(self, x: Tensor, matrix: Tensor) -> Tensor:
-        half = len(matrix) // 2
-        return x[..., half:] @ matrix[half:] + x[..., :half] @ matrix[:half]
+class ReorderedHalfOps(HalfOps, ReorderedOps):
+    """HalfOps, rounded otherwise in the same way: a sum near the middle of two float16 numbers goes to either."""
 
 
 class StudentRunner(TorchRunner):
@@ -50,17 +51,32 @@ class StudentRunner(TorchRunner):
 
     backend = "student"
 
-    def __init__(self, student: PreTrainedModel, other: StudentRunner | None = None):
+    def __init__(
+        self, student: PreTrainedModel, other: StudentRunner | None = None, precision: Mapping[str, Any] | None = None
+    ):
         self.form, self.other = decoder_form(student), other
+        own = half_matrices(self.form.weights, precision or {})
+        self.halves: frozenset[str] = own if other is None else other.halves
         if other is not None:
             size = self.form.mmate.chunk_size
             self.form = replace(self.form, mmate=replace(self.form.mmate, chunk_size=size // 2 + 1))
-        self.ops = TorchOps(self.form) if other is None else ReorderedOps(replace(self.form, weights={}))
+        self.ops = self._operations()
         if other is not None:
             self.ops.weights = other.ops.weights
         self.state_specs = self.form.state_specs()
         family = self.form.family
         self.tower = build_vision(student, family.name) if not family.text_only else None
+
+    def _operations(self) -> TorchOps:
+        if self.other is None:
+            return HalfOps(self.form, self.halves) if self.halves else TorchOps(self.form)
+        bare = replace(self.form, weights={})
+        return ReorderedHalfOps(bare, self.halves) if self.halves else ReorderedOps(bare)
+
+    @property
+    def quantum(self) -> float:
+        """The relative distance of two neighbours among what matrix products are rounded to (0: float32)."""
+        return HALF_QUANTUM if self.halves else 0.0
 
     def close(self) -> None:
         """Drop the weights."""
@@ -74,25 +90,34 @@ class StudentRunner(TorchRunner):
         if "grid" in call:
             t, h, w = (int(n) for n in call["grid"])
             feeds |= vision_inputs(self.form.family.name, self.tower.facts, (t, h, w))
-        outputs = {name: value.numpy() for name, value in run_tower(self.tower, feeds).items()}
+        half, twin = bool(self.halves), self.other is not None
+        outputs = {name: value.numpy() for name, value in run_tower(self.tower, feeds, half, twin).items()}
         embeddings = outputs["embeddings"]
-        if self.other is not None:
+        if twin and not half:
             signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), embeddings.shape)
             embeddings = embeddings + signs * np.float32(VISION_NOISE * embeddings.std())
         return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]), outputs.get("deepstack"))
 
 
+def half_matrices(names: Iterable[str], precision: Mapping[str, Any]) -> frozenset[str]:
+    """The matrices among packed `names` whose products a bundle of this precision computes in half precision."""
+    if precision.get("activations") != "fp16":
+        return frozenset()
+    return frozenset(name for name in names if is_matrix(name)) - set(precision.get("float32_matrices", ()))
+
+
 @torch.no_grad()
-def round_student(student: PreTrainedModel, precision: str) -> None:
-    """Round a student's weights, in place, as an export in this precision stores them ("fp32": nothing to do)."""
-    if precision != "fp16":
+def round_student(student: PreTrainedModel, precision: Mapping[str, Any]) -> None:
+    """Round a student's weights, in place, as a bundle of this precision (manifest) stores them."""
+    if precision.get("weights") != "fp16":
         return
-    for module in (*decoder_layers(student), student.get_output_embeddings()):
-        for linear in module.modules():
-            if isinstance(linear, nn.Linear):
-                linear.weight.copy_(_half(linear.weight))
-    embedding = student.get_input_embeddings()
-    embedding.weight.copy_(_half(embedding.weight))
+    whole = set(precision.get("float32_matrices", ()))
+    for name, linears in packed_linears(student).items():
+        for linear in linears if name not in whole else ():
+            linear.weight.copy_(_half(linear.weight))
+    if "token_embedding" not in whole:
+        embedding = student.get_input_embeddings()
+        embedding.weight.copy_(_half(embedding.weight))
     if not student.linmu_family.text_only:
         for weight in build_vision(student, student.linmu_family.name).parameters():
             if weight.numel() >= SMALLEST_HALF and float(weight.abs().max()) <= FP16_LARGEST:

@@ -26,7 +26,16 @@ from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
-from linmu.verification.compare import Meter, Tolerance, Worst, logits_error, noise_between, states_error, top_gap
+from linmu.verification.compare import (
+    Meter,
+    Tolerance,
+    Worst,
+    logits_error,
+    logits_noise,
+    noise_between,
+    states_error,
+    top_gap,
+)
 from linmu.verification.eager import StudentRunner, round_student
 from linmu.verification.graph_files import GraphFiles
 from linmu.verification.levels import greedy_note, guarded, run_errors
@@ -100,7 +109,7 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
             fix="give the student that was exported",
         )  # fmt: skip
     student = load_student(folder)
-    round_student(student, str(bundle.manifest.precision.get("weights")))
+    round_student(student, bundle.manifest.precision)
     write_processor(folder, scratch)  # the student's own: a bundle with other settings must not agree with itself
     images: tuple[Path, ...] = ()
     prompt = TEXT_PROMPT
@@ -108,7 +117,7 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
         images, prompt = (scratch / "picture.png",), PICTURE_PROMPT
         synthetic_picture().save(images[0])
     inputs = Processor.from_folder(scratch).encode(prompt, list(images))
-    runner = StudentRunner(student)
+    runner = StudentRunner(student, precision=bundle.manifest.precision)
     return Reference(student, runner, StudentRunner(student, runner), inputs, prompt, images)
 
 
@@ -149,15 +158,25 @@ def one_thread() -> Iterator[None]:
 
 def _stages(bundle: Bundle, reference: Reference, runner: Runner) -> list[Stage]:
     manifest = bundle.manifest
-    players: list[Player] = [
-        StudentPlayer(reference.student, reference.inputs),
-        RunnerPlayer(reference.runner, manifest, reference.inputs, "step form"),
+    step_form = RunnerPlayer(reference.runner, manifest, reference.inputs, "step form")
+    players: list[Player] = [step_form] if reference.runner.halves else [_first_player(reference, manifest), step_form]
+    if isinstance(runner, OrtRunner):
+        players.append(RunnerPlayer(GraphFiles(runner), manifest, reference.inputs, GRAPHS))
+    players += [
         RunnerPlayer(runner, manifest, reference.inputs),
         SessionPlayer(Session(bundle, runner), reference.prompt, reference.images),
     ]
-    if isinstance(runner, OrtRunner):
-        players.insert(2, RunnerPlayer(GraphFiles(runner), manifest, reference.inputs, GRAPHS))
     return [Stage(player) for player in players]
+
+
+def _first_player(reference: Reference, manifest: Manifest) -> Player:
+    """What all stages are held against: the student, or its step form where the bundle computes in less than float32.
+
+    Such a bundle is another function than the student; how much that costs is told by the answers (`linmu eval`).
+    """
+    if reference.runner.halves:
+        return RunnerPlayer(reference.runner, manifest, reference.inputs, "step form")
+    return StudentPlayer(reference.student, reference.inputs)
 
 
 def run_lockstep(
@@ -177,7 +196,8 @@ def run_lockstep(
     pair = [RunnerPlayer(runner, manifest, reference.inputs) for runner in (reference.runner, reference.twin)]
     for step in range(steps + 1):
         made = [player.start() if step == 0 else player.step(token) for player in pair]
-        noise = np.maximum(noise, noise_between(made[0], pair[0].state(), made[1], pair[1].state()))
+        found = noise_between(made[0], pair[0].state(), made[1], pair[1].state(), reference.runner.quantum)
+        noise = np.maximum(noise, found)
         course.append(float(noise[0]))
         tolerance = base.widened(noise)
         results: list[tuple[Stage, np.ndarray, dict[str, np.ndarray]]] = []
@@ -230,7 +250,11 @@ def _vision_check(reference: Reference, runner: Runner, tolerance: Tolerance) ->
                 want, have = getattr(wanted, name), getattr(found, name)
                 if want is not None:
                     have = np.zeros(0, np.float32) if have is None else have
-                    meter.add(logits_error(have, want, tolerance, name=f"{name} of call {number}"))
+                    limit = tolerance
+                    if quantum := reference.runner.quantum:
+                        twin = getattr(reference.twin.encode(call), name)
+                        limit = tolerance.widened((logits_noise(want, twin, quantum), 0.0))
+                    meter.add(logits_error(have, want, limit, name=f"{name} of call {number}"))
         return metered("bisect", runner.backend, "student's tower -> vision graph", meter)
 
     return guarded("bisect", runner.backend, "student's tower -> vision graph", check)
@@ -238,7 +262,7 @@ def _vision_check(reference: Reference, runner: Runner, tolerance: Tolerance) ->
 
 def _greedy(bundle: Bundle, reference: Reference, runner: Runner, tolerance: Tolerance, noise: list[float]) -> Check:
     """Free-running tokens, as many as `noise` (that of the forced roll-out) has steps."""
-    player = StudentPlayer(reference.student, reference.inputs)
+    player = _first_player(reference, bundle.manifest)
     tokens: list[int] = []
     gaps: list[float] = []
     logits = player.start()

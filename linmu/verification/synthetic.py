@@ -12,7 +12,7 @@ from linmu.layout import MediaGrid, PromptRules, layout_tensors
 from linmu.manifest import Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.base import PromptPiece
-from linmu.runtimes.prompt import PlacedPrompt, place_prompt
+from linmu.runtimes.prompt import PlacedPrompt, place_prompt, window_row
 
 GRIDS = ((1, 3, 5), (1, 2, 4))  # tokens; families of any image size
 TEXT_PARTS = (5, 9)  # text in front of the first and of the second picture
@@ -50,7 +50,8 @@ def golden_piece(inputs: ModelInputs, manifest: Manifest, embeds: np.ndarray, la
         deepstack[:, 0, vision] = values * np.float32(0.5) * embeds.std()
     layout: dict[str, np.ndarray] = {}
     if any(spec.name == "layout.vision" for spec in manifest.graphs["prefill"].inputs):
-        layout = layout_tensors(placed.layout, MMateConfig.from_json(manifest.model.mmate), never_empty=True)
+        mmate, row = MMateConfig.from_json(manifest.model.mmate), window_row(manifest)
+        layout = layout_tensors(placed.layout, mmate, never_empty=True, row=row)
     return PromptPiece(embeds[None], placed.layout.position_ids, layout, deepstack, 0), placed
 
 

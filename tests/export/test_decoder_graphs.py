@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from linmu.config import MMateConfig
-from linmu.export.decoder_graphs import write_decoder_graphs
+from linmu.export.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
 from linmu.export.weight_file import ALIGNMENT, write_weights
 from linmu.layout import layout_tensors, media_of_batch, prompt_layout
 from linmu.model.convert import convert
@@ -104,7 +104,7 @@ def assert_agree(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> N
 def write(folder: Path, form: DecoderForm, plain: bool = False, half: bool = False):
     folder.mkdir()
     stored = write_weights(folder / "weights.data", form.weights, half)
-    specs, reports = write_decoder_graphs(folder, form, stored, "weights.data", plain)
+    specs, reports = write_decoder_graphs(folder, form, stored, "weights.data", PLAIN if plain else FUSED)
     return stored, specs, reports
 
 

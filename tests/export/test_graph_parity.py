@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from linmu.export.decoder_graphs import write_decoder_graphs
+from linmu.export.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
 from linmu.export.weight_file import write_weights
 from linmu.layout import PromptLayout, layout_tensors
 from linmu.step import decoder
@@ -26,7 +26,7 @@ SETTINGS = {
 
 def _sessions(form, folder, plain):
     stored = write_weights(folder / "weights.data", form.weights, half=False)
-    _, reports = write_decoder_graphs(folder, form, stored, "weights.data", plain)
+    _, reports = write_decoder_graphs(folder, form, stored, "weights.data", PLAIN if plain else FUSED)
     return {name: ort.InferenceSession(folder / f"{name}.onnx") for name in ("prefill", "step")}, reports
 
 

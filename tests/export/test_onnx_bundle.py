@@ -21,6 +21,7 @@ from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.export.onnx_bundle import export_bundle, write_bundle
 from linmu.export.steady_header import steady_header
+from linmu.export.targets import write_bundle as write_for_target
 from linmu.export.weights_hash import student_weights_hash
 from linmu.layout import PromptRules
 from linmu.model.folders import load_student
@@ -224,16 +225,17 @@ def test_a_bad_student_leaves_nothing(damage, message, student_of, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "jetson"}, "comes with a later release.*expected onnx"),
+        ({"target": "android"}, "comes with a later release.*expected onnx, jetson"),
+        ({"target": "onnx", "compile_check": False}, "option compile_check of target onnx"),
         ({"target": "windows"}, "expected one of onnx, jetson, android, ios"),
         ({"precision": "int4"}, "precision preset; got 'int4'; expected one of none, fp32, fp16"),
     ],
 )
 def test_what_does_not_exist_yet_is_named(options, message, student_of, tmp_path, capsys):
     with pytest.raises(InputError, match=message):
-        export_bundle(student_of("llama"), tmp_path / "bundle", **options)
-    names = {"target": "--target", "precision": "--quant"}
-    arguments = [text for name, value in options.items() for text in (names[name], value)]
+        write_for_target(student_of("llama"), tmp_path / "bundle", **options)
+    names = {"target": "--target", "precision": "--quant", "compile_check": "--no-compile-check"}
+    arguments = [text for name, value in options.items() for text in (names[name], value) if text]
     assert main(["export", str(student_of("llama")), "-o", str(tmp_path / "bundle"), *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
 

@@ -7,7 +7,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from linmu.export.decoder_graphs import write_decoder_graphs
+from linmu.export.decoder_graphs import FUSED, PLAIN, window_row, write_decoder_graphs
+from linmu.export.jetson_bundle import STYLE
 from linmu.export.weight_file import write_weights
 from linmu.step import decoder
 from linmu.step.pack import decoder_form
@@ -17,19 +18,21 @@ from tests.step.prompts import run_student, step_positions, torch_layout, worst
 from tests.tiny import tiny_inputs
 
 WINDOW = 5
+STYLES = {"fused": FUSED, "plain": PLAIN, "jetson": STYLE}
 
 
-@pytest.mark.parametrize("plain", (False, True), ids=("fused", "plain"))
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("family", ("llama", "qwen3_vl"))
-def test_text_window_graphs(family, plain, tmp_path):
+def test_text_window_graphs(family, style, tmp_path):
     student, tokenizer = shared_student(family, chunk_size=8, text_window=WINDOW)
     form = decoder_form(student)
     ops = TorchOps(form)
     stored = write_weights(tmp_path / "weights.data", form.weights, half=False)
-    write_decoder_graphs(tmp_path, form, stored, "weights.data", plain)
+    write_decoder_graphs(tmp_path, form, stored, "weights.data", STYLES[style])
     sessions = {name: ort.InferenceSession(tmp_path / f"{name}.onnx") for name in ("prefill", "step")}
     kind = "text" if family == "llama" else "image"
-    prompt = run_student(student, tiny_inputs(family, student, tokenizer, kind=kind), form)
+    row = window_row(form) if style == "jetson" else None
+    prompt = run_student(student, tiny_inputs(family, student, tokenizer, kind=kind), form, row)
     generator = torch.Generator().manual_seed(0)
     for fill in (0, 1, WINDOW - 1, WINDOW, 3 * WINDOW):
         past = {spec.name: torch.randn(spec.shape, generator=generator) for spec in form.state_specs()}

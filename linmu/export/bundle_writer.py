@@ -1,0 +1,262 @@
+"""Student folder -> bundle, the part that all targets share: weights once, processor, golden vectors, the manifest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from linmu import __version__
+from linmu.atomic import atomic_folder
+from linmu.bundle import write_manifest
+from linmu.errors import InputError
+from linmu.export.bundle_readme import bundle_readme
+from linmu.export.decoder_graphs import GraphReport, GraphStyle, manifest_states, write_decoder_graphs
+from linmu.export.golden import write_golden
+from linmu.export.half_range import too_wide
+from linmu.export.shape_profiles import shape_profiles
+from linmu.export.steady_header import steady_header
+from linmu.export.vision_graph import build_vision, export_vision
+from linmu.export.weight_file import write_weights
+from linmu.export.weights_hash import student_weights_hash
+from linmu.manifest import Manifest, ModelFacts, state_bytes
+from linmu.meter import peak_bytes
+from linmu.model.folders import CONVERSION_FILE, load_student
+from linmu.model_files import find_weights, is_student, read_config, read_json_object
+from linmu.processing import Processor
+from linmu.processing.convert import write_processor
+from linmu.processing.settings import to_json
+from linmu.specs import GraphSpec
+from linmu.step.form import DecoderForm
+from linmu.step.pack import decoder_form
+from linmu.verification.compare import TOLERANCES
+
+WEIGHTS = "weights.data"
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
+MAX_NEW_TOKENS = 128
+
+Progress = Callable[..., None]  # progress(text), or progress(text, done, total)
+Check = Callable[[Path, Manifest], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a target decides about a bundle.
+
+    weights, activations: "fp32" or "fp16", how matrices are stored and what their products are computed in (half
+    precision products: linmu.step.half_ops). style: the decoder's graphs; vision_opset: the tower's.
+    profiles: whether the manifest records shape ranges.
+    check: looks at the written graphs before golden vectors are made; what it returns stands in the report, and an
+    error that it raises ends the export.
+    """
+
+    target: str
+    backends: tuple[str, ...]
+    weights: str
+    activations: str
+    style: GraphStyle
+    vision_opset: int
+    profiles: bool = False
+    check: Check | None = None
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made and took: manifest, size of each decoder graph, the target's check, seconds, bytes."""
+
+    manifest: Manifest
+    graphs: dict[str, GraphReport]
+    seconds: float
+    bundle_bytes: int
+    student_bytes: int  # of the student's parameters in float32
+    peak_bytes: int
+    check: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without the manifest (which stands in the bundle)."""
+        return {
+            "target": self.manifest.target,
+            "precision": self.manifest.precision,
+            "graphs": {name: vars(report) for name, report in self.graphs.items()},
+            "state_bytes": self.manifest.state_bytes,
+            "seconds": self.seconds,
+            "bundle_bytes": self.bundle_bytes,
+            "student_bytes": self.student_bytes,
+            "peak_bytes": self.peak_bytes,
+            "check": self.check,
+        }
+
+
+def write_planned(
+    student: Path, out: Path, plan: Plan, *, overwrite: bool = False, progress: Progress | None = None
+) -> ExportReport:
+    """Export the student folder `student` to the bundle folder `out` as `plan` says.
+
+    progress(text) and progress(text, done, total) report. Raises InputError for an unusable student; nothing is left
+    behind then, nor when the plan's check fails.
+    """
+    started = time.perf_counter()
+    student, say = Path(student), progress or _silent
+    require_student(student)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        say("loading the student")
+        model = load_student(student)
+        write_processor(student, folder)
+        manifest, reports = write_graphs(folder, student, model, plan, say)
+        found: dict[str, Any] = {}
+        if plan.check is not None:
+            say("checking the graphs")
+            found = plan.check(folder, manifest)
+        say("writing golden vectors")
+        manifest = replace(manifest, golden=write_golden(folder, model, manifest))
+        for name in manifest.golden:
+            if name.endswith(".safetensors"):
+                steady_header(folder / name)
+        (folder / "README.md").write_text(bundle_readme(folder, manifest), encoding="utf-8")
+        say("hashing")
+        manifest = write_manifest(folder, manifest)
+    return ExportReport(
+        manifest=manifest,
+        graphs=reports,
+        seconds=time.perf_counter() - started,
+        bundle_bytes=sum(entry.bytes for entry in manifest.files.values()),
+        student_bytes=4 * sum(weight.numel() for weight in model.parameters()),
+        peak_bytes=peak_bytes(),
+        check=found,
+    )
+
+
+def require_student(folder: Path) -> None:
+    """Raise InputError unless `folder` holds a student with whole weight files (checked without loading them)."""
+    config = read_config(folder)
+    if not is_student(config):
+        raise InputError(
+            f"{folder} is not a student", got=f"a model of type {config.get('model_type')!r}",
+            expected="a folder made by `linmu convert`", fix=f"linmu convert {folder} -o STUDENT",
+        )  # fmt: skip
+    find_weights(folder)
+
+
+def _silent(*_: Any) -> None:
+    pass
+
+
+def write_graphs(
+    folder: Path, student: Path, model: PreTrainedModel, plan: Plan, say: Progress = lambda *_: None
+) -> tuple[Manifest, dict[str, GraphReport]]:
+    """All graphs and their data files: a manifest without golden vectors and hashes, sizes of the decoder's graphs.
+
+    `folder` holds the processor's files, `model` is the student of the folder `student`.
+    """
+    form, half = decoder_form(model), plan.weights == "fp16"
+    vision: dict[str, Any] = {}
+    graphs: dict[str, GraphSpec] = {}
+    if form.vision:
+        say("writing vision.onnx")
+        tower = build_vision(model, form.family.name)
+        path, products = folder / "vision.onnx", plan.activations == "fp16"
+        with _quiet("torch.onnx"):
+            graphs["vision"] = export_vision(
+                tower, path, precision=plan.weights, opset=plan.vision_opset, half_products=products
+            )
+        vision = _vision_facts(tower.facts, Processor.from_folder(folder))
+    whole: tuple[str, ...] = ()
+    if plan.activations == "fp16":
+        say("looking for matrices that float16 cannot multiply")
+        whole = too_wide(model, student)
+    stored = write_weights(
+        folder / WEIGHTS, form.weights, half, lambda done, total: say("writing weights", done, total), whole
+    )
+    say("writing token_embedding.onnx, prefill.onnx, step.onnx")
+    decoder, reports = write_decoder_graphs(folder, form, stored, WEIGHTS, plan.style)
+    manifest = Manifest(
+        created_with={"linmu": __version__, **{name: version(name) for name in PACKAGES}},
+        model=_model_facts(student, model, form),
+        target=plan.target,
+        backends=plan.backends,
+        precision=_precision(plan, bool(vision), whole),
+        graphs=graphs | decoder,
+        state=manifest_states(form),
+        state_bytes=state_bytes(manifest_states(form)),
+        vision=vision,
+        generation=_generation(model, Processor.from_folder(folder)),
+        tolerances={backend: asdict(TOLERANCES[plan.weights]) for backend in plan.backends},
+    )
+    if plan.profiles:
+        manifest = replace(manifest, profiles=shape_profiles(manifest))
+    return manifest, reports
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a logger's warnings (that torchvision is absent, which nothing here needs) off the terminal."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _precision(plan: Plan, vision: bool, whole: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {"weights": plan.weights, "group_size": None, "activations": plan.activations}
+    if plan.activations == "fp16":
+        found["float32_matrices"] = list(whole)
+    found |= {"state": "fp32", "ops": plan.style.ops, "opset": plan.style.opset}
+    return found | ({"vision_opset": plan.vision_opset} if vision else {})
+
+
+def _model_facts(student: Path, model: PreTrainedModel, form: DecoderForm) -> ModelFacts:
+    text = model.config.get_text_config()
+    report = student / CONVERSION_FILE
+    name = read_json_object(report).get("teacher") if report.is_file() else None
+    rules = model._prompt_rules
+    return ModelFacts(
+        name=str(name or student.resolve().name),
+        family=form.family.name,
+        hidden_size=form.hidden,
+        layers=form.layers,
+        heads=form.heads,
+        kv_heads=form.kv_heads,
+        head_dim=form.head_dim,
+        vocab_size=form.vocab,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        intermediate_size=text.intermediate_size,
+        weights_hash=student_weights_hash(student),
+        mmate=form.mmate.to_json(),
+        prompt_rules={"family": form.family.name} if rules is None else rules.to_json(),
+        rope_parameters=dict(text.to_dict()["rope_parameters"]),
+    )
+
+
+def _vision_facts(facts: dict[str, Any], processor: Processor) -> dict[str, Any]:
+    """The tower's facts (linmu.layout.vision_grid) and, for readers, how pixels are prepared (as in processor.json)."""
+    image = processor.settings.image
+    assert image is not None  # a family with vision has image settings
+    settings = to_json(image)
+    tokens = facts.get("tokens_per_tile") or f"height * width / {facts['patch'] * facts['merge']}^2 pixels"
+    return facts | {
+        "image_size": facts.get("tile_size"),
+        "tokens_per_image": tokens,
+        "mean": settings.pop("mean"),
+        "std": settings.pop("std"),
+        "resize": settings,
+    }
+
+
+def _generation(model: PreTrainedModel, processor: Processor) -> dict[str, Any]:
+    text = model.config.get_text_config()
+    return {
+        "eos_token_ids": list(processor.eos_token_ids),
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "do_sample": False,
+        "max_position_embeddings": text.max_position_embeddings,
+    }

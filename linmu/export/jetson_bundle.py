@@ -1,0 +1,51 @@
+"""Target jetson: a bundle whose graphs TensorRT compiles on the device, strongly typed, for one sequence at a time."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from linmu.export.bundle_writer import ExportReport, Plan, Progress, write_planned
+from linmu.export.decoder_graphs import GraphStyle
+from linmu.export.engine_check import check_engines
+from linmu.export.jetson_ops import JetsonOps
+from linmu.export.targets import find_target, stored_precision
+from linmu.manifest import Manifest
+
+TARGET = "jetson"
+BACKENDS = ("tensorrt", "onnxruntime", "torch")
+OPSET = 19  # within what TensorRT 10.3 reads, and Gelu is still spelled out
+STYLE = GraphStyle("plain", JetsonOps, OPSET, batch=1, fixed_windows=True)
+
+
+def export_bundle(student: Path, out: Path, **options: Any) -> Manifest:
+    """Write a bundle and return its manifest; `write_bundle` says what the options are and also reports costs."""
+    return write_bundle(student, out, **options).manifest
+
+
+def write_bundle(
+    student: Path,
+    out: Path,
+    *,
+    precision: str | None = None,
+    compile_check: bool = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export the student folder `student` to the bundle folder `out`.
+
+    precision: "none" or "fp32", or "fp16" (default): matrices stored and multiplied in half precision, all else in
+    float32. compile_check: compile all graphs with TensorRT-RTX, where it is installed; no GPU is needed.
+    progress(text) and progress(text, done, total) report. Raises InputError for an unusable student or preset and
+    CheckFailed when a graph is not parsed or compiled; nothing is left behind then.
+    """
+    plan = jetson_plan(precision, compile_check)
+    return write_planned(student, out, plan, overwrite=overwrite, progress=progress)
+
+
+def jetson_plan(precision: str | None = None, compile_check: bool = True) -> Plan:
+    """What this target decides; raises InputError for a preset that does not exist."""
+    weights = stored_precision(precision, find_target(TARGET))
+    check = partial(check_engines, compile_graphs=compile_check)
+    return Plan(TARGET, BACKENDS, weights, weights, STYLE, OPSET, profiles=True, check=check)
