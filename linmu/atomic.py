@@ -32,6 +32,9 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         _make_folder(temporary, target)
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                _usual_mode(path)
         _move_folder(temporary, target, overwrite)
     except BaseException as error:  # KeyboardInterrupt too: whatever happened, nothing may stay behind
         shutil.rmtree(temporary, ignore_errors=True)
@@ -56,6 +59,7 @@ def atomic_file(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     temporary = _sibling(target, "partial")
     try:
         yield temporary
+        _usual_mode(temporary)
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException as error:  # as above
@@ -131,6 +135,13 @@ def _move_folder(temporary: Path, target: Path, overwrite: bool) -> None:
         old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _usual_mode(path: Path) -> None:
+    """The permissions that a new file has here: safetensors makes files that their owner alone can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _sibling(target: Path, suffix: str) -> Path:

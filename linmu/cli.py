@@ -17,7 +17,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import Progress
 
-from linmu import cli_device, cli_training
+from linmu import cli_device, cli_export, cli_training
 from linmu.errors import CheckFailed, InputError, LinmuError
 
 INTERRUPTED = 130
@@ -81,48 +81,6 @@ def convert(
         _say(f"student written to {out}")
         if json_output:
             results.json({"student": str(out), "report": report})
-
-
-@app.command(
-    epilog="Example: linmu export student --target onnx -o bundle, or linmu export student --target jetson -o bundle"
-)
-def export(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.", show_default=False)],
-    student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default="the demo student")] = None,
-    target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
-    quant: Annotated[str | None, typer.Option("--quant", help="Precision preset (default: the target's).")] = None,
-    plain_ops: Annotated[bool, typer.Option("--plain-ops", help="onnx: standard operators only.")] = False,
-    compile_check: Annotated[
-        bool,
-        typer.Option(
-            "--compile-check/--no-compile-check",
-            help="jetson: compile all graphs with TensorRT-RTX, if it is installed (needs no GPU).",
-        ),
-    ] = True,
-    overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
-    """Write a bundle: graphs, weights, tokenizer, golden vectors and a manifest with every hash."""
-    from linmu.demo import student_folder
-    from linmu.export.targets import find_target, stored_precision
-
-    stored_precision(quant, find_target(target))  # told before torch takes its seconds to load
-    student = student or student_folder()
-    _require_separate(student, out)
-    _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
-    with _results() as results:
-        from linmu.export.targets import write_bundle
-        from linmu.tables import export_view
-
-        with _progress("exporting") as progress:
-            report = write_bundle(
-                student, out, target=target, precision=quant, plain_ops=plain_ops or None,
-                compile_check=None if compile_check else False, overwrite=overwrite, progress=progress,
-            )  # fmt: skip
-        _show(export_view(report))
-        _say(f"bundle written to {out}")
-        if json_output:
-            results.json({"bundle": str(out), **report.to_json()})
 
 
 @app.command(epilog="Example: linmu verify bundle --student student --steps 200 --json")
@@ -248,6 +206,7 @@ def doctor(json_output: JsonOption = False) -> None:
 
 
 cli_device.register(app)
+cli_export.register(app)
 cli_training.register(app)
 
 

@@ -1,4 +1,4 @@
-"""Commands around training: `linmu eval`, `linmu distill`. `linmu.cli` registers them and has what they share."""
+"""Commands that read data: eval, distill, calibrate. `linmu.cli` registers them and has what they share."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
     app.command("eval", epilog=EVAL_EXAMPLES)(eval_command)
     app.command("distill", epilog=DISTILL_EXAMPLES)(distill_command)
+    app.command("calibrate", epilog=CALIBRATE_EXAMPLES)(calibrate_command)
 
 
 EVAL_EXAMPLES = "Example: linmu eval student --data test --teacher teacher --predictions said.jsonl --json"
@@ -113,6 +114,38 @@ def distill_command(
             _say(f"student written to {out}")
             if json_output:
                 results.json({"student": str(out), "report": report})
+
+
+CALIBRATE_EXAMPLES = "Example: linmu calibrate student --data samples -o calib.safetensors"
+
+
+def calibrate_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Record to write (.safetensors).", show_default=False)],
+    student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default="the demo student")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Data folder like those it will be asked.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Taken at even distances from the data.")] = 128,
+    decode_tokens: Annotated[int, typer.Option("--decode-tokens", min=0, help="Own tokens after each answer.")] = 32,
+    long_tokens: Annotated[int, typer.Option("--long-tokens", min=0, help="Own tokens after the last one.")] = 1024,
+    allow_random: Annotated[bool, typer.Option("--allow-random", help="Without data: noise.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Measure activations and states over real data, once, for every target and preset; an interrupted run goes on."""
+    from linmu.cli import _progress, _require, _results, _say
+    from linmu.demo import student_folder
+
+    _require("linmu calibrate", "convert", "torch", "transformers")
+    with _results() as results:
+        from linmu.calibration.collect import calibrate
+
+        with _progress("calibrating") as progress:
+            record = calibrate(
+                student or student_folder(), out, data=data, samples=samples, decode_tokens=decode_tokens,
+                long_tokens=long_tokens, allow_random=allow_random, progress=progress,
+            )  # fmt: skip
+        tokens = record.tokens
+        _say(f"{record.done} samples, {tokens['prefill']} prompt tokens and {tokens['decode']} decode steps: {out}")
+        if json_output:
+            results.json({"record": str(out), **record.summary()})
 
 
 @contextmanager

@@ -6,15 +6,18 @@ It lets a runner map the weights once and hand them to all graphs, and lets torc
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from linmu.errors import BundleError
+from linmu.matrix_format import MatrixFormat, part
+from linmu.packing import PACKINGS, block_rows, unpack
 
 DECODER_FILE = "decoder.json"
+TABLE = "token_embedding"
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,26 @@ class WeightEntry:
 
 @dataclass(frozen=True)
 class DecoderFile:
-    """Data file name, weights by name, and the scalar fields of the step form (linmu.step.form.DecoderForm)."""
+    """Data file name, weights by name, and the scalar fields of the step form (linmu.step.form.DecoderForm).
+
+    packing: of the integers of every quantized matrix, by its name (linmu.packing).
+    """
 
     data: str
     weights: dict[str, WeightEntry]
     form: dict[str, Any]
+    packing: dict[str, str] = field(default_factory=dict)
+
+    def format(self, matrix: str) -> MatrixFormat | None:
+        """How a matrix is quantized, or None."""
+        plain = self.form.get("quantized", {}).get(matrix)
+        return None if plain is None else MatrixFormat.from_json(plain)
 
 
 def write_decoder_file(folder: Path, decoder: DecoderFile) -> None:
     """Write decoder.json into a bundle that is being made."""
     weights = {name: [entry.dtype, list(entry.shape), entry.offset] for name, entry in decoder.weights.items()}
-    document = {"data": decoder.data, "form": decoder.form, "weights": weights}
+    document = {"data": decoder.data, "form": decoder.form, "weights": weights, "packing": decoder.packing}
     (folder / DECODER_FILE).write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -51,8 +63,14 @@ def read_decoder_file(folder: Path) -> DecoderFile:
             name: WeightEntry(np.dtype(dtype).name, tuple(int(n) for n in shape), int(offset))
             for name, (dtype, shape, offset) in document["weights"].items()
         }
-        return DecoderFile(str(document["data"]), weights, dict(document["form"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        packing = {str(name): str(kind) for name, kind in document.get("packing", {}).items()}
+        file = DecoderFile(str(document["data"]), weights, dict(document["form"]), packing)
+        for name in file.form.get("quantized", {}):
+            file.format(name)
+            if packing[name] not in PACKINGS:
+                raise ValueError(f"packing {packing[name]!r}")
+        return file
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} cannot be read", got=error, fix="export the bundle again") from error
 
 
@@ -72,3 +90,29 @@ def map_weights(folder: Path, decoder: DecoderFile) -> dict[str, np.ndarray]:
             )
         views[name] = mapped[entry.offset : entry.offset + length].view(entry.dtype).reshape(entry.shape)
     return views
+
+
+def embedding_rows(views: dict[str, np.ndarray], decoder: DecoderFile, ids: np.ndarray) -> np.ndarray:
+    """Rows `ids` [S] of the token embeddings, [S, D] float32, whatever they are stored as."""
+    format = decoder.format(TABLE)
+    if format is None:
+        return np.asarray(views[TABLE][ids], np.float32)
+    return block_rows(views[part(TABLE, "q")], views[part(TABLE, "scale")], format, np.asarray(ids))
+
+
+def plain_parts(views: dict[str, np.ndarray], decoder: DecoderFile) -> dict[str, np.ndarray]:
+    """Every weight as the step form has it: packed integers and scales unpacked (copies), the rest as in `views`."""
+    found = dict(views)
+    for name, packing in decoder.packing.items():
+        format = decoder.format(name)
+        assert format is not None  # read_decoder_file has looked
+        scale, packed = views[part(name, "scale")], views[part(name, "q")]
+        if packing == "blocks":
+            scale = np.ascontiguousarray(scale.T)
+            shape = (scale.shape[0] * format.group, scale.shape[1])
+        elif packing == "nibbles":
+            shape = (scale.shape[0] * format.group, scale.shape[1])
+        else:
+            shape = (packed.shape[0], packed.shape[1])
+        found[part(name, "q")], found[part(name, "scale")] = unpack(packed, format, packing, shape), scale
+    return found

@@ -17,7 +17,7 @@ DEVICE_FOLDERS = ("demo", "evaluation", "layout", "processing", "runtimes")
 EXCEPT = {"runtimes/torch_runner.py", "evaluation/torch_answerer.py"}
 FORBIDDEN = ("torch", "transformers", "peft", "accelerate", "gguf", "onnx", "onnxscript", "av", "matplotlib", "psutil",
              "tensorrt", "tensorrt_rtx", "cuda")  # fmt: skip
-FORBIDDEN_OWN = ("linmu.model", "linmu.export", "linmu.distill")
+FORBIDDEN_OWN = ("linmu.model", "linmu.export", "linmu.distill", "linmu.calibration", "linmu.quantize")
 
 
 def device_files():

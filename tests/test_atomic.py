@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from linmu.atomic import atomic_file, atomic_folder, write_bytes
@@ -163,3 +164,18 @@ def test_file_replaces_in_one_step(tmp_path):
 def test_file_name_that_is_a_folder(tmp_path):
     with pytest.raises(InputError, match="a folder"):
         write_bytes(tmp_path, b"x")
+
+
+def test_files_have_the_usual_permissions(tmp_path):
+    """safetensors makes files that their owner alone can read."""
+    from safetensors.numpy import save_file
+
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "deep").mkdir()
+        save_file({"a": np.zeros(3)}, folder / "deep" / "a.safetensors")
+    with atomic_file(tmp_path / "b.safetensors") as file:
+        save_file({"a": np.zeros(3)}, file)
+    for path in (tmp_path / "folder" / "deep" / "a.safetensors", tmp_path / "b.safetensors"):
+        assert path.stat().st_mode == plain.stat().st_mode

@@ -20,19 +20,24 @@ from linmu.errors import InputError
 from linmu.export.bundle_readme import bundle_readme
 from linmu.export.decoder_graphs import GraphReport, GraphStyle, manifest_states, write_decoder_graphs
 from linmu.export.golden import write_golden
+from linmu.export.graph_builder import INT4_OPSET
 from linmu.export.half_range import too_wide
 from linmu.export.shape_profiles import shape_profiles
 from linmu.export.steady_header import steady_header
+from linmu.export.student_manifest import model_facts
 from linmu.export.vision_graph import build_vision, export_vision
 from linmu.export.weight_file import write_weights
-from linmu.export.weights_hash import student_weights_hash
-from linmu.manifest import Manifest, ModelFacts, state_bytes
+from linmu.manifest import Manifest, state_bytes
 from linmu.meter import peak_bytes
-from linmu.model.folders import CONVERSION_FILE, load_student
-from linmu.model_files import find_weights, is_student, read_config, read_json_object
+from linmu.model.folders import load_student
+from linmu.model_files import find_weights, is_student, read_config
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
 from linmu.processing.settings import to_json
+from linmu.quantize.form import QuantizedForm
+from linmu.quantize.layer import MatrixReport
+from linmu.quantize.presets import Quantization
+from linmu.quantize.student import quantize_student
 from linmu.specs import GraphSpec
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
@@ -54,7 +59,7 @@ class Plan:
     precision products: linmu.step.half_ops). style: the decoder's graphs; vision_opset: the tower's.
     profiles: whether the manifest records shape ranges.
     check: looks at the written graphs before golden vectors are made; what it returns stands in the report, and an
-    error that it raises ends the export.
+    error that it raises ends the export. quantization: `weights` then holds for what stays float.
     """
 
     target: str
@@ -65,6 +70,7 @@ class Plan:
     vision_opset: int
     profiles: bool = False
     check: Check | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class ExportReport:
     student_bytes: int  # of the student's parameters in float32
     peak_bytes: int
     check: dict[str, Any] = field(default_factory=dict)
+    matrices: tuple[MatrixReport, ...] = ()  # of a quantized bundle
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without the manifest (which stands in the bundle)."""
@@ -91,6 +98,7 @@ class ExportReport:
             "student_bytes": self.student_bytes,
             "peak_bytes": self.peak_bytes,
             "check": self.check,
+            "matrices": [vars(report) for report in self.matrices],
         }
 
 
@@ -109,13 +117,18 @@ def write_planned(
         say("loading the student")
         model = load_student(student)
         write_processor(student, folder)
-        manifest, reports = write_graphs(folder, student, model, plan, say)
+        quantized = None
+        if plan.quantization is not None:
+            say("quantizing")
+            quantized = quantize_student(student, model, plan.quantization, say)
+        manifest, reports = write_graphs(folder, student, model, plan, say, quantized)
         found: dict[str, Any] = {}
         if plan.check is not None:
             say("checking the graphs")
             found = plan.check(folder, manifest)
         say("writing golden vectors")
-        manifest = replace(manifest, golden=write_golden(folder, model, manifest))
+        reference = None if quantized is None else quantized.form
+        manifest = replace(manifest, golden=write_golden(folder, model, manifest, reference))
         for name in manifest.golden:
             if name.endswith(".safetensors"):
                 steady_header(folder / name)
@@ -130,6 +143,7 @@ def write_planned(
         student_bytes=4 * sum(weight.numel() for weight in model.parameters()),
         peak_bytes=peak_bytes(),
         check=found,
+        matrices=() if quantized is None else tuple(quantized.reports.values()),
     )
 
 
@@ -149,13 +163,16 @@ def _silent(*_: Any) -> None:
 
 
 def write_graphs(
-    folder: Path, student: Path, model: PreTrainedModel, plan: Plan, say: Progress = lambda *_: None
+    folder: Path, student: Path, model: PreTrainedModel, plan: Plan, say: Progress = lambda *_: None,
+    quantized: QuantizedForm | None = None,
 ) -> tuple[Manifest, dict[str, GraphReport]]:
     """All graphs and their data files: a manifest without golden vectors and hashes, sizes of the decoder's graphs.
 
     `folder` holds the processor's files, `model` is the student of the folder `student`.
     """
     form, half = decoder_form(model), plan.weights == "fp16"
+    if quantized is not None:
+        form = quantized.form
     vision: dict[str, Any] = {}
     graphs: dict[str, GraphSpec] = {}
     if form.vision:
@@ -172,16 +189,17 @@ def write_graphs(
         say("looking for matrices that float16 cannot multiply")
         whole = too_wide(model, student)
     stored = write_weights(
-        folder / WEIGHTS, form.weights, half, lambda done, total: say("writing weights", done, total), whole
+        folder / WEIGHTS, form.weights, half, lambda done, total: say("writing weights", done, total), whole,
+        form.quantized, plan.style.ops == "fused",
     )
     say("writing token_embedding.onnx, prefill.onnx, step.onnx")
     decoder, reports = write_decoder_graphs(folder, form, stored, WEIGHTS, plan.style)
     manifest = Manifest(
         created_with={"linmu": __version__, **{name: version(name) for name in PACKAGES}},
-        model=_model_facts(student, model, form),
+        model=model_facts(student, model, form),
         target=plan.target,
         backends=plan.backends,
-        precision=_precision(plan, bool(vision), whole),
+        precision=_precision(plan, form, whole),
         graphs=graphs | decoder,
         state=manifest_states(form),
         state_bytes=state_bytes(manifest_states(form)),
@@ -206,35 +224,19 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _precision(plan: Plan, vision: bool, whole: tuple[str, ...]) -> dict[str, Any]:
+def _precision(plan: Plan, form: DecoderForm, whole: tuple[str, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {"weights": plan.weights, "group_size": None, "activations": plan.activations}
+    if plan.quantization is not None:
+        formats = form.quantized.values()
+        found |= {"weights": plan.quantization.preset, "floats": plan.weights,
+                  "group_size": max((format.group for format in formats), default=0) or None,
+                  "matrix_inputs": "/".join(sorted({format.input for format in formats} - {""})) or None}  # fmt: skip
     if plan.activations == "fp16":
         found["float32_matrices"] = list(whole)
-    found |= {"state": "fp32", "ops": plan.style.ops, "opset": plan.style.opset}
-    return found | ({"vision_opset": plan.vision_opset} if vision else {})
-
-
-def _model_facts(student: Path, model: PreTrainedModel, form: DecoderForm) -> ModelFacts:
-    text = model.config.get_text_config()
-    report = student / CONVERSION_FILE
-    name = read_json_object(report).get("teacher") if report.is_file() else None
-    rules = model._prompt_rules
-    return ModelFacts(
-        name=str(name or student.resolve().name),
-        family=form.family.name,
-        hidden_size=form.hidden,
-        layers=form.layers,
-        heads=form.heads,
-        kv_heads=form.kv_heads,
-        head_dim=form.head_dim,
-        vocab_size=form.vocab,
-        parameters=sum(weight.numel() for weight in model.parameters()),
-        intermediate_size=text.intermediate_size,
-        weights_hash=student_weights_hash(student),
-        mmate=form.mmate.to_json(),
-        prompt_rules={"family": form.family.name} if rules is None else rules.to_json(),
-        rope_parameters=dict(text.to_dict()["rope_parameters"]),
-    )
+    int4 = plan.style.ops == "plain" and any(format.weights == "int4" for format in form.quantized.values())
+    opset = max(plan.style.opset, INT4_OPSET) if int4 else plan.style.opset
+    found |= {"state": "fp32", "ops": plan.style.ops, "opset": opset}
+    return found | ({"vision_opset": plan.vision_opset} if form.vision else {})
 
 
 def _vision_facts(facts: dict[str, Any], processor: Processor) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from linmu.export.onnx_ops import OnnxOps
 from linmu.export.plain_ops import PlainOps
 from linmu.export.weight_file import StoredWeight
 from linmu.layout import LAYOUT_SPECS
+from linmu.matrix_format import part
 from linmu.specs import Dim, GraphSpec, StateSpec, TensorSpec
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
@@ -53,7 +54,8 @@ def write_decoder_graphs(
         specs[name] = write(folder / f"{name}.onnx", graph, style.table(graph, form), form, style)
         reports[name] = GraphReport(sum(1 for _ in all_nodes(graph.nodes)), nodes_per_layer(graph.nodes, form.layers))
     entries = {name: WeightEntry(w.dtype.name, w.shape, w.offset) for name, w in stored.items()}
-    write_decoder_file(folder, DecoderFile(data_file, entries, form.to_json()))
+    packing = {name: stored[part(name, "q")].packing for name in form.quantized}
+    write_decoder_file(folder, DecoderFile(data_file, entries, form.to_json(), packing))
     return specs, reports
 
 
@@ -107,23 +109,26 @@ def _layout_specs(form: DecoderForm, style: GraphStyle) -> list[TensorSpec]:
     return specs
 
 
-def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
-    past, present = _state_io(form, 1)
-    embeds = TensorSpec("inputs_embeds", "float32", (1, "tokens", form.hidden))
-    inputs = [embeds, _position_spec(form, 1, "tokens")]
-    layout = deepstack = None
+def prefill_inputs(form: DecoderForm, style: GraphStyle = FUSED) -> list[TensorSpec]:
+    """Inputs of a prefill call, in order."""
+    inputs = [TensorSpec("inputs_embeds", "float32", (1, "tokens", form.hidden)), _position_spec(form, 1, "tokens")]
     if form.vision:
         inputs += _layout_specs(form, style)
-        layout = {spec.name.removeprefix("layout."): spec.name for spec in LAYOUT_SPECS}
     if form.deepstack:
         inputs.append(TensorSpec("deepstack", "float32", (form.deepstack, 1, "tokens", form.hidden)))
-        deepstack = "deepstack"
+    past, _ = _state_io(form, 1)
+    return [*inputs, *_fill_spec(form, 1), *past]
+
+
+def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
+    past, present = _state_io(form, 1)
+    layout = {spec.name.removeprefix("layout."): spec.name for spec in LAYOUT_SPECS} if form.vision else None
     fill = _fill_spec(form, 1)
-    state = {spec.name: spec.name for spec in past}
     logits, new = decoder.prefill(
-        ops, form, embeds.name, "position_ids", state, layout, deepstack, fill[0].name if fill else None
-    )
-    return _save(path, graph, [*inputs, *fill, *past], logits, new, present, form, 1)
+        ops, form, "inputs_embeds", "position_ids", {spec.name: spec.name for spec in past}, layout,
+        "deepstack" if form.deepstack else None, fill[0].name if fill else None,
+    )  # fmt: skip
+    return _save(path, graph, prefill_inputs(form, style), logits, new, present, form, 1)
 
 
 def _save(path, graph, inputs, logits, new, present, form: DecoderForm, batch: Dim) -> GraphSpec:

@@ -22,8 +22,9 @@ from linmu.golden import Projector, forced_ids, forced_token, sampled_ids, seede
 from linmu.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.prompt import place_prompt
+from linmu.step.form import DecoderForm
 from linmu.verification.compare import logits_noise, noise_between, top_gap
-from linmu.verification.eager import StudentRunner, round_student
+from linmu.verification.eager import StudentRunner, round_student, round_vision, stored_form
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.synthetic import (
     golden_piece,
@@ -67,7 +68,9 @@ class _Vectors:
             self.tensors |= {f"{moment}/state/{name}": array for name, array in state.items()}
 
 
-def write_golden(folder: Path, student: PreTrainedModel, manifest: Manifest) -> dict[str, str]:
+def write_golden(
+    folder: Path, student: PreTrainedModel, manifest: Manifest, form: DecoderForm | None = None
+) -> dict[str, str]:
     """Write golden/ into a bundle that is being made; returns what each file holds, for the manifest.
 
     `student` is float32 (with precision fp16 its weights are rounded in place first); tokenizer, processor.json and
@@ -75,7 +78,11 @@ def write_golden(folder: Path, student: PreTrainedModel, manifest: Manifest) -> 
     """
     folder, precision = Path(folder), manifest.precision
     (folder / "golden").mkdir(exist_ok=True)
-    round_student(student, precision)
+    if form is None:
+        round_student(student, precision)
+    else:
+        form = stored_form(form, precision)
+        round_vision(student, precision)
     stored = "weights {weights}, products {activations}".format(**{"activations": "fp32", **precision})
     processor = Processor.from_folder(folder)
     metadata = {
@@ -83,7 +90,7 @@ def write_golden(folder: Path, student: PreTrainedModel, manifest: Manifest) -> 
         "rules": "SHAKE-256 of 'seed:label'; even roll-out steps take the reference's choice, odd ones a seeded id",
         "weights_hash": manifest.model.weights_hash, "reference": f"student, {stored}, eager step form",
     }  # fmt: skip
-    with StudentRunner(student, precision=precision) as runner:
+    with StudentRunner(student, precision=precision, form=form) as runner:
         twin = StudentRunner(student, runner)
         weights = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
         room = [int(max(SHARE * weights, LEAST)) // 2]

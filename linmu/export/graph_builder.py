@@ -16,6 +16,7 @@ from linmu.specs import GraphSpec, TensorSpec
 
 MICROSOFT = "com.microsoft"
 OPSET = 21
+INT4_OPSET = 21  # the first that knows int4
 IR_VERSION = 10
 DTYPES = {
     "float32": TensorProto.FLOAT,
@@ -65,7 +66,7 @@ class GraphBuilder:
         values = [self.node("Identity", [v]) if v not in self._made() else v for v in build()]
         infos = [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in values]
         body = helper.make_graph(self.nodes, self._unique(f"{self.scope}body"), [], infos)
-        constants = {key: names for key, names in self._known.items() if key[0] == "const"}
+        constants = {key: names for key, names in self._known.items() if key[0] in ("const", "zero")}
         self.nodes, self._known = outer, known | constants  # nodes of a body are not seen outside, constants are
         return body
 
@@ -84,15 +85,31 @@ class GraphBuilder:
 
     def weight(self, name: str) -> str:
         """A weight of the shared data file as float32 (a Cast follows weights stored as float16)."""
-        stored = self.stored[name]
+        is_float32 = self.stored[name].dtype == np.float32
+        return self.raw(name) if is_float32 else self.node("Cast", [self.raw(name)], to=TensorProto.FLOAT)
+
+    def raw(self, name: str) -> str:
+        """A weight of the shared data file as it is stored."""
         if name not in self._initializers:
-            tensor = TensorProto(name=name, dims=stored.shape, data_type=helper.np_dtype_to_tensor_dtype(stored.dtype))
+            stored = self.stored[name]
+            element = stored.element or helper.np_dtype_to_tensor_dtype(stored.dtype)
+            dims = stored.shape if stored.dims is None else stored.dims
+            tensor = TensorProto(name=name, dims=dims, data_type=element)
             tensor.data_location = TensorProto.EXTERNAL
             place = {"location": self.data_file, "offset": stored.offset, "length": stored.length}
             for field, value in place.items():
                 tensor.external_data.add(key=field, value=str(value))
             self._initializers[name] = tensor
-        return name if stored.dtype == np.float32 else self.node("Cast", [name], to=TensorProto.FLOAT)
+        return name
+
+    def zero(self, element: int) -> str:
+        """A scalar zero of an ONNX element type."""
+        key = ("zero", element)
+        if key not in self._known:
+            name = self._unique("zero")
+            self._initializers[name] = helper.make_tensor(name, element, [], b"\0", raw=True)
+            self._known[key] = [name]
+        return self._known[key][0]
 
     def save(self, path: Path, inputs: Sequence[TensorSpec], outputs: dict[str, tuple[str, TensorSpec]]) -> GraphSpec:
         """Write the graph: `outputs` maps contract names to (value, spec). Returns its spec."""
@@ -105,7 +122,9 @@ class GraphBuilder:
             [_value_info(spec) for _, spec in outputs.values()],
             list(self._initializers.values()),
         )
-        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+        int4 = any(tensor.data_type == TensorProto.INT4 for tensor in self._initializers.values())
+        opset = max(self.opset, INT4_OPSET) if int4 else self.opset
+        opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="linmu")
         path.write_bytes(model.SerializeToString())
         return GraphSpec(path.name, tuple(inputs), tuple(spec for _, spec in outputs.values()))

@@ -12,6 +12,7 @@ from linmu.export.engine_check import check_engines
 from linmu.export.jetson_ops import JetsonOps
 from linmu.export.targets import find_target, stored_precision
 from linmu.manifest import Manifest
+from linmu.quantize.presets import Quantization, planned
 
 TARGET = "jetson"
 BACKENDS = ("tensorrt", "onnxruntime", "torch")
@@ -30,22 +31,28 @@ def write_bundle(
     *,
     precision: str | None = None,
     compile_check: bool = True,
+    calibration: Path | None = None,
+    budget_bytes: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export the student folder `student` to the bundle folder `out`.
 
     precision: "none" or "fp32", or "fp16" (default): matrices stored and multiplied in half precision, all else in
-    float32. compile_check: compile all graphs with TensorRT-RTX, where it is installed; no GPU is needed.
-    progress(text) and progress(text, done, total) report. Raises InputError for an unusable student or preset and
-    CheckFailed when a graph is not parsed or compiled; nothing is left behind then.
+    float32; or a preset of linmu.quantize.presets, or "auto" with `budget_bytes` for the matrices: these need
+    `calibration`, a record of this student, and what they leave float is as in "fp16". compile_check: compile all
+    graphs with TensorRT-RTX, where it is installed; no GPU is needed.
+    progress(text) and progress(text, done, total) report. Raises InputError for an unusable student, record or preset
+    and CheckFailed when a graph is not parsed or compiled; nothing is left behind then.
     """
-    plan = jetson_plan(precision, compile_check)
+    plan = jetson_plan(precision, compile_check, planned(TARGET, precision, calibration, budget_bytes))
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)
 
 
-def jetson_plan(precision: str | None = None, compile_check: bool = True) -> Plan:
+def jetson_plan(
+    precision: str | None = None, compile_check: bool = True, quantization: Quantization | None = None
+) -> Plan:
     """What this target decides; raises InputError for a preset that does not exist."""
-    weights = stored_precision(precision, find_target(TARGET))
+    weights = "fp16" if quantization else stored_precision(precision, find_target(TARGET))
     check = partial(check_engines, compile_graphs=compile_check)
-    return Plan(TARGET, BACKENDS, weights, weights, STYLE, OPSET, profiles=True, check=check)
+    return Plan(TARGET, BACKENDS, weights, weights, STYLE, OPSET, profiles=True, check=check, quantization=quantization)

@@ -12,6 +12,7 @@ import numpy as np
 
 from linmu.export.onnx_ops import FLOAT
 from linmu.export.plain_ops import PlainOps
+from linmu.matrix_format import part
 from linmu.step.form import DecoderForm
 
 FLOAT16 = 10  # onnx.TensorProto
@@ -22,20 +23,32 @@ class JetsonOps(PlainOps):
 
     # ---- matrix products -----------------------------------------------------------------------------------------
     def _is_half(self, weight: str) -> bool:
-        return weight in self.graph.stored and self.graph.stored[weight].dtype == np.float16
+        name = part(weight, "scale") if weight in self.form.quantized else weight
+        return name in self.graph.stored and self.graph.stored[name].dtype == np.float16
+
+    def product(self, x: str, weight: str) -> str:
+        """A half product with a matrix whose weights alone are quantized, cast as `linear` does.
+
+        TensorRT keeps the integers (the demo's step engine is as small as with a float16 MatMul). A float16 MatMul
+        would be another function in ONNX Runtime, which multiplies in float32 and drops roundings next to its own casts.
+        """
+        if not self._is_half(weight):
+            return super().product(x, weight)
+        value = self.node("Cast", self.value(weight), to=FLOAT)
+        return self.half(self.node("MatMul", self.half(self.scaled(x, weight)), value))
 
     def half(self, x: str) -> str:
         """X rounded to float16, as float32."""
         return self.node("Cast", self.node("Cast", x, to=FLOAT16), to=FLOAT)
 
     def linear(self, x: str, weight: str) -> str:  # noqa: D102
-        if not self._is_half(weight):
+        if weight in self.form.quantized or not self._is_half(weight):
             return super().linear(x, weight)
         y = self.half(self.node("MatMul", self.half(x), self.graph.weight(weight)))
         return self.add_bias(y, weight + "_bias") if self.form.has(weight + "_bias") else y
 
     def head(self, x: str, weight: str) -> str:  # noqa: D102
-        if not self._is_half(weight):
+        if weight in self.form.quantized or not self._is_half(weight):
             return super().head(x, weight)
         rows = self.half(self.node("Reshape", x, self.shape(-1, self.form.hidden)))
         logits = self.half(self.node("Gemm", rows, self.graph.weight(weight), transB=1))

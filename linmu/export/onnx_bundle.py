@@ -10,6 +10,7 @@ from linmu.export.decoder_graphs import FUSED, PLAIN
 from linmu.export.targets import find_target, stored_precision
 from linmu.export.vision_graph import OPSET as VISION_OPSET
 from linmu.manifest import Manifest
+from linmu.quantize.presets import planned
 
 TARGET = "onnx"
 BACKENDS = ("onnxruntime", "torch")
@@ -26,15 +27,20 @@ def write_bundle(
     *,
     precision: str | None = None,
     plain_ops: bool = False,
+    calibration: Path | None = None,
+    budget_bytes: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export the student folder `student` to the bundle folder `out`.
 
     precision: "none" or "fp32", or "fp16" (matrices stored in half precision, computed in float32). plain_ops:
-    standard ONNX operators only. progress(text) and progress(text, done, total) report.
+    standard ONNX operators only. A preset of linmu.quantize.presets, or "auto" with `budget_bytes` for the matrices,
+    needs `calibration`, a record of this student. progress(text) and progress(text, done, total) report.
     Raises InputError for an unusable student or preset; nothing is left behind then.
     """
-    weights = stored_precision(precision, find_target(TARGET))
-    plan = Plan(TARGET, BACKENDS, weights, "fp32", PLAIN if plain_ops else FUSED, VISION_OPSET)
+    quantization = planned(TARGET, precision, calibration, budget_bytes)
+    weights = "fp16" if quantization else stored_precision(precision, find_target(TARGET))
+    style = PLAIN if plain_ops else FUSED
+    plan = Plan(TARGET, BACKENDS, weights, "fp32", style, VISION_OPSET, quantization=quantization)
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)

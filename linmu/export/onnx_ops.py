@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from linmu.export.graph_builder import MICROSOFT, GraphBuilder
+from linmu.export.quantized_ops import QuantizedOps
 from linmu.export.sliding_ops import MASKED, SlidingOps
 from linmu.layout.types import SCHEDULES, SHIFTS
 from linmu.step.form import DecoderForm
@@ -20,7 +21,7 @@ RESTART_LOG_DECAY = -1e4  # exp() is exactly 0 in float32
 FLOAT, INT64, BOOL = 1, 7, 9  # onnx.TensorProto
 
 
-class OnnxOps(SlidingOps):
+class OnnxOps(QuantizedOps, SlidingOps):
     """Implements linmu.step.ops.Ops; values are graph value names."""
 
     def __init__(self, graph: GraphBuilder, form: DecoderForm):
@@ -48,16 +49,19 @@ class OnnxOps(SlidingOps):
 
     # ---- projections and norms -----------------------------------------------------------------------------------
     def embed(self, ids: str, weight: str) -> str:  # noqa: D102
-        if self.graph.stored[weight].dtype == np.float32:
-            return self.node("Gather", self.graph.weight(weight), ids)
-        self.graph.weight(weight)
-        return self.node("Cast", self.node("Gather", weight, ids), to=FLOAT)
+        if weight in self.form.quantized:
+            return self.table_rows(ids, weight)
+        rows = self.node("Gather", self.graph.raw(weight), ids)
+        return rows if self.graph.stored[weight].dtype == np.float32 else self.node("Cast", rows, to=FLOAT)
 
     def head(self, x: str, weight: str) -> str:  # noqa: D102
+        if weight in self.form.quantized:
+            return self.product(x, weight)
         return self.fused("FusedMatMul", x, self.graph.weight(weight), transB=1)
 
     def linear(self, x: str, weight: str) -> str:  # noqa: D102
-        y = self.node("MatMul", x, self.graph.weight(weight))
+        quantized = weight in self.form.quantized
+        y = self.product(x, weight) if quantized else self.node("MatMul", x, self.graph.weight(weight))
         return self.add_bias(y, weight + "_bias") if self.form.has(weight + "_bias") else y
 
     def add_rms_norm(self, x: str, update: str | None, weight: str, eps: float) -> tuple[str, str]:  # noqa: D102

@@ -34,6 +34,8 @@ class PlainOps(OnnxOps):
 
     # ---- projections and norms -----------------------------------------------------------------------------------
     def head(self, x: str, weight: str) -> str:  # noqa: D102
+        if weight in self.form.quantized:
+            return self.product(x, weight)
         rows = self.node("Reshape", x, self.shape(-1, self.form.hidden))
         logits = self.node("Gemm", rows, self.graph.weight(weight), transB=1)
         return self.node("Reshape", logits, self.shape(-1, 1, self.form.vocab))

@@ -10,10 +10,11 @@ import onnxruntime as ort
 
 from linmu.bundle import Bundle, check_graph_io
 from linmu.config import MMateConfig
-from linmu.decoder_file import map_weights, read_decoder_file
+from linmu.decoder_file import embedding_rows, map_weights, read_decoder_file
 from linmu.errors import BundleError
 from linmu.layout import PromptLayout, layout_tensors
 from linmu.layout.vision_grid import vision_inputs
+from linmu.matrix_format import part
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
@@ -83,9 +84,13 @@ class OrtRunner:
     def __init__(self, bundle: Bundle, threads: int | None = None):
         self.bundle, self.threads = bundle, threads
         self.state_specs = bundle.manifest.state
-        self._weights = map_weights(bundle.folder, read_decoder_file(bundle.folder))
+        self._decoder = read_decoder_file(bundle.folder)
+        self._weights = map_weights(bundle.folder, self._decoder)
         self._one_graph = bundle.manifest.precision.get("ops") == "fused"
-        self._shared = {} if self._one_graph else {name: _value(view) for name, view in self._weights.items()}
+        # numpy has no int4 and no fp8: ONNX Runtime reads packed integers from the file itself
+        packed = {part(name, "q") for name in self._decoder.packing}
+        floats = () if self._one_graph else self._weights.keys() - packed
+        self._shared = {name: _value(self._weights[name]) for name in floats}
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._logits = np.zeros((1, 1, bundle.manifest.model.vocab_size), np.float32)
         self._decode = "prefill" if self._one_graph else "step"
@@ -113,7 +118,7 @@ class OrtRunner:
 
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """Token embeddings: [S] int64 -> [S, D] float32; rows of the mapped table."""
-        return np.asarray(self._weights["token_embedding"][input_ids], np.float32)
+        return embedding_rows(self._weights, self._decoder, input_ids)
 
     def encode(self, call: dict[str, np.ndarray]) -> VisionFeatures:
         """The vision graph on one call; raises BundleError when the bundle has none."""
@@ -161,7 +166,7 @@ class OrtRunner:
         if not state.step_bindings:
             state.step_bindings = [self._step_binding(state, source) for source in (0, 1)]
         if self._one_graph:
-            self._inputs["inputs_embeds"][0, 0] = self._weights["token_embedding"][token]
+            self._inputs["inputs_embeds"][0] = self.embed(np.array([token]))
         else:
             self._inputs["input_ids"][...] = token
         self._inputs["position_ids"][...] = position
@@ -210,6 +215,8 @@ class OrtRunner:
     def _open(self, name: str, spec: GraphSpec) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # by default int4 matrices behind DequantizeLinear are multiplied with inputs rounded to int8: another function
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         if self._shared and name != "vision":

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from linmu.bundle import Bundle
-from linmu.decoder_file import DecoderFile, map_weights, read_decoder_file
+from linmu.decoder_file import map_weights, plain_parts, read_decoder_file
+from linmu.matrix_format import part
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.specs import StateSpec
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
-from linmu.step.half_ops import HalfOps
+from linmu.step.half_ops import HalfOps, half_matrices
 from linmu.step.torch_ops import TorchOps
 
 if TYPE_CHECKING:
@@ -62,20 +63,11 @@ class TorchRunner:
         if threads is not None:
             torch.set_num_threads(threads)
         self.bundle, self.state_specs = bundle, bundle.manifest.state
-        file = read_decoder_file(bundle.folder)
-        weights = {
-            name: torch.from_numpy(np.array(view, np.float32))
-            for name, view in map_weights(bundle.folder, file).items()
-        }
-        self.form = DecoderForm.from_json(file.form, {name: _held(x) for name, x in weights.items()})
-        self.ops = self._table(file, bundle.manifest.precision.get("activations") == "fp16")
+        self.form = bundle_form(bundle)
+        halves = half_matrices(self.form, bundle.manifest.precision)
+        self.ops = HalfOps(self.form, halves) if halves else TorchOps(self.form)
         self._vision: OrtRunner | None = None
         self._threads = threads
-
-    def _table(self, file: DecoderFile, half_products: bool) -> TorchOps:
-        if not half_products:
-            return TorchOps(self.form)
-        return HalfOps(self.form, (name for name, entry in file.weights.items() if entry.dtype == "float16"))
 
     def __enter__(self) -> Self:
         """The runner itself."""
@@ -130,6 +122,17 @@ class TorchRunner:
     def _positions(self, position_ids: np.ndarray) -> torch.Tensor:
         positions = torch.from_numpy(np.ascontiguousarray(position_ids))
         return positions[:, None] if self.form.rope_axes == 3 else positions
+
+
+def bundle_form(bundle: Bundle) -> DecoderForm:
+    """The step form on a bundle's own weights: float32, but for the integers of quantized matrices."""
+    file = read_decoder_file(bundle.folder)
+    integers = {part(name, "q") for name in file.packing}
+    weights = {
+        name: torch.from_numpy(np.array(view) if name in integers else np.array(view, np.float32))
+        for name, view in plain_parts(map_weights(bundle.folder, file), file).items()
+    }
+    return DecoderForm.from_json(file.form, {name: _held(x) for name, x in weights.items()})
 
 
 def _held(x: torch.Tensor) -> Callable[[], torch.Tensor]:

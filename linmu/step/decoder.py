@@ -91,7 +91,7 @@ def _mmate(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, past, layout,
     what lets one prefill graph serve both at run time.
     """
     name = f"layers.{i}."
-    parts = ops.split(ops.linear(u, name + "in_proj"), form.in_sizes)
+    parts = _projected(ops, form, name, u)
     if layout is None:
         return _text_path(ops, form, i, u, parts, tables, past, fill)
     kinds = ("conv", "recurrent") + (("key", "value") if form.mmate.text_window else ())
@@ -105,6 +105,14 @@ def _mmate(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, past, layout,
         lambda: flatten(_text_path(ops, form, i, u, parts, tables, past, fill)),
     )
     return values[0], dict(zip(kinds, values[1:], strict=True))
+
+
+def _projected(ops: Ops, form: DecoderForm, name: str, u) -> list[Tensor]:
+    """The parts of `DecoderForm.in_sizes`; quantized forms keep dt and the gates apart, in float."""
+    if not form.quantized:
+        return ops.split(ops.linear(u, name + "in_proj"), form.in_sizes)
+    controls = ops.linear(u, name + "controls")
+    return [ops.linear(u, name + "in_proj"), *ops.split(controls, form.in_sizes[1:])]
 
 
 def _text_path(ops: Ops, form: DecoderForm, i: int, u, parts, tables: Tables, past, fill) -> tuple[Tensor, State]:

@@ -9,22 +9,34 @@ Packed names, per layer i (all matrices [in, out], so that x @ W):
     layers.i.swin        [D, C] q | k | v of Local-Swin
     layers.i.out_proj    [H * d, D]; gate_up [D, 2I]; down [I, D]
     token_embedding      [V, D]; head [V, D] when not tied
+Of a quantized form (linmu.matrix_format): in_proj is q | k | v alone, the rest of it is layers.i.controls
+[D, M + M + 3H]; a quantized matrix W stands as W.q and W.scale (and W.input_scale, W.pre); a quantized table [V, D] as
+[D, V].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from linmu.config import MMateConfig
 from linmu.families import Family, get_family
+from linmu.matrix_format import MatrixFormat
 from linmu.specs import StateSpec
 
 if TYPE_CHECKING:
     import torch
 
     Weight = Callable[[], torch.Tensor]
+
+# The large matrices: stored as float16 on request.
+MATRICES = ("in_proj", "controls", "swin", "out_proj", "gate_up", "down", "token_embedding", "head")
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a packed weight is one of the large matrices."""
+    return name.rpartition(".")[2] in MATRICES
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class DecoderForm:
     rope_axes: int  # rows of position_ids: 1, or 3 for M-RoPE
     rope_scale: float  # factor on cos and sin (yarn)
     weights: dict[str, Weight]
+    quantized: dict[str, MatrixFormat] = field(default_factory=dict)  # empty: all matrices are float
 
     @property
     def vision(self) -> bool:
@@ -94,14 +107,16 @@ class DecoderForm:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights as plain JSON values (decoder.json)."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "weights"}
-        return plain | {"family": self.family.name, "mmate": self.mmate.to_json()}
+        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "weights"}
+        formats = {name: format.to_json() for name, format in self.quantized.items()}
+        return plain | {"family": self.family.name, "mmate": self.mmate.to_json(), "quantized": formats}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], weights: dict[str, Weight]) -> DecoderForm:
         """Read `to_json`'s form; raises TypeError on unknown or missing fields."""
         family, mmate = get_family(data["family"]), MMateConfig.from_json(data["mmate"])
-        return cls(**{**data, "family": family, "mmate": mmate, "weights": weights})
+        formats = {name: MatrixFormat.from_json(plain) for name, plain in data.get("quantized", {}).items()}
+        return cls(**{**data, "family": family, "mmate": mmate, "weights": weights, "quantized": formats})
 
     def has(self, name: str) -> bool:
         """Whether a packed weight of this name exists."""

@@ -6,12 +6,13 @@ float32: residual stream, norms, gates, decay, conv, scan, state. `linmu.export.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from linmu.step.form import DecoderForm
+from linmu.step.form import DecoderForm, is_matrix
 from linmu.step.torch_ops import TorchOps
 
 
@@ -39,10 +40,10 @@ class HalfOps(TorchOps):
         return half(self.product(half(x), half(y)))
 
     def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        return self._product_for(weight)(x, self.weights[weight].T)
+        return self._product_for(weight)(self.seen(x, weight), self.weights[weight].T)
 
     def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        y = self._product_for(weight)(x, self.weights[weight])
+        y = self._product_for(weight)(self.seen(x, weight), self.weights[weight])
         bias = self.weights.get(weight + "_bias")
         return y if bias is None else y + bias
 
@@ -59,3 +60,15 @@ class HalfOps(TorchOps):
         scores = self.half_product(q * form.head_dim**-0.5, k.mT) + bias  # [W, H, L, L]
         y = self.half_product(scores.softmax(-1), v)
         return y.transpose(1, 2).reshape(1, rows * length, -1)
+
+
+def half_matrices(form: DecoderForm, precision: Mapping[str, Any]) -> frozenset[str]:
+    """The matrices whose products a bundle of this precision computes in half precision.
+
+    Not those whose inputs are quantized: their integers are summed exactly.
+    """
+    if precision.get("activations") != "fp16":
+        return frozenset()
+    exact = {name for name, format in form.quantized.items() if format.input}
+    names = {name for name in (*form.weights, *form.quantized) if is_matrix(name)}
+    return frozenset(names - exact - set(precision.get("float32_matrices", ())))

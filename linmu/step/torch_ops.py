@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from linmu.matrix_format import MatrixFormat, part
 from linmu.model import ssm
 from linmu.model.local_swin import sliding_attention
 from linmu.model.rotary import rotate
 from linmu.step.form import DecoderForm
+from linmu.step.torch_formats import matrix_value, round_input
 
 
 class TorchOps:
@@ -19,6 +21,12 @@ class TorchOps:
 
     def __init__(self, form: DecoderForm):
         self.weights = {name: thunk().detach() for name, thunk in form.weights.items()}
+        self.inputs: dict[str, tuple[MatrixFormat, Tensor]] = {}  # how the input of a quantized matrix is rounded
+        for name, format in form.quantized.items():
+            value = matrix_value(self.weights, name, format)
+            self.weights[name] = value.T if name in ("head", "token_embedding") else value  # tables are [V, D]
+            if format.input:
+                self.inputs[name] = (format, self.weights[part(name, "input_scale")])
 
     def enter(self, scope: str) -> None:
         """Nothing to name when run eagerly."""
@@ -34,10 +42,16 @@ class TorchOps:
         return x @ y
 
     def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        return self.product(x, self.weights[weight].T)
+        return self.product(self.seen(x, weight), self.weights[weight].T)
+
+    def seen(self, x: Tensor, weight: str) -> Tensor:
+        """The input of a product as its matrix sees it: as it is, or scaled and rounded (linmu.matrix_format)."""
+        factor = self.weights.get(part(weight, "pre"))
+        x = x if factor is None else x * factor
+        return round_input(x, *self.inputs[weight]) if weight in self.inputs else x
 
     def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        y = self.product(x, self.weights[weight])
+        y = self.product(self.seen(x, weight), self.weights[weight])
         bias = self.weights.get(weight + "_bias")
         return y if bias is None else y + bias
 

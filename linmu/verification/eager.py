@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from linmu.export.half_range import packed_linears
 from linmu.export.vision_graph import build_vision, run_tower
 from linmu.export.vision_passes import FP16_LARGEST
-from linmu.export.weight_file import is_matrix
 from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.base import VisionFeatures
 from linmu.runtimes.torch_runner import TorchRunner
-from linmu.step.half_ops import HalfOps
+from linmu.step.form import DecoderForm, is_matrix
+from linmu.step.half_ops import HalfOps, half_matrices
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps
 
@@ -46,23 +46,25 @@ class StudentRunner(TorchRunner):
     """A linmu.runtimes.base.Runner on a float32 student; shares its weights, nothing exported is read.
 
     With `other`, a twin that shares its weights and rounds otherwise: matrix sums in another order (ReorderedOps),
-    other chunks in the scan, vision features moved by what float32 leaves open.
+    other chunks in the scan, vision features moved by what float32 leaves open. `form`: the student's, quantized.
     """
 
     backend = "student"
 
     def __init__(
-        self, student: PreTrainedModel, other: StudentRunner | None = None, precision: Mapping[str, Any] | None = None
-    ):
-        self.form, self.other = decoder_form(student), other
-        own = half_matrices(self.form.weights, precision or {})
+        self, student: PreTrainedModel, other: StudentRunner | None = None, precision: Mapping[str, Any] | None = None,
+        form: DecoderForm | None = None,
+    ):  # fmt: skip
+        self.other = other
+        self.form = (form or decoder_form(student)) if other is None else other.form
+        own = half_matrices(self.form, precision or {})
         self.halves: frozenset[str] = own if other is None else other.halves
         if other is not None:
             size = self.form.mmate.chunk_size
             self.form = replace(self.form, mmate=replace(self.form.mmate, chunk_size=size // 2 + 1))
         self.ops = self._operations()
         if other is not None:
-            self.ops.weights = other.ops.weights
+            self.ops.weights, self.ops.inputs = other.ops.weights, other.ops.inputs
         self.state_specs = self.form.state_specs()
         family = self.form.family
         self.tower = build_vision(student, family.name) if not family.text_only else None
@@ -70,13 +72,18 @@ class StudentRunner(TorchRunner):
     def _operations(self) -> TorchOps:
         if self.other is None:
             return HalfOps(self.form, self.halves) if self.halves else TorchOps(self.form)
-        bare = replace(self.form, weights={})
+        bare = replace(self.form, weights={}, quantized={})
         return ReorderedHalfOps(bare, self.halves) if self.halves else ReorderedOps(bare)
 
     @property
     def quantum(self) -> float:
         """The relative distance of two neighbours among what matrix products are rounded to (0: float32)."""
         return HALF_QUANTUM if self.halves else 0.0
+
+    @property
+    def lossy(self) -> bool:
+        """Whether this is another function than the float32 student: half precision products, quantized matrices."""
+        return bool(self.halves or self.form.quantized)
 
     def close(self) -> None:
         """Drop the weights."""
@@ -99,17 +106,10 @@ class StudentRunner(TorchRunner):
         return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]), outputs.get("deepstack"))
 
 
-def half_matrices(names: Iterable[str], precision: Mapping[str, Any]) -> frozenset[str]:
-    """The matrices among packed `names` whose products a bundle of this precision computes in half precision."""
-    if precision.get("activations") != "fp16":
-        return frozenset()
-    return frozenset(name for name in names if is_matrix(name)) - set(precision.get("float32_matrices", ()))
-
-
 @torch.no_grad()
 def round_student(student: PreTrainedModel, precision: Mapping[str, Any]) -> None:
     """Round a student's weights, in place, as a bundle of this precision (manifest) stores them."""
-    if precision.get("weights") != "fp16":
+    if not _half_floats(precision):
         return
     whole = set(precision.get("float32_matrices", ()))
     for name, linears in packed_linears(student).items():
@@ -118,10 +118,35 @@ def round_student(student: PreTrainedModel, precision: Mapping[str, Any]) -> Non
     if "token_embedding" not in whole:
         embedding = student.get_input_embeddings()
         embedding.weight.copy_(_half(embedding.weight))
-    if not student.linmu_family.text_only:
-        for weight in build_vision(student, student.linmu_family.name).parameters():
-            if weight.numel() >= SMALLEST_HALF and float(weight.abs().max()) <= FP16_LARGEST:
-                weight.copy_(_half(weight))
+    round_vision(student, precision)
+
+
+@torch.no_grad()
+def round_vision(student: PreTrainedModel, precision: Mapping[str, Any]) -> None:
+    """The part of `round_student` that concerns the vision tower."""
+    if student.linmu_family.text_only or not _half_floats(precision):
+        return
+    for weight in build_vision(student, student.linmu_family.name).parameters():
+        if weight.numel() >= SMALLEST_HALF and float(weight.abs().max()) <= FP16_LARGEST:
+            weight.copy_(_half(weight))
+
+
+def stored_form(form: DecoderForm, precision: Mapping[str, Any]) -> DecoderForm:
+    """A quantized form with the matrices that stayed float as a bundle of this precision stores them."""
+    if not _half_floats(precision):
+        return form
+    whole = set(precision.get("float32_matrices", ()))
+    halved = {name: _rounded(thunk) for name, thunk in form.weights.items() if is_matrix(name) and name not in whole}
+    return replace(form, weights={**form.weights, **halved})
+
+
+def _half_floats(precision: Mapping[str, Any]) -> bool:
+    """Whether matrices that are not quantized are stored as float16."""
+    return precision.get("floats", precision.get("weights")) == "fp16"
+
+
+def _rounded(thunk: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    return lambda: _half(thunk().detach())
 
 
 def _half(weight: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from linmu.bundle import Bundle
+from linmu.decoder_file import read_decoder_file
 from linmu.errors import InputError
 from linmu.export.weights_hash import student_weights_hash
 from linmu.golden import PICTURE_PROMPT, TEXT_PROMPT, forced_ids, forced_token, synthetic_picture
@@ -26,6 +27,7 @@ from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
+from linmu.runtimes.torch_runner import bundle_form
 from linmu.verification.compare import (
     Meter,
     Tolerance,
@@ -36,7 +38,7 @@ from linmu.verification.compare import (
     states_error,
     top_gap,
 )
-from linmu.verification.eager import StudentRunner, round_student
+from linmu.verification.eager import StudentRunner, round_student, round_vision
 from linmu.verification.graph_files import GraphFiles
 from linmu.verification.levels import greedy_note, guarded, run_errors
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
@@ -108,8 +110,12 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
             f"{bundle.folder} was not made of {folder}", got=f"weights hash {found[:16]}", expected=wanted[:16],
             fix="give the student that was exported",
         )  # fmt: skip
-    student = load_student(folder)
-    round_student(student, bundle.manifest.precision)
+    student, form = load_student(folder), None
+    if read_decoder_file(bundle.folder).packing:
+        form = bundle_form(bundle)  # the very integers: calibration is not repeated here
+        round_vision(student, bundle.manifest.precision)
+    else:
+        round_student(student, bundle.manifest.precision)
     write_processor(folder, scratch)  # the student's own: a bundle with other settings must not agree with itself
     images: tuple[Path, ...] = ()
     prompt = TEXT_PROMPT
@@ -117,7 +123,7 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
         images, prompt = (scratch / "picture.png",), PICTURE_PROMPT
         synthetic_picture().save(images[0])
     inputs = Processor.from_folder(scratch).encode(prompt, list(images))
-    runner = StudentRunner(student, precision=bundle.manifest.precision)
+    runner = StudentRunner(student, precision=bundle.manifest.precision, form=form)
     return Reference(student, runner, StudentRunner(student, runner), inputs, prompt, images)
 
 
@@ -159,7 +165,9 @@ def one_thread() -> Iterator[None]:
 def _stages(bundle: Bundle, reference: Reference, runner: Runner) -> list[Stage]:
     manifest = bundle.manifest
     step_form = RunnerPlayer(reference.runner, manifest, reference.inputs, "step form")
-    players: list[Player] = [step_form] if reference.runner.halves else [_first_player(reference, manifest), step_form]
+    players: list[Player] = [step_form]
+    if not reference.runner.lossy:
+        players.insert(0, _first_player(reference, manifest))
     if isinstance(runner, OrtRunner):
         players.append(RunnerPlayer(GraphFiles(runner), manifest, reference.inputs, GRAPHS))
     players += [
@@ -174,7 +182,7 @@ def _first_player(reference: Reference, manifest: Manifest) -> Player:
 
     Such a bundle is another function than the student; how much that costs is told by the answers (`linmu eval`).
     """
-    if reference.runner.halves:
+    if reference.runner.lossy:
         return RunnerPlayer(reference.runner, manifest, reference.inputs, "step form")
     return StudentPlayer(reference.student, reference.inputs)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from linmu.export.half_range import packed_linears, too_wide
+from linmu.step.half_ops import half_matrices
 from linmu.step.pack import decoder_form
-from linmu.verification.eager import half_matrices, round_student
+from linmu.verification.eager import round_student
 from tests.folders import student_folder
 from tests.model.students import fresh_student, shared_student
 from tests.tiny import FAMILY_NAMES
@@ -16,7 +17,7 @@ def test_every_packed_matrix_is_made_of_its_linears():
     for family in FAMILY_NAMES:
         student, _ = shared_student(family)
         form, linears = decoder_form(student), packed_linears(student)
-        names = {name for name in half_matrices(form.weights, {"activations": "fp16"}) if not name.startswith("token")}
+        names = {name for name in half_matrices(form, {"activations": "fp16"}) if not name.startswith("token")}
         assert names <= set(linears) <= names | {"token_embedding"}
         for name in names - {"head"}:
             columns = torch.cat([linear.weight.T for linear in linears[name]], 1)
@@ -41,5 +42,5 @@ def test_a_matrix_out_of_range_is_named_and_kept(tmp_path):
     assert torch.equal(student.get_decoder().layers[2].self_attn.flex.k_proj.weight, kept)
     rounded = student.get_decoder().layers[0].mlp.down_proj.weight
     assert torch.equal(rounded, rounded.half().float())
-    assert half_matrices(decoder_form(student).weights, precision).isdisjoint(found)
-    assert not half_matrices(decoder_form(student).weights, {"weights": "fp16"})
+    assert half_matrices(decoder_form(student), precision).isdisjoint(found)
+    assert not half_matrices(decoder_form(student), {"weights": "fp16"})

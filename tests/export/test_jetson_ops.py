@@ -14,8 +14,9 @@ import torch
 from linmu.export.decoder_graphs import window_row, write_decoder_graphs
 from linmu.export.jetson_bundle import OPSET, STYLE
 from linmu.export.trt_operators import first_problem
-from linmu.export.weight_file import is_matrix, write_weights
+from linmu.export.weight_file import write_weights
 from linmu.step import decoder
+from linmu.step.form import is_matrix
 from linmu.step.half_ops import HalfOps
 from linmu.step.pack import decoder_form
 from linmu.verification.eager import ReorderedHalfOps

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linmu.export.weight_file import is_matrix
 from linmu.step import decoder
+from linmu.step.form import is_matrix
 from linmu.step.half_ops import HalfOps
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps

@@ -16,6 +16,7 @@ from typing import Any
 from linmu.config import MMateConfig
 from linmu.errors import BundleError, InputError
 from linmu.manifest import Manifest
+from linmu.runtimes import prompt
 from linmu.specs import Dim, GraphSpec
 
 MAX_TOKENS = 2048  # the default N; linmu.runtimes.prompt cuts prompts at the same length
@@ -51,17 +52,23 @@ Ranges = dict[str, Range]  # by the dimension's name, of one graph
 
 
 def bundle_ranges(manifest: Manifest, max_tokens: int | None = None) -> dict[str, Ranges]:
-    """The ranges of every graph that is compiled, by graph and dimension; N is MAX_TOKENS, more where tiles need it.
+    """The ranges of every graph that is compiled, by graph and dimension.
 
+    Without `max_tokens` those that the manifest records (its export compiled them); else N is `max_tokens`, or
+    MAX_TOKENS, more where tiles need it.
     Raises InputError when `max_tokens` is less than two tiles and LEAST_TEXT, BundleError for a symbolic dimension
     that this version does not know.
     """
     least = 2 * int(manifest.vision.get("tokens_per_tile") or 0) + LEAST_TEXT
+    recorded = manifest.profiles if max_tokens is None else {}
     max_tokens = max(MAX_TOKENS, least) if max_tokens is None else max_tokens
     if max_tokens < least:
         raise InputError("tokens of one prefill call", got=max_tokens, expected=f"at least {least} for this bundle")
     return {
-        name: _checked(name, manifest.graphs[name], _graph_ranges(name, manifest, max_tokens))
+        name: _checked(
+            name, manifest.graphs[name],
+            _graph_ranges(name, manifest, max_tokens) | _recorded(manifest.graphs[name], recorded.get(name, {})),
+        )
         for name in GRAPHS
         if name in manifest.graphs
     }
@@ -141,8 +148,19 @@ def _graph_ranges(name: str, manifest: Manifest, max_tokens: int) -> Ranges:
     return ranges
 
 
+def _recorded(spec: GraphSpec, profile: dict[str, Any]) -> Ranges:
+    """The ranges of dimensions that a manifest's profile of one graph tells."""
+    found = {}
+    for item in spec.inputs:
+        shapes = profile.get(item.name)
+        for axis, dim in enumerate(item.shape if shapes else ()):
+            if isinstance(dim, str):
+                found[dim] = Range(*(int(shapes[side][axis]) for side in ("min", "opt", "max")))
+    return found
+
+
 def _layout_ranges(manifest: Manifest, usual: int, max_tokens: int) -> Ranges:
-    gap, row = int(manifest.model.mmate["taps"]) - 1, window_row(manifest)
+    gap, row = int(manifest.model.mmate["taps"]) - 1, prompt.window_row(manifest) or window_row(manifest)
     spans = max_tokens // min(smallest_span(manifest), max_tokens)
     rows = window_rows(max_tokens, row)
     return {

@@ -1,0 +1,135 @@
+"""The calibration record: one safetensors file for every target, which names the student and the data it was made of.
+
+Tensors: `<matrix>/<statistic>` (statistics.py) for every matrix product of the decoder (names of linmu.step.form) and
+of the vision tower (`vision.<module>`); `states/<state>` the largest |value| by head (recurrent) or channel (conv), and
+`states/layers.<i>.log_decay` the lowest by head.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from linmu.atomic import atomic_file
+from linmu.calibration.statistics import InputStatistics
+from linmu.errors import InputError
+from linmu.export.steady_header import steady_header
+from linmu.safetensors_file import read_header
+
+FORMAT, FORMAT_VERSION = "linmu-calibration", "1"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a record was made of: hashes of student and data, samples asked for, tokens after each and after the last.
+
+    data_hash is "random" for made-up data.
+    """
+
+    student_hash: str
+    data_hash: str
+    samples: int
+    decode_tokens: int
+    long_tokens: int
+
+
+@dataclass
+class CalibrationRecord:
+    """Statistics by matrix name, ranges of the states, and how far the pass has come (`done` samples)."""
+
+    origin: Origin
+    done: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
+    inputs: dict[str, InputStatistics] = field(default_factory=dict)
+    states: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample was seen."""
+        return self.done == self.origin.samples
+
+    def of(self, matrix: str, channels: int) -> InputStatistics:
+        """Statistics of one matrix; raises InputError when the record has none, or of another size."""
+        found = self.inputs.get(matrix)
+        if found is None or found.channels != channels or not found.count:
+            got = "nothing" if found is None else f"{found.count} rows of {found.channels} channels"
+            raise InputError(
+                f"the calibration record on {matrix}", got=got, expected=f"rows of {channels} channels",
+                fix="calibrate this student again, on data that use all of it (pictures too)",
+            )  # fmt: skip
+        return found
+
+    def summary(self) -> dict[str, object]:
+        """Plain JSON values: what it is of, how much it saw, and the largest values."""
+        largest = sorted(((float(s.amax.max()), name) for name, s in self.inputs.items()), reverse=True)
+        return {
+            "origin": asdict(self.origin), "tokens": self.tokens, "matrices": len(self.inputs),
+            "largest_inputs": {name: value for value, name in largest[:5]},
+            "largest_states": {name: float(value.max()) for name, value in sorted(self.states.items())
+                               if not name.endswith("log_decay")},
+        }  # fmt: skip
+
+
+def write_record(path: Path, record: CalibrationRecord) -> None:
+    """Write a record; the file appears whole, and has the same bytes for the same record."""
+    tensors = {f"states/{name}": np.ascontiguousarray(value) for name, value in record.states.items()}
+    for name, statistics in record.inputs.items():
+        tensors |= {f"{name}/{kind}": np.ascontiguousarray(x) for kind, x in statistics.tensors().items()}
+    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "origin": json.dumps(asdict(record.origin)),
+                "tokens": json.dumps(record.tokens), "done": str(record.done)}  # fmt: skip
+    with atomic_file(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata)
+        steady_header(temporary)
+
+
+def read_record(path: Path) -> CalibrationRecord:
+    """Read a record, finished or not; raises InputError for a file that is none, damaged, or of another version."""
+    path = Path(path)
+    metadata = read_header(path).metadata
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} is not a calibration record", expected="a file made by `linmu calibrate`")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path} has another version", got=metadata.get("format_version"), expected=FORMAT_VERSION,
+                         fix="calibrate again")  # fmt: skip
+    try:
+        return _parse(metadata, load_file(path))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged", got=error, fix="calibrate again") from error
+
+
+def _parse(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> CalibrationRecord:
+    origin = json.loads(metadata["origin"])
+    if set(origin) != {item.name for item in fields(Origin)}:
+        raise ValueError(f"unknown origin {sorted(origin)}")
+    grouped: dict[str, dict[str, np.ndarray]] = {}
+    states = {}
+    for key, value in tensors.items():
+        group, _, name = key.rpartition("/")
+        if group == "states":
+            states[name] = np.array(value)
+        else:
+            grouped.setdefault(group, {})[name] = value
+    inputs = {name: InputStatistics.from_tensors(values) for name, values in sorted(grouped.items())}
+    tokens = {str(kind): int(count) for kind, count in json.loads(metadata["tokens"]).items()}
+    return CalibrationRecord(Origin(**origin), int(metadata["done"]), tokens, inputs, states)
+
+
+def record_of(path: Path, student_hash: str) -> CalibrationRecord:
+    """A finished record of this very student, for an export.
+
+    Raises InputError when the record is unfinished, of another student, or was made on random data.
+    """
+    record = read_record(path)
+    if not record.complete:
+        raise InputError(f"{path} is unfinished", got=f"{record.done} of {record.origin.samples} samples",
+                         fix="run `linmu calibrate` to its end")  # fmt: skip
+    if record.origin.student_hash != student_hash:
+        raise InputError(f"{path} belongs to another student", got=f"weights {record.origin.student_hash[:12]}",
+                         expected=student_hash[:12], fix="calibrate this student")  # fmt: skip
+    return record

@@ -1,0 +1,69 @@
+"""The command that writes bundles: `linmu export`. `linmu.cli` registers it and has what it shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module to the command line."""
+    app.command("export", epilog=EXPORT_EXAMPLES)(export_command)
+
+
+EXPORT_EXAMPLES = (
+    "Examples: linmu export student -o bundle; linmu export student --target jetson --quant int4 --calib "
+    "calib.safetensors -o bundle"
+)
+
+
+def export_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.", show_default=False)],
+    student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default="the demo student")] = None,
+    target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
+    quant: Annotated[
+        str | None, typer.Option("--quant", help="none, fp16, int4 or auto (default: the target's).")
+    ] = None,
+    calib: Annotated[
+        Path | None, typer.Option("--calib", help="Record of `linmu calibrate`, for int4 and auto.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option("--budget", min=1, help="--quant auto: bytes that the matrices may take.")
+    ] = None,
+    plain_ops: Annotated[bool, typer.Option("--plain-ops", help="onnx: standard operators only.")] = False,
+    compile_check: Annotated[
+        bool,
+        typer.Option(
+            "--compile-check/--no-compile-check",
+            help="jetson: compile all graphs with TensorRT-RTX, if it is installed (needs no GPU).",
+        ),
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of linmu.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Write a bundle: graphs, weights, tokenizer, golden vectors and a manifest with every hash."""
+    from linmu.cli import _progress, _require, _require_separate, _results, _say, _show
+    from linmu.demo import student_folder
+    from linmu.export.targets import find_target, stored_precision, write_bundle
+    from linmu.quantize.presets import planned
+    from linmu.tables import export_view
+
+    row = find_target(target)  # all that can be wrong here is told before torch takes its seconds to load
+    if planned(target, quant, calib, budget) is None:
+        stored_precision(quant, row)
+    student = student or student_folder()
+    _require_separate(student, out)
+    _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
+    with _results() as results:
+        with _progress("exporting") as progress:
+            report = write_bundle(
+                student, out, target=target, precision=quant, plain_ops=plain_ops or None,
+                compile_check=None if compile_check else False, calibration=calib, budget_bytes=budget,
+                overwrite=overwrite, progress=progress,
+            )  # fmt: skip
+        _show(export_view(report))
+        _say(f"bundle written to {out}")
+        if json_output:
+            results.json({"bundle": str(out), **report.to_json()})

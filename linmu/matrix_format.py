@@ -1,0 +1,62 @@
+"""How a quantized matrix is written down, and its value: W[i, j] = q[i, j] * scale (numpy and torch alike).
+
+Glossary (in = rows of W [in, out], the axis that is summed over)
+    int8      q [in, out] int8 in -127..127, scale [out]; symmetric
+    int4      q [in, out] int8 in -8..7, scale [in / group, out]; symmetric
+    fp8       q [in, out] float8 E4M3 (kept as its bits, uint8), scale []
+    input     what x is rounded to before the product: "" (not at all), or "int8"/"fp8" with one static scale
+Every scale is a float16 number kept as float32, so that half-precision targets multiply by the same value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+WEIGHTS = ("int8", "int4", "fp8")
+INT8_LARGEST, INT4_LARGEST, FP8_LARGEST = 127.0, 7.0, 448.0
+LARGEST = {"int8": INT8_LARGEST, "int4": INT4_LARGEST, "fp8": FP8_LARGEST}
+
+
+@dataclass(frozen=True)
+class MatrixFormat:
+    """weights: "int8", "int4" or "fp8"; group: rows that share a scale (0: all); input: "", "int8" or "fp8"."""
+
+    weights: str
+    group: int = 0
+    input: str = ""
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight."""
+        return 4 if self.weights == "int4" else 8
+
+    def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Shape of the scales of a matrix [rows, columns]."""
+        if self.weights == "fp8":
+            return ()
+        return (rows // self.group, columns) if self.group else (columns,)
+
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of integers and float16 scales (and of a float16 input scale)."""
+        scales = 1
+        for size in self.scale_shape(rows, columns):
+            scales *= size
+        return rows * columns * self.bits // 8 + 2 * scales + (2 if self.input else 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"weights": self.weights, "group": self.group, "input": self.input}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> MatrixFormat:
+        """Read `to_json`; raises TypeError on unknown keys, ValueError on an unknown format."""
+        found = cls(**data)
+        if found.weights not in WEIGHTS or found.input not in ("", "int8", "fp8") or found.group < 0:
+            raise ValueError(f"unknown matrix format {data}")
+        return found
+
+
+def part(weight: str, kind: str) -> str:
+    """Name of a quantized weight's part: "q", "scale", "input_scale" (0-dim) or "pre" ([in], multiplied into x)."""
+    return f"{weight}.{kind}"

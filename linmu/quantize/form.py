@@ -1,0 +1,131 @@
+"""A student's step form and a calibration record -> the quantized step form, layer by layer when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from linmu.calibration.record import CalibrationRecord
+from linmu.matrix_format import MatrixFormat, part
+from linmu.quantize.layer import LayerQuantizer, MatrixReport, fitting
+from linmu.quantize.presets import LAYER_MATRICES, Preset, Scheme
+from linmu.quantize.rounding import relative_error, round_matrix
+from linmu.step.form import DecoderForm
+
+if TYPE_CHECKING:
+    from linmu.step.form import Weight
+
+Choose = Callable[[str], Scheme | None]
+
+
+@dataclass
+class QuantizedForm:
+    """The form, and a report by matrix that fills as layers are read (`form.weights` are thunks)."""
+
+    form: DecoderForm
+    reports: dict[str, MatrixReport] = field(default_factory=dict)
+
+
+def preset_choice(preset: Preset) -> Choose:
+    """Every matrix as the preset says."""
+    return lambda name: preset.head if name in ("head", "token_embedding") else preset.layers
+
+
+def quantize_form(form: DecoderForm, record: CalibrationRecord, choose: Choose) -> QuantizedForm:
+    """The form with the chosen matrices as integers and scales; unchosen ones stay float.
+
+    One layer is held at a time. Raises InputError when the record does not know a matrix, or knows it in other sizes.
+    """
+    quantized = QuantizedForm(form)
+    formats: dict[str, MatrixFormat] = {}
+    weights: dict[str, Weight] = {}
+    layers = _Layers(form, record, choose, quantized.reports)
+    for name, thunk in form.weights.items():
+        scope, _, short = name.rpartition(".")
+        if not scope.startswith("layers."):
+            weights[name] = thunk
+            continue
+        scheme = choose(_leader(name, short)) if short in LAYER_MATRICES else None
+        scheme = fitting(scheme, _rows(form, thunk, short))[0] if scheme is not None else None
+        if scheme is not None:
+            formats[name] = scheme.format
+        for kind in _kinds(short, scheme):
+            weights[f"{scope}.{kind}"] = layers.weight(int(scope.split(".")[1]), kind)
+    head = "token_embedding" if form.tied else "head"
+    scheme = choose(head)
+    if scheme is not None:
+        formats |= _head(head, scheme, form, record, weights, quantized.reports)
+    quantized.form = replace(form, weights=weights, quantized=formats)
+    return quantized
+
+
+def _leader(name: str, short: str) -> str:
+    """The matrix whose choice holds: swin goes with in_proj, on whose input it works."""
+    return name.removesuffix(short) + "in_proj" if short == "swin" else name
+
+
+def _rows(form: DecoderForm, thunk: Weight, short: str) -> int:
+    return form.hidden if short in ("in_proj", "swin", "gate_up") else len(thunk())
+
+
+def _kinds(short: str, scheme: Scheme | None) -> list[str]:
+    """Short names of what takes the place of one packed weight."""
+    extra = ["controls"] if short == "in_proj" else []
+    if scheme is None:
+        return [short, *extra]
+    kinds = [part(short, "q"), part(short, "scale")]
+    if scheme.format.input:
+        kinds.append(part(short, "input_scale"))
+    if short == "out_proj" and scheme.algorithm != "max":
+        kinds.append(part(short, "pre"))
+    return [*kinds, *extra]
+
+
+class _Layers:
+    """Quantizes a layer when one of its weights is first asked for; holds the last one only."""
+
+    def __init__(self, form: DecoderForm, record: CalibrationRecord, choose: Choose, reports: dict[str, MatrixReport]):
+        self.form, self.record, self.choose, self.reports = form, record, choose, reports
+        self.index, self.arrays = -1, dict[str, np.ndarray]()
+
+    def weight(self, index: int, kind: str) -> Weight:
+        """A thunk for one weight of a layer."""
+        return lambda: torch.from_numpy(self._layer(index)[kind])
+
+    def _layer(self, index: int) -> dict[str, np.ndarray]:
+        if index != self.index:
+            prefix = f"layers.{index}."
+            own = {name: thunk for name, thunk in self.form.weights.items() if name.startswith(prefix)}
+            floats = {name.removeprefix(prefix): thunk().detach().float().numpy() for name, thunk in own.items()}
+            quantizer = LayerQuantizer(self.form, self.record, index, self.choose)
+            self.arrays, self.index = quantizer.run(floats), index
+            self.reports |= {report.name: report for report in quantizer.reports}
+        return self.arrays
+
+
+def _head(
+    head: str, scheme: Scheme, form: DecoderForm, record: CalibrationRecord, weights: dict[str, Weight],
+    reports: dict[str, MatrixReport],
+) -> dict[str, MatrixFormat]:  # fmt: skip
+    """Quantize the head [V, D] as its transpose [D, V]; a tied table of embeddings reads the same integers."""
+    fitted, reason = fitting(scheme, form.hidden)
+    table = weights.pop(head)
+    if fitted is None:
+        weights[head] = table
+        reports[head] = MatrixReport(head, "float", 0.0, 2 * form.hidden * form.vocab, reason)
+        return {}
+    seen = record.of("head", form.hidden)
+    weight = table().detach().float().numpy().T
+    amax = float(seen.amax.max()) if fitted.format.input else None
+    matrix = round_matrix(weight, fitted.format, None, amax)
+    error = relative_error(seen.values["rows"], weight, matrix)
+    reports[head] = MatrixReport(head, matrix.format.weights, error, matrix.format.stored_bytes(*weight.shape))
+    weights[part(head, "q")] = lambda: torch.from_numpy(np.ascontiguousarray(matrix.q))
+    weights[part(head, "scale")] = lambda: torch.from_numpy(np.ascontiguousarray(matrix.scale))
+    if matrix.input_scale is not None:
+        weights[part(head, "input_scale")] = lambda: torch.from_numpy(matrix.input_scale)
+    return {head: fitted.format}

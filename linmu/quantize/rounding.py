@@ -1,0 +1,98 @@
+"""Float matrices to integers and scales, given the largest values that an algorithm settled on (numpy)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import ml_dtypes
+import numpy as np
+
+from linmu.matrix_format import LARGEST, MatrixFormat
+
+SMALLEST_SCALE = 2.0**-24  # the smallest float16 above zero
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """Integers and scales of W [in, out] (linmu.matrix_format); pre [in] or None is multiplied into the input."""
+
+    format: MatrixFormat
+    q: np.ndarray
+    scale: np.ndarray
+    input_scale: np.ndarray | None = None
+    pre: np.ndarray | None = None
+
+    def value(self) -> np.ndarray:
+        """W as the integers say, float32."""
+        if self.format.weights == "fp8":
+            return self.q.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * self.scale
+        return self.q.astype(np.float32) * spread(self.scale, self.format, len(self.q))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the integers in their plain form (int4 one per byte), whatever a target packs them into."""
+        return sha256(np.ascontiguousarray(self.q).tobytes()).hexdigest()
+
+
+def half_scale(amax: np.ndarray, largest: float) -> np.ndarray:
+    """Scales amax / largest, each the float16 number that is nearest (never 0), as float32."""
+    with np.errstate(over="ignore"):
+        scale = (np.asarray(amax, np.float64) / largest).astype(np.float16).astype(np.float32)
+    scale = np.minimum(scale, np.float32(np.finfo(np.float16).max))
+    return np.maximum(scale, np.float32(SMALLEST_SCALE))
+
+
+def spread(scale: np.ndarray, format: MatrixFormat, rows: int) -> np.ndarray:
+    """Scales as they multiply a matrix of `rows` rows: [rows, out] or broadcastable."""
+    return np.repeat(scale, format.group, axis=0) if format.group else scale
+
+
+def column_amax(weight: np.ndarray, format: MatrixFormat) -> np.ndarray:
+    """Largest |w| for every scale of W [in, out]."""
+    size = np.abs(weight)
+    if format.weights == "fp8":
+        return size.max()
+    return size.reshape(-1, format.group, size.shape[1]).max(axis=1) if format.group else size.max(axis=0)
+
+
+def round_matrix(
+    weight: np.ndarray, format: MatrixFormat, amax: np.ndarray | None = None, input_amax: float | None = None,
+    pre: np.ndarray | None = None,
+) -> QuantizedMatrix:  # fmt: skip
+    """Round W [in, out] float32 (already divided by `pre`) to the nearest integers; larger values saturate.
+
+    amax: largest |w| by scale, by default the weight's own. input_amax: largest |x| that the input can take.
+    """
+    weight = np.asarray(weight, np.float32)
+    amax = column_amax(weight, format) if amax is None else amax
+    scale = half_scale(amax, LARGEST[format.weights])
+    scaled = weight / spread(scale, format, len(weight))
+    if format.weights == "fp8":
+        q = np.clip(scaled, -448.0, 448.0).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    else:
+        low, high = (-8, 7) if format.weights == "int4" else (-127, 127)
+        q = np.clip(np.rint(scaled), low, high).astype(np.int8)
+    input_scale = None
+    if format.input:
+        assert input_amax is not None
+        input_scale = half_scale(np.asarray(input_amax), LARGEST[format.input])
+    return QuantizedMatrix(format, q, scale, input_scale, pre)
+
+
+def round_input(x: np.ndarray, format: MatrixFormat, scale: np.ndarray) -> np.ndarray:
+    """X as the product sees it: scaled, rounded half to even, saturated, scaled back (float32)."""
+    scaled = x / scale
+    if format.input == "fp8":
+        return np.clip(scaled, -448.0, 448.0).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+    return np.clip(np.rint(scaled), -128, 127).astype(np.float32) * scale
+
+
+def relative_error(x: np.ndarray, weight: np.ndarray, quantized: QuantizedMatrix) -> float:
+    """||x W - what the integers give|| / ||x W|| over rows x [N, in], the input's own rounding included."""
+    seen = x if quantized.pre is None else x * quantized.pre
+    if quantized.input_scale is not None:
+        seen = round_input(seen, quantized.format, quantized.input_scale)
+    wanted = x @ weight
+    size = float(np.linalg.norm(wanted))
+    return float(np.linalg.norm(seen @ quantized.value() - wanted)) / max(size, 1e-30)

@@ -1,0 +1,27 @@
+"""A student folder, a calibration record and a preset -> the quantized form that an export writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from linmu.calibration.record import record_of
+from linmu.export.weights_hash import student_weights_hash
+from linmu.quantize.auto import choose_by_budget
+from linmu.quantize.form import QuantizedForm, preset_choice, quantize_form
+from linmu.quantize.presets import AUTO_SCHEMES, Quantization, find_preset
+from linmu.step.pack import decoder_form
+
+
+def quantize_student(
+    folder: Path, model: PreTrainedModel, asked: Quantization, say: Callable[[str], None]
+) -> QuantizedForm:
+    """Quantize; raises InputError for a record of another student and a budget that is too small."""
+    form = decoder_form(model)
+    record = record_of(asked.record, student_weights_hash(folder))
+    if asked.budget_bytes is None:
+        return quantize_form(form, record, preset_choice(find_preset(asked.target, asked.preset)))
+    chosen = choose_by_budget(form, record, AUTO_SCHEMES[asked.target], asked.budget_bytes, say)
+    return quantize_form(form, record, chosen.get)
