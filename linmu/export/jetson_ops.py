@@ -30,7 +30,7 @@ class JetsonOps(PlainOps):
         """A half product with a matrix whose weights alone are quantized, cast as `linear` does.
 
         TensorRT keeps the integers (the demo's step engine is as small as with a float16 MatMul). A float16 MatMul
-        would be another function in ONNX Runtime, which multiplies in float32 and drops roundings next to its own casts.
+        would be another function in ONNX Runtime: it multiplies in float32 and drops roundings next to its own casts.
         """
         if not self._is_half(weight):
             return super().product(x, weight)

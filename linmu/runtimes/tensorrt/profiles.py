@@ -152,7 +152,7 @@ def _recorded(spec: GraphSpec, profile: dict[str, Any]) -> Ranges:
     """The ranges of dimensions that a manifest's profile of one graph tells."""
     found = {}
     for item in spec.inputs:
-        shapes = profile.get(item.name)
+        shapes = profile.get(item.name, {})
         for axis, dim in enumerate(item.shape if shapes else ()):
             if isinstance(dim, str):
                 found[dim] = Range(*(int(shapes[side][axis]) for side in ("min", "opt", "max")))
