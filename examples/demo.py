@@ -1,4 +1,4 @@
-"""The main job on the demo student that linmu ships: export, verify, then questions about pictures and clips.
+"""The main job on the demo student that linmu ships: export, verify, questions; then calibrate and export for Jetson.
 
     python examples/demo.py [--out DIR] [--seed N]
 
@@ -21,13 +21,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from linmu.data_folder import write_video
-from linmu.demo.generate import TASKS, Sample, sample
+from linmu.data_folder import write_data_folder, write_video
+from linmu.demo.generate import TASKS, Sample, lines, sample, samples
 
 OUT = Path(__file__).parents[1] / "out" / "demo"
 LINMU = (sys.executable, "-m", "linmu")
 CELL = (330, 240)  # width and height of one question on the sheet
 COLUMNS = 4
+CALIBRATION_SAMPLES = 36
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,25 @@ def sheet(answers: list[Answer]) -> Image.Image:
         for i, picture in enumerate(shown):
             page.paste(picture.resize((side, side)), (x + i * (side + 2), y))
         words, color = answer.sample.question.prompt.split(), "darkgreen" if answer.right else "darkred"
-        lines = [" ".join(words[i : i + 8]) for i in range(0, len(words), 8)]
-        draw.text((x, y + 154), "\n".join(lines), font=font, fill="black")
+        rows_of_text = [" ".join(words[i : i + 8]) for i in range(0, len(words), 8)]
+        draw.text((x, y + 154), "\n".join(rows_of_text), font=font, fill="black")
         verdict = "" if answer.right else f"   (expected {answer.sample.question.answer})"
-        draw.text((x, y + 160 + 18 * len(lines)), answer.text.strip() + verdict, font=font, fill=color)
+        draw.text((x, y + 160 + 18 * len(rows_of_text)), answer.text.strip() + verdict, font=font, fill=color)
     return page
 
 
+def for_jetson(out: Path, seed: int) -> None:
+    """Calibrate on the demo's own questions, export int4 (TensorRT-RTX compiles it), verify what can be here."""
+    write_data_folder(out / "samples", lines(samples("train", seed, CALIBRATION_SAMPLES, tuple(TASKS))))
+    record, bundle = out / "calib.safetensors", out / "jetson"
+    call("calibrate", "--data", str(out / "samples"), "-o", str(record))
+    call("export", "--target", "jetson", "--quant", "int4", "--calib", str(record), "-o", str(bundle))
+    call("verify", str(bundle), "--steps", "64")
+    print(f"{bundle}: copy it to the Jetson, then linmu build, linmu verify, linmu run (docs/jetson.md)")
+
+
 def main() -> None:
-    """Export, verify, ask."""
+    """Export, verify, ask; then the same student with int4 weights for a Jetson."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--seed", type=int, default=2026)
@@ -114,7 +125,9 @@ def main() -> None:
         question = answer.sample.question
         mark = "right" if answer.right else f"expected {question.answer!r}"
         print(f"{question.task:10} {question.prompt:50} {answer.text.strip():16} {mark}   {answer.ttft_ms:.0f} ms")
-    print(f"{sum(a.right for a in answers)} of {len(answers)} right; {time.perf_counter() - started:.0f} s in all")
+    print(f"{sum(a.right for a in answers)} of {len(answers)} right")
+    for_jetson(args.out, args.seed)
+    print(f"{time.perf_counter() - started:.0f} s in all")
     print(f"look at {args.out / 'answers.png'}; ask the pictures in {pictures} something else:")
     print(f'linmu run {bundle} --image {pictures / "position-1.png"} --prompt "How many objects are there?"')
 

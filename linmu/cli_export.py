@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 EXPORT_EXAMPLES = (
-    "Examples: linmu export student -o bundle; linmu export student --target jetson --quant int4 --calib "
+    "Example: linmu export student -o bundle, or linmu export student --target jetson --quant int4 --calib "
     "calib.safetensors -o bundle"
 )
 

@@ -19,7 +19,7 @@ from linmu.config import MMateConfig
 from linmu.errors import InputError
 from tests.bundles import tiny_bundle
 
-COMMANDS = ("convert", "distill", "eval", "export", "build", "verify", "run", "bench", "inspect", "doctor")
+COMMANDS = ("convert", "distill", "eval", "calibrate", "export", "build", "verify", "run", "bench", "inspect", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

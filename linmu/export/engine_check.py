@@ -17,7 +17,7 @@ from linmu.manifest import Manifest
 COMPILER = "tensorrt_rtx"
 CAPABILITY = "SM86"  # Ampere, as Orin's GPU is: TensorRT-RTX does not compile for Jetson's own SM87
 PROGRAM = "linmu.export.engine_build"
-ABSENT = f"{COMPILER} is not installed: the graphs were not compiled (pip install 'linmu[jetson]')"
+ABSENT = f"{COMPILER} is not installed: the graphs were not compiled (pip install 'linmu[jetson-export]')"
 SKIPPED = "not compiled: --no-compile-check"
 
 

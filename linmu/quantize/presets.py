@@ -59,7 +59,8 @@ def find_preset(target: str, name: str) -> Preset:
     """The quantized preset of a target; raises InputError for one that it has not."""
     found = PRESETS.get(target, {})
     if name not in found:
-        raise InputError(f"preset of target {target!r}", got=repr(name), expected="one of " + ", ".join(found))
+        expected = ", ".join(("one of none", "fp16", AUTO, *found))
+        raise InputError(f"preset of target {target!r}", got=repr(name), expected=expected)
     return found[name]
 
 

@@ -228,7 +228,8 @@ def test_a_bad_student_leaves_nothing(damage, message, student_of, tmp_path):
         ({"target": "android"}, "comes with a later release.*expected onnx, jetson"),
         ({"target": "onnx", "compile_check": False}, "option compile_check of target onnx"),
         ({"target": "windows"}, "expected one of onnx, jetson, android, ios"),
-        ({"precision": "int4"}, "precision preset; got 'int4'; expected one of none, fp32, fp16"),
+        ({"precision": "int4"}, "--quant int4 needs a calibration record"),
+        ({"precision": "int2"}, "preset of target 'onnx'; got 'int2'; expected one of none, fp16, auto, int8, int4"),
     ],
 )
 def test_what_does_not_exist_yet_is_named(options, message, student_of, tmp_path, capsys):
@@ -236,6 +237,7 @@ def test_what_does_not_exist_yet_is_named(options, message, student_of, tmp_path
         write_for_target(student_of("llama"), tmp_path / "bundle", **options)
     names = {"target": "--target", "precision": "--quant", "compile_check": "--no-compile-check"}
     arguments = [text for name, value in options.items() for text in (names[name], value) if text]
+    capsys.readouterr()  # making the student shows progress
     assert main(["export", str(student_of("llama")), "-o", str(tmp_path / "bundle"), *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
 
