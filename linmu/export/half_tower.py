@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from linmu.errors import InputError
 from linmu.step.half_ops import half
 
 
@@ -48,7 +49,8 @@ class HalfProducts(TorchFunctionMode):
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False,
                    scale: float | None = None, enable_gqa=False) -> Tensor:  # fmt: skip
         if is_causal or dropout_p or enable_gqa:
-            raise NotImplementedError("a vision tower with causal, grouped or dropped out attention")
+            raise InputError("the vision tower's attention in half precision", got="causal, grouped or with dropout",
+                             expected="full attention", fix="--quant none")  # fmt: skip
         scores = self._product(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
         if attn_mask is not None:
             scores = scores + attn_mask

@@ -45,7 +45,7 @@ def write_bundle(
     progress(text) and progress(text, done, total) report. Raises InputError for an unusable student, record or preset
     and CheckFailed when a graph is not parsed or compiled; nothing is left behind then.
     """
-    plan = jetson_plan(precision, compile_check, planned(TARGET, precision, calibration, budget_bytes))
+    plan = jetson_plan(precision, compile_check, planned(TARGET, precision, calibration, budget_bytes, head=False))
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)
 
 

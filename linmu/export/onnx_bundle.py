@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from linmu.errors import InputError
 from linmu.export.bundle_writer import ExportReport, Plan, Progress, write_planned
 from linmu.export.decoder_graphs import FUSED, PLAIN
 from linmu.export.targets import find_target, stored_precision
@@ -40,6 +41,8 @@ def write_bundle(
     Raises InputError for an unusable student or preset; nothing is left behind then.
     """
     quantization = planned(TARGET, precision, calibration, budget_bytes)
+    if quantization and plain_ops:
+        raise InputError("--plain-ops with a quantized preset", expected="one of the two", fix="--target jetson")
     weights = "fp16" if quantization else stored_precision(precision, find_target(TARGET))
     style = PLAIN if plain_ops else FUSED
     plan = Plan(TARGET, BACKENDS, weights, "fp32", style, VISION_OPSET, quantization=quantization)

@@ -27,13 +27,15 @@ class Option:
 
 def choose_by_budget(
     form: DecoderForm, record: CalibrationRecord, schemes: Sequence[Scheme], budget_bytes: int,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None, head: bool = True,
 ) -> dict[str, Scheme | None]:  # fmt: skip
-    """Scheme by group leader (None: float16) so that the quantizable matrices take at most `budget_bytes`.
+    """Scheme by group leader (None: float16) so that these matrices take at most `budget_bytes`; head: with the head.
 
     Raises InputError when even the smallest precisions need more.
     """
     options = measure(form, record, schemes, progress)
+    if not head:
+        options = {group: found for group, found in options.items() if group.startswith("layers.")}
     return spend({group: ladder(found) for group, found in options.items()}, budget_bytes)
 
 

@@ -66,16 +66,21 @@ def find_preset(target: str, name: str) -> Preset:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What an export is asked for: a preset of the target (or "auto" with a byte budget), and the record."""
+    """What an export is asked for: a preset of the target (or "auto" with a byte budget), and the record.
+
+    head: whether the head may be quantized. A tied head is the table of embeddings too, and standard operators cannot
+    read rows of packed integers.
+    """
 
     target: str
     preset: str
     record: Path
     budget_bytes: int | None = None
+    head: bool = True
 
 
 def planned(
-    target: str, preset: str | None, record: Path | None, budget_bytes: int | None = None
+    target: str, preset: str | None, record: Path | None, budget_bytes: int | None = None, head: bool = True
 ) -> Quantization | None:
     """The quantization of a target's preset, or None for a preset of float precision.
 
@@ -98,4 +103,4 @@ def planned(
     if record is None:
         raise InputError(f"--quant {preset} needs a calibration record",
                          fix="linmu calibrate STUDENT --data DATA -o calib.safetensors, then --calib FILE")  # fmt: skip
-    return Quantization(target, preset, record, budget_bytes)
+    return Quantization(target, preset, record, budget_bytes, head)

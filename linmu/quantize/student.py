@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -22,6 +23,7 @@ def quantize_student(
     form = decoder_form(model)
     record = record_of(asked.record, student_weights_hash(folder))
     if asked.budget_bytes is None:
-        return quantize_form(form, record, preset_choice(find_preset(asked.target, asked.preset)))
-    chosen = choose_by_budget(form, record, AUTO_SCHEMES[asked.target], asked.budget_bytes, say)
+        preset = find_preset(asked.target, asked.preset)
+        return quantize_form(form, record, preset_choice(preset if asked.head else replace(preset, head=None)))
+    chosen = choose_by_budget(form, record, AUTO_SCHEMES[asked.target], asked.budget_bytes, say, asked.head)
     return quantize_form(form, record, chosen.get)
