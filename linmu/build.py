@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from linmu.atomic import atomic_file, write_bytes
+from linmu.atomic import atomic_file
 from linmu.bundle import ENGINES, Bundle, open_bundle
 from linmu.device_facts import host_memory
 from linmu.errors import InputError
-from linmu.meter import peak_bytes
 from linmu.runtimes.tensorrt import cuda, engine_files
-from linmu.runtimes.tensorrt.builder import build_engine, capability_name
+from linmu.runtimes.tensorrt.builder import capability_name
+from linmu.runtimes.tensorrt.compiler import compile_engine
 from linmu.runtimes.tensorrt.engine_files import Engine, EngineParts
 from linmu.runtimes.tensorrt.forecast import MemoryForecast, forecast_build, require_memory
 from linmu.runtimes.tensorrt.onnx_weights import graph_weights
-from linmu.runtimes.tensorrt.profiles import Ranges, bundle_ranges
+from linmu.runtimes.tensorrt.profiles import Ranges, bundle_ranges, input_shapes
 from linmu.runtimes.tensorrt.toolkit import Toolkit, load_toolkit
 from linmu.tables import size
 
@@ -184,23 +184,20 @@ def _build_one(
     say(_announcement(graph, reason, found))
     if not ignore_memory:
         require_memory(graph, found)
-    cache = bundle.folder / ENGINES / engine_files.TIMING_CACHE
-    built = build_engine(
-        machine.toolkit, path, spec, ranges,
-        workspace_bytes=found.workspace_bytes,
-        timing_cache=cache.read_bytes() if cache.is_file() else b"",
-        capability=machine.capability if machine.foreign else None,
-        optimization_level=machine.level,
-        progress=None if progress is None else lambda phase, done, all_: progress(f"{graph}: {phase}", done, all_),
-    )  # fmt: skip
     name = engine_files.engine_name(graph, parts)
     with atomic_file(bundle.folder / ENGINES / name) as temporary:
-        temporary.write_bytes(built.plan)
-    if built.timing_cache is not None:
-        write_bytes(cache, built.timing_cache)
-    nbytes, peak = (bundle.folder / ENGINES / name).stat().st_size, peak_bytes()
-    row = EngineRow(graph, name, True, reason, nbytes, built.seconds, found.peak_bytes, peak)
-    return row, Engine(graph, name, nbytes, parts, built.seconds, peak)
+        built = compile_engine(
+            path, input_shapes(spec, ranges),
+            flavour=machine.toolkit.flavour,
+            engine=temporary,
+            timing_cache=bundle.folder / ENGINES / engine_files.TIMING_CACHE,
+            workspace_bytes=found.workspace_bytes,
+            capability=machine.capability if machine.foreign else None,
+            optimization_level=machine.level,
+            progress=None if progress is None else lambda phase, done, all_: progress(f"{graph}: {phase}", done, all_),
+        )  # fmt: skip
+    row = EngineRow(graph, name, True, reason, built.engine_bytes, built.seconds, found.peak_bytes, built.peak_bytes)
+    return row, Engine(graph, name, built.engine_bytes, parts, built.seconds, built.peak_bytes)
 
 
 def _available_bytes(machine: _Machine) -> int:

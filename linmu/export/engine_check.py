@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from linmu.errors import CheckFailed
-from linmu.export.trt_operators import check_operators, module_of
+from linmu.errors import BundleError, CheckFailed, DeviceError
+from linmu.export.trt_operators import check_operators
 from linmu.manifest import Manifest
+from linmu.runtimes.tensorrt.builder import capability_name
+from linmu.runtimes.tensorrt.compiler import compile_engine
 
 COMPILER = "tensorrt_rtx"
-CAPABILITY = "SM86"  # Ampere, as Orin's GPU is: TensorRT-RTX does not compile for Jetson's own SM87
-PROGRAM = "linmu.export.engine_build"
+CAPABILITY = "8.6"  # Ampere, as Orin's GPU is: TensorRT-RTX does not compile for Jetson's own SM87
 ABSENT = f"{COMPILER} is not installed: the graphs were not compiled (pip install 'linmu[jetson-export]')"
 SKIPPED = "not compiled: --no-compile-check"
 
@@ -40,37 +38,18 @@ def check_engines(folder: Path, manifest: Manifest, compile_graphs: bool = True)
         found = compile_graph(folder / spec.file, manifest.profiles.get(name, {}))
         version = found.pop("version")
         graphs[name] = found
-    return {"compiler": f"{COMPILER} {version}", "capability": CAPABILITY, "note": "", "graphs": graphs}
+    compiled_for = capability_name(CAPABILITY)
+    return {"compiler": f"{COMPILER} {version}", "capability": compiled_for, "note": "", "graphs": graphs}
 
 
 def compile_graph(path: Path, profile: dict[str, Any], capability: str = CAPABILITY) -> dict[str, Any]:
-    """Compile one ONNX file in a process of its own; what engine_build.py says without `errors`.
+    """Compile one ONNX file; {"version", "seconds", "engine_bytes", "peak_bytes", "layers"}.
 
-    Raises CheckFailed for what the parser or builder refuses, and when the process dies.
+    Raises CheckFailed for what the parser or builder refuses, and when the compiler dies.
     """
-    request = json.dumps({"file": str(path), "profile": profile, "capability": capability})
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-    done = subprocess.run(
-        [sys.executable, "-m", PROGRAM], input=request, capture_output=True, text=True, env=environment
-    )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode != 0 or not lines:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise CheckFailed(f"TensorRT-RTX died on {path.name}", got=f"exit code {done.returncode}, {said}",
-                          fix="--no-compile-check skips this check")  # fmt: skip
-    found: dict[str, Any] = json.loads(lines[-1])
-    errors = found.pop("errors")
-    if errors or found["engine_bytes"] is None:
-        raise CheckFailed(f"TensorRT-RTX does not compile {path.name}", got=_told(errors), fix="report this model")
-    return found
-
-
-def _told(errors: list[dict[str, str]]) -> str:
-    """The first error with its node and the module that the node came from."""
-    if not errors:
-        return "no message"
-    first = errors[0]
-    if not first.get("node"):
-        return first["message"]
-    return f"{first['operator']} {first['node']!r} of {module_of(first['node'])}: {first['message']}"
+    shapes = {name: [item[side] for side in ("min", "opt", "max")] for name, item in profile.items()}
+    try:
+        return asdict(compile_engine(path, shapes, flavour=COMPILER, capability=capability))
+    except (BundleError, DeviceError) as error:
+        fix = "report this model; --no-compile-check skips this check"
+        raise CheckFailed(error.what, got=error.got, fix=fix) from error

@@ -9,6 +9,7 @@ from onnx import helper
 from linmu.errors import CheckFailed
 from linmu.export import engine_check
 from linmu.export.engine_check import ABSENT, SKIPPED, check_engines, compile_graph
+from linmu.runtimes.tensorrt import compiler
 from linmu.specs import GraphSpec
 from tests.bundles import tiny_manifest
 
@@ -45,7 +46,7 @@ def test_a_graph_compiles(tmp_path):
 def test_what_the_parser_refuses_is_named_with_its_module(tmp_path):
     odd = helper.make_node("Det", ["x"], ["z"], name="layers.3.Det")
     path = write(tmp_path / "step.onnx", odd, helper.make_node("Add", ["z", "x"], ["y"], name="layers.3.Add"))
-    with pytest.raises(CheckFailed, match="does not compile step.onnx.*Det 'layers.3.Det' of layers.3") as caught:
+    with pytest.raises(CheckFailed, match="step.onnx: TensorRT.*cannot parse node 'layers.3.Det', Det") as caught:
         compile_graph(path, PROFILE)
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
 
@@ -53,13 +54,13 @@ def test_what_the_parser_refuses_is_named_with_its_module(tmp_path):
 @needs_compiler
 def test_what_the_builder_refuses_is_told(tmp_path):
     path = write(tmp_path / "step.onnx", product())
-    with pytest.raises(CheckFailed, match="does not compile step.onnx"):
+    with pytest.raises(CheckFailed, match="step.onnx: TensorRT could not compile it"):
         compile_graph(path, {})  # a dynamic shape without a profile
 
 
 def test_a_dying_compiler_fails_the_check_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine_check, "PROGRAM", "tests.export.no_such_program")
-    with pytest.raises(CheckFailed, match="died on step.onnx; got exit code 1.*--no-compile-check"):
+    monkeypatch.setattr(compiler, "PROGRAM", "tests.export.no_such_program")
+    with pytest.raises(CheckFailed, match="died while compiling; got exit code 1.*--no-compile-check"):
         compile_graph(write(tmp_path / "step.onnx", product()), PROFILE)
 
 

@@ -13,6 +13,7 @@ from linmu.errors import CheckFailed
 from linmu.export import engine_check
 from linmu.export.jetson_bundle import BACKENDS, OPSET, export_bundle
 from linmu.export.onnx_bundle import export_bundle as export_onnx
+from linmu.runtimes.tensorrt import compiler
 from linmu.verify import verify
 from tests.folders import student_folder
 
@@ -92,12 +93,13 @@ def test_the_command_compiles_and_reports(text_student, tmp_path, capsys):
 
 
 def test_a_failed_check_leaves_nothing(text_student, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(engine_check, "PROGRAM", "tests.export.no_such_program")
+    monkeypatch.setattr(compiler, "PROGRAM", "tests.export.no_such_program")
     monkeypatch.setattr(engine_check, "find_spec", lambda name: object())
-    with pytest.raises(CheckFailed, match="died on"):
+    with pytest.raises(CheckFailed, match="died while"):
         export_bundle(text_student, tmp_path / "bundle")
     assert main(["export", str(text_student), "-o", str(tmp_path / "bundle"), "--target", "jetson"]) == 1
-    assert "error: TensorRT-RTX died on prefill.onnx" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "error: prefill.onnx: tensorrt_rtx died while compiling" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_skipping_is_said(text_student, tmp_path, capsys):

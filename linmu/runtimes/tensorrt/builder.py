@@ -1,5 +1,6 @@
 """One ONNX graph -> one serialized engine: parse, profile, compile. Works without a GPU for TensorRT-RTX.
 
+Callers go through compiler.py, which runs this in a process of its own.
 Settings (SETTINGS_VERSION in engine_files.py): strongly typed, so that every value has the type that the graph says;
 TF32 off, so that float32 products are float32.
 """
@@ -7,38 +8,36 @@ TF32 off, so that float32 products are float32.
 from __future__ import annotations
 
 import re
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from linmu.errors import BundleError, DeviceError, InputError
-from linmu.runtimes.tensorrt.profiles import Ranges, input_shapes
 from linmu.runtimes.tensorrt.toolkit import Toolkit
-from linmu.specs import GraphSpec
 
+Shapes = Mapping[str, Sequence[Sequence[int]]]  # of every input with a symbolic dimension: its min, opt, max shapes
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 LAYER = re.compile(r"layers?[./](\d+)[./]")
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialized engine (a buffer), the timing cache after it (None where there is none), and seconds."""
+    """A serialized engine (a buffer), the timing cache after it (None where there is none), seconds, layers parsed."""
 
     plan: Any
     timing_cache: bytes | None
     seconds: float
+    layers: int
 
 
 def build_engine(
     toolkit: Toolkit,
     path: Path,
-    spec: GraphSpec,
-    ranges: Ranges,
+    shapes: Shapes,
     *,
-    workspace_bytes: int,
+    workspace_bytes: int | None = None,
     timing_cache: bytes = b"",
     capability: str | None = None,
     optimization_level: int | None = None,
@@ -47,27 +46,32 @@ def build_engine(
     """Compile one graph for the GPU that is here, or for `capability` such as "8.6" (TensorRT-RTX only).
 
     Raises BundleError when the graph cannot be parsed (naming the node and its layer), InputError for a capability
-    that cannot be named here, DeviceError when compiling fails; an interrupt stops the compiler and goes on as such.
+    that cannot be named here, DeviceError when compiling fails.
     """
     trt, started = toolkit.trt, time.perf_counter()
     toolkit.errors.clear()
     builder = trt.Builder(toolkit.logger)
     network = builder.create_network(_network_flags(trt))
-    _parse(toolkit, network, path, spec)
+    _parse(toolkit, network, path)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
+    if workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.clear_flag(trt.BuilderFlag.TF32)
     if optimization_level is not None:
         config.builder_optimization_level = optimization_level
     if capability is not None:
         _set_capability(toolkit, config, capability)
-    _add_profile(toolkit, builder, config, spec, ranges)
+    _add_profile(toolkit, builder, config, path, shapes)
     timed = toolkit.flavour == "tensorrt"  # TensorRT-RTX times nothing while it builds
     if timed:
         config.set_timing_cache(config.create_timing_cache(timing_cache), False)
-    plan = _compile(toolkit, builder, network, config, progress)
+    if progress is not None:
+        config.progress_monitor = _monitor(trt, progress)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise DeviceError(f"{path.name}: TensorRT could not compile it", got=toolkit.last_error())
     known = bytes(config.get_timing_cache().serialize()) if timed else None
-    return BuiltEngine(plan, known, time.perf_counter() - started)
+    return BuiltEngine(plan, known, time.perf_counter() - started, network.num_layers)
 
 
 def capability_name(text: str) -> str:
@@ -89,19 +93,19 @@ def _network_flags(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse(toolkit: Toolkit, network: Any, path: Path, spec: GraphSpec) -> None:
+def _parse(toolkit: Toolkit, network: Any, path: Path) -> None:
     parser = toolkit.trt.OnnxParser(network, toolkit.logger)
     if parser.parse_from_file(str(path)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     if not errors:
-        raise BundleError(f"{spec.file}: TensorRT cannot parse it", got=toolkit.last_error(), fix="export again")
+        raise BundleError(f"{path.name}: TensorRT cannot parse it", got=toolkit.last_error(), fix="export again")
     first = errors[0]
     # older parsers tell fewer facts of an error
     node, operator = (str(getattr(first, fact, str)()) for fact in ("node_name", "node_operator"))
     where = ", ".join(part for part in (f"node {node!r}" if node else "", operator, module_scope(node)) if part)
     raise BundleError(
-        f"{spec.file}: TensorRT {toolkit.version} cannot parse {where or 'it'}", got=str(first.desc())[:300],
+        f"{path.name}: TensorRT {toolkit.version} cannot parse {where or 'it'}", got=str(first.desc())[:300],
         fix="export with --target jetson, whose operators TensorRT 10.3 knows",
     )  # fmt: skip
 
@@ -120,42 +124,22 @@ def _set_capability(toolkit: Toolkit, config: Any, text: str) -> None:
     config.set_compute_capability(kind, 0)
 
 
-def _add_profile(toolkit: Toolkit, builder: Any, config: Any, spec: GraphSpec, ranges: Ranges) -> None:
-    shapes = input_shapes(spec, ranges)
+def _add_profile(toolkit: Toolkit, builder: Any, config: Any, path: Path, shapes: Shapes) -> None:
     if not shapes:
         return
     profile = builder.create_optimization_profile()
     for name, sizes in shapes.items():
         profile.set_shape(name, *sizes)
     if config.add_optimization_profile(profile) < 0:
-        raise DeviceError(f"{spec.file}: TensorRT refused the optimisation profile", got=toolkit.last_error())
+        raise DeviceError(f"{path.name}: TensorRT refused the optimisation profile", got=toolkit.last_error())
 
 
-def _compile(toolkit: Toolkit, builder: Any, network: Any, config: Any, progress: Progress | None) -> Any:
-    """Compile in a thread, so that an interrupt reaches us, and tell the compiler to stop through its monitor."""
-    monitor = config.progress_monitor = _monitor(toolkit.trt, progress)
-    found: list[Any] = []
-    worker = threading.Thread(target=lambda: found.append(builder.build_serialized_network(network, config)))
-    worker.start()
-    try:
-        while worker.is_alive():
-            worker.join(0.1)
-    except BaseException:
-        monitor.stopped = True
-        worker.join()
-        raise
-    if not found or found[0] is None:
-        raise DeviceError("TensorRT could not compile the graph", got=toolkit.last_error())
-    return found[0]
-
-
-def _monitor(trt: Any, progress: Progress | None) -> Any:
+def _monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Reports the outermost phase; a false answer stops the compiler."""
+        """Reports the outermost phase."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.stopped = False
             self.outer: str | None = None
             self.steps = 0
 
@@ -165,10 +149,10 @@ def _monitor(trt: Any, progress: Progress | None) -> Any:
                 self.outer, self.steps = phase_name, num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            """Called after each step."""
-            if progress is not None and phase_name == self.outer:
+            """Called after each step; a false answer would stop the compiler."""
+            if phase_name == self.outer:
                 progress(phase_name, step + 1, self.steps)
-            return not self.stopped
+            return True
 
         def phase_finish(self, phase_name: str) -> None:
             """Called when a phase ends."""
