@@ -146,7 +146,7 @@ def main() -> None:
         finish(child(side, task, Path(folder), int(length), int(threads)))
         return
     teacher = build_teacher(args.out / "smollm2")
-    sides = {"our": build_bundle(teacher, args.bundle or args.out / "smollm2-bundle")} if not args.peer_only else {}
+    sides = {"our": args.bundle or build_bundle(teacher, args.out / "smollm2-bundle")} if not args.peer_only else {}
     sides["peer"] = build_peer(teacher, args.peer or args.out / "peer-fp32")
     rows = prefill_rows(sides, args)
     step = step_rows(sides, args)

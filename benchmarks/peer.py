@@ -10,6 +10,7 @@ The peer gets its own best options: fused QKV (its default), fused gate/up, and 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from linmu.errors import LinmuError, MissingComponentError
 
 HERE = Path(__file__).parent
 OPTIONS = ("prune_lm_head=true", "fuse_mlp_gate_up=true")
+MORE_OPTIONS = {"fp32": (), "int4": ("accuracy_level=4",)}  # int8 inputs: its fastest, and its default on CPUs
 # The teacher was trained on 8k positions; only its tables are made longer, so that time can be measured beyond.
 MAX_POSITIONS = 40960
 
@@ -32,8 +34,8 @@ def build_teacher(out: Path) -> Path:
     return out
 
 
-def build_peer(teacher: Path, out: Path) -> Path:
-    """GenAI's fp32 CPU export of the teacher, written once; raises MissingComponentError without its builder."""
+def build_peer(teacher: Path, out: Path, precision: str = "fp32") -> Path:
+    """GenAI's CPU export of the teacher in fp32 or int4, written once; MissingComponentError without its builder."""
     if (out / "genai_config.json").exists():
         return out
     try:
@@ -51,14 +53,15 @@ def build_peer(teacher: Path, out: Path) -> Path:
     config = json.loads((teacher / "config.json").read_text())
     (longer / "config.json").unlink()
     (longer / "config.json").write_text(json.dumps({**config, "max_position_embeddings": MAX_POSITIONS}))
-    builder = ["-m", "onnxruntime_genai.models.builder", "-i", str(longer), "-o", str(out), "-p", "fp32", "-e", "cpu"]
-    _call("building the peer", *builder, "-c", str(out / "cache"), "--extra_options", *OPTIONS)
+    builder = ["-m", "onnxruntime_genai.models.builder", "-i", str(longer), "-o", str(out), "-p", precision, "-e", "cpu"]
+    _call("building the peer", *builder, "-c", str(out / "cache"), "--extra_options", *OPTIONS, *MORE_OPTIONS[precision])
     return out
 
 
 def _call(what: str, *arguments: str) -> None:
     say(f"{what} ...")
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    safe = {**os.environ, "PYTHONSAFEPATH": "1"}  # modules of this folder must not stand in for the builder's own
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=safe)
     if done.returncode != 0:
         raise LinmuError(f"{what} failed", got=(done.stderr.strip().splitlines() or ["no message"])[-1])
 
@@ -80,7 +83,8 @@ class PeerGraph:
         shape = (1, self.session.get_inputs()[2].shape[1], capacity, self._head_dim(folder))
         names = [item.name for item in self.session.get_inputs() if item.name.startswith("past_key_values.")]
         # Noise, not zeros: attention over a constant cache would be a kinder problem than a real one.
-        noise = (np.random.default_rng(0).standard_normal(shape) * 0.5).astype(np.float32)
+        kind = np.float16 if self.session.get_inputs()[2].type == "tensor(float16)" else np.float32
+        noise = (np.random.default_rng(0).standard_normal(shape) * 0.5).astype(kind)
         self.cache = {name: ort.OrtValue.ortvalue_from_numpy(noise.copy()) for name in names}
         self.cache_bytes = noise.nbytes * len(names)
         vocabulary = self.session.get_outputs()[0].shape[2]

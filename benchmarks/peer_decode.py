@@ -1,13 +1,15 @@
-"""Decode speed against ONNX Runtime GenAI: the same teacher, fp32, the same threads, turns taken in one run.
+"""Decode speed against ONNX Runtime GenAI and llama.cpp: the same teacher, the same threads, turns taken in one run.
 
 What is timed is one token in, one row of logits out. At one token a step every weight is read once from memory, so
 the limit is bandwidth / weight bytes; attention adds a KV cache that grows with the context, our state does not.
 Ours and the peer's are each run two ways (bare graph with I/O binding; the full runtime), the faster one of each is
 compared. Tokens/s are 1 / median seconds of a burst of steps; `bandwidth` takes its turn in every round too.
+With --quant int4 GenAI's model is int4, too, and llama.cpp joins with its own Q4_1 file. TTFT is the whole prompt in
+the full runtimes, once each, one after the other; with int4 also PyTorch's bf16 forward pass of the teacher.
 
-    python benchmarks/peer_decode.py [--bundle DIR] [--peer-only] [--contexts 512,2048,8192]
+    python benchmarks/peer_decode.py [--quant int4] [--bundle DIR] [--peer-only] [--contexts 512,2048,8192]
 
-Needs: pip install onnxruntime-genai; the example weights (see examples/pretrained.py).
+Needs: pip install onnxruntime-genai (and llama-cpp-python); the example weights (see examples/pretrained.py).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from harness import Bandwidth, finish, interleave, machine, medians, numbers, sa
 from op_profile import profile_by_operator, weight_bytes
 from ours import OurGraph, OurSession, build_bundle, step_file
 from peer import PeerGenerator, PeerGraph, build_peer, build_teacher
+from peer_llama import PeerLlama
 
 OUT = Path(__file__).parents[1] / "out"
 
@@ -37,19 +40,42 @@ def measure(
     """Tokens/s of every way at one context length, their ratio and their share of the bandwidth limit."""
     burst = args.burst
     prompt = np.random.default_rng(context).integers(3, 49000, context)
-    generator = PeerGenerator(peer_folder, args.threads, prompt, context + burst * (args.rounds + 1) + 1)
+    capacity = context + burst * (args.rounds + 1) + 1
+    generator = PeerGenerator(peer_folder, args.threads, prompt, capacity)
+    ttft_s = {"genai": generator.prefill_s}
     cases: dict[str, Callable[[], float]] = {
         "peer graph": lambda: timed(lambda: peer.step(context), burst),
         "peer runtime": lambda: timed(generator.step, burst),
         "bandwidth": bandwidth.seconds,
     }
+    if args.quant != "none":
+        llama = PeerLlama(args.threads, prompt, capacity, args.llama_amx)
+        cases["peer llama.cpp"] = lambda: timed(llama.step, burst)
+        ttft_s["llama.cpp"] = llama.prefill_s
+        ttft_s["torch bf16"] = torch_prefill_s(args.out / "smollm2", args.threads, prompt)
     if bundle is not None:
         graph, session = OurGraph(step_file(bundle), args.threads), OurSession(bundle, args.threads)
-        session.prefill(prompt)
+        ttft_s["our"] = timed(lambda: session.prefill(prompt))
         cases["our graph"] = lambda: timed(graph.step, burst)
         cases["our runtime"] = lambda: timed(session.step, burst)
     interleave(cases, 1)
-    return summarise(context, medians(interleave(cases, args.rounds)), bandwidth.nbytes)
+    row = summarise(context, medians(interleave(cases, args.rounds)), bandwidth.nbytes)
+    if args.quant != "none":
+        llama.close()
+    return row | {f"{name.replace(' ', '_')}_ttft_s": seconds for name, seconds in ttft_s.items()}
+
+
+def torch_prefill_s(teacher: Path, threads: int, prompt: np.ndarray) -> float:
+    """Seconds of PyTorch's bfloat16 forward pass of the teacher over a prompt [S], cache filled, one row of logits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16)
+    ids = torch.from_numpy(prompt)[None]
+    with torch.no_grad():
+        model(ids[:, :64], use_cache=True)
+        return timed(lambda: model(ids, use_cache=True, logits_to_keep=1))
 
 
 def summarise(context: int, seconds: dict[str, float], read_bytes: int) -> dict[str, Any]:
@@ -72,8 +98,11 @@ def main() -> None:
     """Build what is missing, measure every context, profile our step, print the JSON line."""
     args = arguments()
     teacher = build_teacher(args.out / "smollm2")
-    peer_folder = build_peer(teacher, args.peer or args.out / "peer-fp32")
-    bundle = None if args.peer_only else build_bundle(teacher, args.bundle or args.out / "smollm2-bundle")
+    precision = "fp32" if args.quant == "none" else args.quant
+    peer_folder = build_peer(teacher, args.peer or args.out / f"peer-{precision}", precision)
+    bundle = None
+    if not args.peer_only:
+        bundle = args.bundle or build_bundle(teacher, args.out / "smollm2-bundle", args.quant)
     peer = PeerGraph(peer_folder, args.threads, max(args.contexts) + 1)
     read = {"peer": weight_bytes(peer_folder / "model.onnx")}
     if bundle is not None:
@@ -82,10 +111,11 @@ def main() -> None:
     for context in args.contexts:
         row = measure(context, peer, peer_folder, bundle, bandwidth, args)
         for side, size in read.items():
-            row[f"{side}_limit_share"] = row[f"{side}_tokens_s"] * size / (row["bandwidth_gb_s"] * 1e9)
+            row[f"{side}_limit_share"] = row[f"{side}_graph_tokens_s"] * size / (row["bandwidth_gb_s"] * 1e9)
         rows.append(row)
         say(table([row]))
     result: dict[str, Any] = {"benchmark": "peer_decode", "threads": args.threads, "machine": machine(), "rows": rows}
+    result |= {"quant": args.quant, "llama_amx": args.llama_amx}
     result["weight_bytes"] = read
     if bundle is not None:
         graph = OurGraph(step_file(bundle), args.threads)
@@ -100,6 +130,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="our exported fp32 bundle (made in --out when absent)")
     parser.add_argument("--peer", type=Path, help="the peer's export (made in --out when absent)")
+    parser.add_argument("--quant", choices=("none", "int4"), default="none", help="precision of both sides")
+    parser.add_argument("--llama-amx", action="store_true", help="let llama.cpp use the matrix units (may crash)")
     parser.add_argument("--peer-only", action="store_true", help="measure the peer alone")
     parser.add_argument("--contexts", type=numbers, default="512,2048,8192")
     parser.add_argument("--threads", type=int, default=2)
