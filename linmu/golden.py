@@ -32,6 +32,7 @@ PROMPTS_FILE = "golden/prompts.json"
 PICTURE_FILE = "golden/picture.png"
 
 FORMAT_VERSION = "1"
+START = "prefill"  # the vector that steps go on from, where the metadata's "start" does not name another one
 SEED = "linmu-golden-1"
 ROLLOUT_STEPS = 256
 SAMPLED_IDS = 64
@@ -150,6 +151,11 @@ class Golden:
     rollout: dict[str, np.ndarray]
     prompts: list[dict[str, Any]]
     metadata: dict[str, str]
+
+    @property
+    def start(self) -> str:
+        """The graph vector behind which the step vector and the roll-out stand."""
+        return self.metadata.get("start", START)
 
     def snapshot(self, name: str) -> Snapshot:
         """The states after graph vector `name` ("prefill", "text", "step") or "end" of the roll-out."""

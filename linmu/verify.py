@@ -120,12 +120,13 @@ def golden_checks(bundle: Bundle, golden: Golden, runner: Runner, steps: int) ->
     plan: list[tuple[str, str, Callable[[], Check]]] = [("graph", "token_embedding", levels.embedding)]
     if "vision/embeddings" in golden.graphs:
         plan.append(("graph", "vision", levels.vision))
-    plan += [
-        ("graph", "prefill", partial(levels.prefill, "prefill")),
-        ("graph", "prefill, text only", partial(levels.prefill, "text")),
-        ("graph", "step", levels.step),
-        ("rollout", f"{steps} steps", partial(levels.rollout, steps)),
+    graphs: list[tuple[str, str, Callable[[], Check]]] = [
+        ("prefill", "prefill", partial(levels.prefill, "prefill")),
+        ("text", "prefill, text only", partial(levels.prefill, "text")),
+        ("step", "step", levels.step),
     ]
+    plan += [("graph", name, check) for vector, name, check in graphs if f"{vector}/logits" in golden.graphs]
+    plan.append(("rollout", f"{steps} steps", partial(levels.rollout, steps)))
     for prompt in golden.prompts:
         plan.append(("greedy", str(prompt["name"]), partial(levels.greedy, prompt)))
     for prompt in golden.prompts:
@@ -148,8 +149,9 @@ def _graph_file_checks(
         levels = GoldenLevels(bundle, golden, files, tolerance_of(bundle.manifest, runner.backend), "graph files")
         plan: list[tuple[str, str, Callable[[], Check]]] = [
             ("graph", "token_embedding.onnx", partial(levels.embedding, "token_embedding.onnx")),
-            ("graph", "step.onnx", partial(levels.step, "step.onnx")),
             ("rollout", "step.onnx", partial(levels.rollout, steps, "step.onnx, ")),
         ]
+        if "step/logits" in golden.graphs:
+            plan.insert(1, ("graph", "step.onnx", partial(levels.step, "step.onnx")))
         checks += [guarded(level, runner.backend, name, check) for level, name, check in plan]
         return checks, levels.curves

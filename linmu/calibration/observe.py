@@ -59,9 +59,9 @@ class ObservedOps(TorchOps):
     def enter(self, scope: str) -> None:  # noqa: D102
         self.scope = scope
 
-    def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def multiply(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
         self.book.see(weight, x)
-        return super().linear(x, weight)
+        return super().multiply(x, weight)
 
     def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
         self.book.see("head", x)

@@ -187,7 +187,7 @@ def write_graphs(
     whole: tuple[str, ...] = ()
     if plan.activations == "fp16":
         say("looking for matrices that float16 cannot multiply")
-        whole = too_wide(model, student)
+        whole = tuple(sorted({*too_wide(model, student), *_controls(form)}))
     stored = write_weights(
         folder / WEIGHTS, form.weights, half, lambda done, total: say("writing weights", done, total), whole,
         form.quantized, plan.style.ops == "fused",
@@ -210,6 +210,16 @@ def write_graphs(
     if plan.profiles:
         manifest = replace(manifest, profiles=shape_profiles(manifest))
     return manifest, reports
+
+
+def _controls(form: DecoderForm) -> list[str]:
+    """Where inputs are rounded: the small matrices of dt and gates, which then stay in float32.
+
+    A product that falls on the other float16 number would move a whole input across rounding borders.
+    """
+    if not any(format.input for format in form.quantized.values()):
+        return []
+    return [name for name in form.weights if name.endswith(".controls")]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from linmu.runtimes.tensorrt.compiler import compile_engine
 
 COMPILER = "tensorrt_rtx"
 CAPABILITY = "8.6"  # Ampere, as Orin's GPU is: TensorRT-RTX does not compile for Jetson's own SM87
+FP8_CAPABILITY = "8.9"  # Ada: the first that multiplies fp8, which Thor does and Orin does not
 ABSENT = f"{COMPILER} is not installed: the graphs were not compiled (pip install 'linmu[jetson-export]')"
 SKIPPED = "not compiled: --no-compile-check"
 
@@ -31,15 +32,20 @@ def check_engines(folder: Path, manifest: Manifest, compile_graphs: bool = True)
     if not compile_graphs or find_spec(COMPILER) is None:
         return {"compiler": None, "capability": None, "note": ABSENT if compile_graphs else SKIPPED, "graphs": {}}
     graphs: dict[str, Any] = {}
-    version = ""
+    version, capability = "", capability_of(manifest)
     for name, spec in manifest.graphs.items():
         if name == "token_embedding":  # a runner reads rows of the mapped table instead
             continue
-        found = compile_graph(folder / spec.file, manifest.profiles.get(name, {}))
+        found = compile_graph(folder / spec.file, manifest.profiles.get(name, {}), capability)
         version = found.pop("version")
         graphs[name] = found
-    compiled_for = capability_name(CAPABILITY)
+    compiled_for = capability_name(capability)
     return {"compiler": f"{COMPILER} {version}", "capability": compiled_for, "note": "", "graphs": graphs}
+
+
+def capability_of(manifest: Manifest) -> str:
+    """The GPU generation to compile a bundle for: the first that has its kinds of products."""
+    return FP8_CAPABILITY if "fp8" in str(manifest.precision.get("matrix_inputs")) else CAPABILITY
 
 
 def compile_graph(path: Path, profile: dict[str, Any], capability: str = CAPABILITY) -> dict[str, Any]:

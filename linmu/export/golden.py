@@ -4,6 +4,8 @@
     golden/rollout.safetensors  a teacher-forced roll-out behind the prefill vector: tokens, logits, states per step
     golden/prompts.json         prompts (and picture.png) with token ids, pixels, and the greedy answer
 The seeded rules are in linmu/golden.py. Full states are written as long as they fit into the budget.
+Where inputs of products are rounded, text and roll-out are of tokens that no tie makes uncertain
+(linmu/verification/ties.py), and a vector that its ties make too uncertain to show anything is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from linmu.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.prompt import place_prompt
 from linmu.step.form import DecoderForm
-from linmu.verification.compare import logits_noise, noise_between, top_gap
+from linmu.verification.compare import (
+    NOISE_ROOM,
+    WIDEST_LOGITS,
+    WIDEST_STATE,
+    Tolerance,
+    logits_noise,
+    noise_between,
+    top_gap,
+)
 from linmu.verification.eager import StudentRunner, round_student, round_vision, stored_form
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.synthetic import (
@@ -34,12 +44,15 @@ from linmu.verification.synthetic import (
     vision_call,
     vision_rows,
 )
+from linmu.verification.ties import SureTokens, Ties
 
 SHARE, LEAST = 0.02, 3 * 2**20  # of the weights' bytes, or this many bytes if that is more
 MEDIA_IDS = ("image_token_id", "video_token_id", "vision_start_token_id")
 
-Pair = tuple[StudentRunner, StudentRunner]  # the reference, and its twin that tells the noise
-Players = tuple[RunnerPlayer, RunnerPlayer]
+Runners = tuple[StudentRunner, ...]  # the reference, and its twins that tell the noise
+Players = tuple[RunnerPlayer, ...]
+TEXT_TOKENS, TEXT_TRIES = 9, 6  # of the text vector where tokens are chosen
+SHOWN = 0.5  # of the widest tolerance: a vector that is more uncertain is left out
 
 HOLDS = {
     golden.GRAPHS_FILE: "one call of every graph: inputs, outputs and states",
@@ -56,6 +69,10 @@ class _Vectors:
     room: list[int]
     projector: Projector
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def empty(self) -> _Vectors:
+        """The same room and signs for a vector that may not be kept."""
+        return _Vectors(list(self.room), self.projector)
 
     def snapshot(self, moment: str, state: dict[str, np.ndarray]) -> None:
         """Projections and norms of all canonical states, and the states themselves while there is room."""
@@ -91,16 +108,20 @@ def write_golden(
         "weights_hash": manifest.model.weights_hash, "reference": f"student, {stored}, eager step form",
     }  # fmt: skip
     with StudentRunner(student, precision=precision, form=form) as runner:
-        twin = StudentRunner(student, runner)
+        runners = (runner, *(Ties().twins(student, runner) if runner.rounds else [StudentRunner(student, runner)]))
+        sure = SureTokens(runners, _media(manifest)) if runner.rounds else None
         weights = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
         room = [int(max(SHARE * weights, LEAST)) // 2]
         graphs, rollout = _Vectors(room, Projector()), _Vectors(room, Projector())
-        player, other = _graph_vectors(graphs, (runner, twin), manifest, processor)
-        start = graphs.tensors["prefill/logits"]
-        _rollout(rollout, (player, other), start, manifest, golden.ROLLOUT_STEPS, runner.quantum)
+        start = golden.START if sure is None else "text"
+        players = _graph_vectors(graphs, runners, manifest, processor, sure)
+        logits = graphs.tensors.get(f"{start}/logits", np.zeros(manifest.model.vocab_size, np.float32))
+        _rollout(rollout, players, logits, manifest, golden.ROLLOUT_STEPS, runner.quantum, sure)
+        if sure is not None:
+            metadata |= {"start": start, "sure_steps": str(len(rollout.tensors["steps/tokens"]))}
         save_file(_compact(graphs.tensors), folder / golden.GRAPHS_FILE, metadata)
         save_file(_compact(rollout.tensors), folder / golden.ROLLOUT_FILE, metadata)
-        prompts = _prompts(folder, (runner, twin), manifest, processor)
+        prompts = _prompts(folder, runners, manifest, processor)
     (folder / golden.PROMPTS_FILE).write_text(json.dumps({"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
     return {name: holds for name, holds in HOLDS.items() if (folder / name).exists()}
 
@@ -109,13 +130,15 @@ def _compact(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
-def _graph_vectors(out: _Vectors, runners: Pair, manifest: Manifest, processor: Processor) -> Players:
-    """One vector per graph; returns the players that stand behind the prefill vector."""
+def _graph_vectors(
+    out: _Vectors, runners: Runners, manifest: Manifest, processor: Processor, sure: SureTokens | None
+) -> Players:
+    """One vector per graph; returns the players that stand behind the one that steps go on from."""
     runner = runners[0]
     ids = text_ids(processor)
     out.tensors |= {"token_embedding/input_ids": ids, "token_embedding/inputs_embeds": runner.embed(ids)}
     if runner.tower is not None:
-        features, other = (one.encode(vision_call(runner.tower.facts)) for one in runners)
+        features, other = (one.encode(vision_call(runner.tower.facts)) for one in runners[:2])
         out.tensors["vision/embeddings"] = features.embeddings
         if runner.quantum:
             noise = logits_noise(features.embeddings, other.embeddings, runner.quantum)
@@ -124,34 +147,100 @@ def _graph_vectors(out: _Vectors, runners: Pair, manifest: Manifest, processor: 
             out.tensors["vision/noise"] = np.array((noise, 0.0), np.float32)
         if features.deepstack is not None:
             out.tensors["vision/deepstack"] = features.deepstack
-    text = ModelInputs(ids, "")
-    _prefill_vector(out, "text", text, runners, manifest)
-    inputs = text if runner.tower is None else picture_inputs(processor, manifest)
-    players = _prefill_vector(out, "prefill", inputs, runners, manifest)
-    start = [player.save() for player in players]
-    token = int(out.tensors["prefill/logits"].argmax())
-    out.tensors["step/input_ids"] = np.array([token], np.int64)
-    _result(out, "step", players, [player.step(token).copy() for player in players], runner.quantum)
+    inputs = ModelInputs(ids, "") if runner.tower is None else picture_inputs(processor, manifest)
+    if sure is None:
+        _prefill_vector(out, "text", ModelInputs(ids, ""), runners, manifest)
+        players = _prefill_vector(out, "prefill", inputs, runners, manifest)
+        token = int(out.tensors["prefill/logits"].argmax())
+    else:
+        text, players, token = _sure_text(out, ids, runners, manifest, sure)
+        _add_shown(out, text, "text")
+        pictures = out.empty()
+        _prefill_vector(pictures, "prefill", inputs, runners, manifest)
+        _add_shown(out, pictures, "prefill")
+    start, made = [player.save() for player in players], out.empty()
+    token, logits = _step(players, token, "step", sure and sure.fresh())
+    made.tensors["step/input_ids"] = np.array([token], np.int64)
+    _result(made, "step", players, logits, runner.quantum)
+    _add_shown(out, made, "step", sure is None)
     for player, saved in zip(players, start, strict=True):
         player.restore(saved)
     return players
 
 
+def _step(players: Players, token: int, label: str, sure: SureTokens | None) -> tuple[int, list[np.ndarray]]:
+    """All players take a token -> it (where ties matter perhaps another one), all logits."""
+    if sure is not None:
+        return sure.step(players, token, label)
+    return token, [player.step(token).copy() for player in players]
+
+
 def _result(out: _Vectors, name: str, players: Players, logits: list[np.ndarray], quantum: float) -> None:
     """Logits, states and noise of one call."""
-    state, other = (player.state() for player in players)
-    noise = noise_between(logits[0], state, logits[1], other, quantum)
+    state = players[0].state()
+    noise = _noise(players, logits, state, quantum)
     out.tensors |= {f"{name}/logits": logits[0], f"{name}/noise": np.array(noise, np.float32)}
     out.snapshot(name, state)
 
 
-def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Pair, manifest: Manifest) -> Players:
+def _noise(
+    players: Players, logits: list[np.ndarray], state: dict[str, np.ndarray], quantum: float
+) -> np.ndarray:
+    """(logits, state) noise [2]: the largest of all twins. Rounded inputs: nothing of a half product is in a state."""
+    rounds = len(players) > 2
+    found = []
+    for player, other in zip(players[1:], logits[1:], strict=True):
+        near = noise_between(logits[0], state, other, player.state(), 0.0 if rounds else quantum)
+        found.append((logits_noise(logits[0], other, quantum), near[1]) if rounds else near)
+    return np.max(found, axis=0)
+
+
+def _sure_text(
+    out: _Vectors, ids: np.ndarray, runners: Runners, manifest: Manifest, sure: SureTokens
+) -> tuple[_Vectors, Players, int]:
+    """The text vector, of tokens that are sure one by one and then as one call (the surest of a few tries).
+
+    Returns it with the players behind it and the token that comes next.
+    """
+    best: tuple[float, _Vectors, Players] | None = None
+    for attempt in range(TEXT_TRIES):
+        players, chosen = tuple(RunnerPlayer(runner, manifest) for runner in runners), list[int]()
+        chooser = sure.fresh()
+        for place in range(TEXT_TOKENS):
+            wish = int(ids[(place + attempt) % len(ids)])
+            chosen.append(chooser.step(players, wish, f"text.{attempt}.{place}")[0])
+        made = out.empty()
+        players = _prefill_vector(made, "text", ModelInputs(np.array(chosen, np.int64), ""), runners, manifest)
+        noise = float(np.max(made.tensors["text/noise"][1]))
+        if best is None or noise < best[0]:
+            best = noise, made, players
+        if NOISE_ROOM * noise <= Tolerance().state or chooser.lost:
+            break
+    assert best is not None
+    return best[1], best[2], int(best[1].tensors["text/logits"].argmax())
+
+
+def _add_shown(out: _Vectors, made: _Vectors, name: str, always: bool = False) -> None:
+    """Take over a vector, unless its ties leave too much open."""
+    shown = made.tensors[f"{name}/noise"] <= SHOWN * np.array((WIDEST_LOGITS, WIDEST_STATE))
+    if always or shown.all():
+        out.tensors |= made.tensors
+        out.room[0] = made.room[0]
+
+
+def _media(manifest: Manifest) -> list[int]:
+    """Ids that stand for pictures: no roll-out has them."""
+    rules = manifest.model.prompt_rules
+    return [rules[name] for name in MEDIA_IDS if rules.get(name) is not None]
+
+
+def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Runners, manifest: Manifest) -> Players:
     """Ids, grids and embeddings (vision rows seeded, on the scale of the table) -> logits and states."""
     embeds = runners[0].embed(inputs.input_ids)
     vision = vision_rows(place_prompt(inputs, manifest))
     embeds[vision] = seeded_normal(f"{name}.vision", (len(vision), embeds.shape[1])) * embeds.std()
     piece, placed = golden_piece(inputs, manifest, embeds, name)
-    players = RunnerPlayer(runners[0], manifest), RunnerPlayer(runners[1], manifest)
+    players = tuple(RunnerPlayer(runner, manifest) for runner in runners)
     logits = [player.prefill(piece, placed.next_position).copy() for player in players]
     grids = [grid for item in inputs.media for grid in item.tiles]
     out.tensors |= {
@@ -163,36 +252,44 @@ def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Pair
 
 
 def _rollout(
-    out: _Vectors, players: Players, logits: np.ndarray, manifest: Manifest, steps: int, quantum: float
-) -> None:
-    """Teacher-forced tokens behind the prefill vector: logits and states of every step, all states at the end."""
+    out: _Vectors, players: Players, logits: np.ndarray, manifest: Manifest, steps: int, quantum: float,
+    sure: SureTokens | None,
+) -> None:  # fmt: skip
+    """Teacher-forced tokens behind the prefill vector: logits and states of every step, all states at the end.
+
+    Where tokens are chosen so that steps are sure, it ends with the last one that is.
+    """
     vocab = manifest.model.vocab_size
-    rules = manifest.model.prompt_rules
-    random = forced_ids(vocab, steps, [rules[name] for name in MEDIA_IDS if rules.get(name) is not None])
+    random = forced_ids(vocab, steps, _media(manifest))
     kept, sign = sampled_ids(vocab), Projector()
     rows: dict[str, list[Any]] = {}
     for step in range(steps):
         token = forced_token(step, int(logits.argmax()), random)
-        logits, other = (player.step(token) for player in players)
-        state = players[0].state()
+        token, made = _step(players, token, str(step), sure)
+        if sure is not None and sure.lost:
+            break
+        logits, state = made[0], players[0].state()
         projection, _ = sign.rows(logits[None])
         row = {
             "tokens": np.int64(token), "logits": logits[kept], "std": logits.std(), "best": logits.argmax(),
             "gap": np.float32(top_gap(logits)), "logits_projection": projection[0],
-            "noise": np.array(noise_between(logits, state, other, players[1].state(), quantum), np.float32),
+            "noise": np.array(_noise(players, made, state, quantum), np.float32),
         }  # fmt: skip
         for name, (projection, norm) in out.projector.state(state).items():
             row |= {f"projection/{name}": projection, f"norm/{name}": norm}
         for name, value in row.items():
             rows.setdefault(name, []).append(np.array(value))
+    out.tensors |= {"steps/ids": kept, "steps/tokens": np.zeros(0, np.int64)}
+    if not rows:
+        return
     out.tensors |= {f"steps/{name}": np.stack(values) for name, values in rows.items()}
     # what went into the state stays there: later steps are no more certain than earlier ones
     out.tensors["steps/noise"] = np.maximum.accumulate(out.tensors["steps/noise"])
-    out.tensors |= {"steps/ids": kept, "end/logits": logits.copy()}
+    out.tensors["end/logits"] = logits.copy()
     out.snapshot("end", state)
 
 
-def _prompts(folder: Path, runners: Pair, manifest: Manifest, processor: Processor) -> list[dict[str, Any]]:
+def _prompts(folder: Path, runners: Runners, manifest: Manifest, processor: Processor) -> list[dict[str, Any]]:
     """A text prompt, and one with the synthetic picture, each with its greedy answer."""
     found = [_answer("text", golden.TEXT_PROMPT, (), folder, runners, manifest, processor)]
     if runners[0].tower is not None:
@@ -202,17 +299,19 @@ def _prompts(folder: Path, runners: Pair, manifest: Manifest, processor: Process
     return found
 
 
-def _answer(name, prompt, pictures, folder, runners: Pair, manifest: Manifest, processor: Processor) -> dict[str, Any]:
+def _answer(
+    name, prompt, pictures, folder, runners: Runners, manifest: Manifest, processor: Processor
+) -> dict[str, Any]:
     inputs = processor.encode(prompt, [folder / file for file in pictures])
     players = [RunnerPlayer(runner, manifest, inputs) for runner in runners]
-    (logits, other), tokens, gaps, noise = (player.start() for player in players), [], [], [0.0]
+    made, tokens, gaps, noise = [player.start() for player in players], [], [], [0.0]
     for _ in range(golden.NEW_TOKENS):
-        tokens.append(int(logits.argmax()))
-        gaps.append(top_gap(logits))
-        noise.append(max(noise[-1], logits_noise(logits, other, runners[0].quantum)))
+        tokens.append(int(made[0].argmax()))
+        gaps.append(top_gap(made[0]))
+        noise.append(max(noise[-1], *(logits_noise(made[0], other, runners[0].quantum) for other in made[1:])))
         if tokens[-1] in processor.eos_token_ids:
             break
-        logits, other = (player.step(tokens[-1]) for player in players)
+        made = [player.step(tokens[-1]) for player in players]
     pixels = Projector()
     spoken = [token for token in tokens if token not in processor.eos_token_ids]
     return {

@@ -64,6 +64,13 @@ class OnnxOps(QuantizedOps, SlidingOps):
         y = self.product(x, weight) if quantized else self.node("MatMul", x, self.graph.weight(weight))
         return self.add_bias(y, weight + "_bias") if self.form.has(weight + "_bias") else y
 
+    def rounded(self, x: str, weight: str) -> str:
+        """X as it is: every product has a QuantizeLinear of its own, as ONNX Runtime's integer kernels need it."""
+        return x
+
+    def multiply(self, x: str, weight: str) -> str:  # noqa: D102
+        return self.linear(x, weight)
+
     def add_rms_norm(self, x: str, update: str | None, weight: str, eps: float) -> tuple[str, str]:  # noqa: D102
         scale = self.graph.weight(weight)
         if update is None:

@@ -91,9 +91,10 @@ def _mmate(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, past, layout,
     what lets one prefill graph serve both at run time.
     """
     name = f"layers.{i}."
-    parts = _projected(ops, form, name, u)
+    seen = ops.rounded(u, name + "in_proj")  # windows take tokens of it: no input is rounded twice
+    parts = _projected(ops, form, name, u, seen)
     if layout is None:
-        return _text_path(ops, form, i, u, parts, tables, past, fill)
+        return _text_path(ops, form, i, seen, parts, tables, past, fill)
     kinds = ("conv", "recurrent") + (("key", "value") if form.mmate.text_window else ())
 
     def flatten(result: tuple[Tensor, State]) -> list[Tensor]:
@@ -101,21 +102,21 @@ def _mmate(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, past, layout,
 
     values = ops.branch(
         layout["any_vision"],
-        lambda: flatten(_vision_path(ops, form, i, u, parts, tables, past, layout, fill)),
-        lambda: flatten(_text_path(ops, form, i, u, parts, tables, past, fill)),
+        lambda: flatten(_vision_path(ops, form, i, seen, parts, tables, past, layout, fill)),
+        lambda: flatten(_text_path(ops, form, i, seen, parts, tables, past, fill)),
     )
     return values[0], dict(zip(kinds, values[1:], strict=True))
 
 
-def _projected(ops: Ops, form: DecoderForm, name: str, u) -> list[Tensor]:
+def _projected(ops: Ops, form: DecoderForm, name: str, u, seen) -> list[Tensor]:
     """The parts of `DecoderForm.in_sizes`; quantized forms keep dt and the gates apart, in float."""
     if not form.quantized:
-        return ops.split(ops.linear(u, name + "in_proj"), form.in_sizes)
+        return ops.split(ops.multiply(seen, name + "in_proj"), form.in_sizes)
     controls = ops.linear(u, name + "controls")
-    return [ops.linear(u, name + "in_proj"), *ops.split(controls, form.in_sizes[1:])]
+    return [ops.multiply(seen, name + "in_proj"), *ops.split(controls, form.in_sizes[1:])]
 
 
-def _text_path(ops: Ops, form: DecoderForm, i: int, u, parts, tables: Tables, past, fill) -> tuple[Tensor, State]:
+def _text_path(ops: Ops, form: DecoderForm, i: int, seen, parts, tables: Tables, past, fill) -> tuple[Tensor, State]:
     """No vision token: the forward direction in prompt order (and the text window)."""
     name = f"layers.{i}."
     qkv = _qkv(ops, form, name, parts)
@@ -123,11 +124,11 @@ def _text_path(ops: Ops, form: DecoderForm, i: int, u, parts, tables: Tables, pa
     y = ops.head_norm(y, name + "norm_f", form)
     if not form.mmate.text_window:
         return y, state
-    y, window = _mix(ops, form, i, u, y, _gates(ops, name, parts), tables, past, None, fill)
+    y, window = _mix(ops, form, i, seen, y, _gates(ops, name, parts), tables, past, None, fill)
     return y, state | window
 
 
-def _vision_path(ops: Ops, form: DecoderForm, i: int, u, parts, tables: Tables, past, layout, fill):
+def _vision_path(ops: Ops, form: DecoderForm, i: int, seen, parts, tables: Tables, past, layout, fill):
     """Both directions in scan order, windows, gates."""
     name = f"layers.{i}."
     gates = _gates(ops, name, parts) if form.gates else None
@@ -135,7 +136,7 @@ def _vision_path(ops: Ops, form: DecoderForm, i: int, u, parts, tables: Tables, 
     y, state = _flex(ops, form, i, _qkv(ops, form, name, parts), parts[1], backward, gates, tables, past, layout)
     if not form.mixed:
         return y, state
-    y, window = _mix(ops, form, i, u, y, gates, tables, past, layout, fill)
+    y, window = _mix(ops, form, i, seen, y, gates, tables, past, layout, fill)
     return y, state | window
 
 
@@ -190,17 +191,17 @@ def _flex(ops: Ops, form: DecoderForm, i: int, qkv, dt, dt_backward, gates, tabl
     return ops.add(forward, ops.scale_heads(back, ops.where(layout["vision"], gate_b, 0.0), form)), state
 
 
-def _mix(ops: Ops, form: DecoderForm, i: int, u, y, gates, tables: Tables, past, layout, fill):
+def _mix(ops: Ops, form: DecoderForm, i: int, seen, y, gates, tables: Tables, past, layout, fill):
     """Alpha * Flex-MA + (1 - alpha) * windows; alpha is 1 on text unless there is a text window."""
     m, name, state = form.mmate, f"layers.{i}.", {}
     alpha = ops.split(gates, (form.gates - form.heads, form.heads))[1] if form.backward else gates
     text, local = None, None
     if m.text_window:
-        q, k, v = _swin_qkv(ops, form, name, u, tables, tables.straight)
+        q, k, v = _swin_qkv(ops, form, name, seen, tables, tables.straight)
         text, key, value = ops.sliding_attention(q, k, v, past["key"], past["value"], fill, form)
         state = {"key": key, "value": value}
     if layout is not None and form.windows:
-        local = _windows(ops, form, i, u, tables, layout)
+        local = _windows(ops, form, i, seen, tables, layout)
     if layout is None or m.text_window == 0:
         other = text if local is None else local
     else:
@@ -212,17 +213,17 @@ def _mix(ops: Ops, form: DecoderForm, i: int, u, y, gates, tables: Tables, past,
     return ops.add(ops.scale_heads(y, alpha, form), ops.scale_heads(other, ops.one_minus(alpha), form)), state
 
 
-def _windows(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, layout) -> Tensor:
+def _windows(ops: Ops, form: DecoderForm, i: int, seen, tables: Tables, layout) -> Tensor:
     """Local-Swin: gather window rows, attend inside their segments, scatter back (text reads a zero or any row)."""
     shift = i % SHIFTS
     index = layout["windows"][shift]  # [W * L]
-    q, k, v = _swin_qkv(ops, form, f"layers.{i}.", ops.take(u, index), tables, index)
+    q, k, v = _swin_qkv(ops, form, f"layers.{i}.", ops.take(seen, index), tables, index)
     y = ops.window_attention(q, k, v, layout["window_bias"][shift], form)
     return ops.take_or_zero(y, layout["window_slot"][shift])
 
 
-def _swin_qkv(ops: Ops, form: DecoderForm, name: str, u, tables: Tables, index) -> list[Tensor]:
-    qkv = ops.linear(u, name + "swin")
+def _swin_qkv(ops: Ops, form: DecoderForm, name: str, seen, tables: Tables, index) -> list[Tensor]:
+    qkv = ops.multiply(seen, name + "swin")
     if form.has(name + "swin_qk_norm"):
         qkv = ops.qk_norm(qkv, name + "swin_qk_norm", form)
     q, k, v = ops.split(qkv, (form.heads * form.head_dim,) + (form.kv_heads * form.head_dim,) * 2)

@@ -42,8 +42,8 @@ class HalfOps(TorchOps):
     def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
         return self._product_for(weight)(self.seen(x, weight), self.weights[weight].T)
 
-    def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        y = self._product_for(weight)(self.seen(x, weight), self.weights[weight])
+    def multiply(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        y = self._product_for(weight)(x, self.weights[weight])
         bias = self.weights.get(weight + "_bias")
         return y if bias is None else y + bias
 

@@ -33,6 +33,12 @@ class Ops(Protocol):
     def linear(self, x: T, weight: str) -> T:
         """The product x @ W with W [in,out], plus `weight`_bias where it exists."""
 
+    def rounded(self, x: T, weight: str) -> T:
+        """The input of every matrix that shares `weight`'s, rounded once where a quantized form rounds it."""
+
+    def multiply(self, x: T, weight: str) -> T:
+        """`linear` on an input that `rounded` gave, or tokens taken from it."""
+
     def add_rms_norm(self, x: T, update: T | None, weight: str, eps: float) -> tuple[T, T]:
         """(RMSNorm(x + update) * weight, x + update)."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from linmu.matrix_format import FP8_LARGEST, MatrixFormat, part
+
+# (matrix, x, format, scale) -> x as the product sees it; verification puts one of its own in the place of round_named
+Rounding = Callable[[str, Tensor, MatrixFormat, Tensor], Tensor]
 
 
 def matrix_value(weights: Mapping[str, Tensor], name: str, format: MatrixFormat) -> Tensor:
@@ -18,9 +21,19 @@ def matrix_value(weights: Mapping[str, Tensor], name: str, format: MatrixFormat)
     return q.float() * (scale.repeat_interleave(format.group, 0) if format.group else scale)
 
 
-def round_input(x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
-    """X scaled, rounded half to even, saturated and scaled back (ONNX QuantizeLinear and DequantizeLinear)."""
+def input_codes(x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
+    """X scaled, rounded half to even and saturated (ONNX QuantizeLinear): codes, kept in the type of x."""
     scaled = x / scale
     if format.input == "fp8":
-        return scaled.clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn).to(x.dtype) * scale
-    return scaled.round().clamp(-128, 127) * scale
+        return scaled.clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn).to(x.dtype)
+    return scaled.round().clamp(-128, 127)
+
+
+def round_input(x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
+    """X as its codes say (ONNX QuantizeLinear and DequantizeLinear)."""
+    return input_codes(x, format, scale) * scale
+
+
+def round_named(weight: str, x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
+    """`round_input`, whatever the matrix."""
+    return round_input(x, format, scale)

@@ -13,7 +13,7 @@ from linmu.model import ssm
 from linmu.model.local_swin import sliding_attention
 from linmu.model.rotary import rotate
 from linmu.step.form import DecoderForm
-from linmu.step.torch_formats import matrix_value, round_input
+from linmu.step.torch_formats import Rounding, matrix_value, round_named
 
 
 class TorchOps:
@@ -22,6 +22,7 @@ class TorchOps:
     def __init__(self, form: DecoderForm):
         self.weights = {name: thunk().detach() for name, thunk in form.weights.items()}
         self.inputs: dict[str, tuple[MatrixFormat, Tensor]] = {}  # how the input of a quantized matrix is rounded
+        self.rounding: Rounding = round_named
         for name, format in form.quantized.items():
             value = matrix_value(self.weights, name, format)
             self.weights[name] = value.T if name in ("head", "token_embedding") else value  # tables are [V, D]
@@ -48,10 +49,16 @@ class TorchOps:
         """The input of a product as its matrix sees it: as it is, or scaled and rounded (linmu.matrix_format)."""
         factor = self.weights.get(part(weight, "pre"))
         x = x if factor is None else x * factor
-        return round_input(x, *self.inputs[weight]) if weight in self.inputs else x
+        return self.rounding(weight, x, *self.inputs[weight]) if weight in self.inputs else x
+
+    def rounded(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        return self.seen(x, weight)
 
     def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        y = self.product(self.seen(x, weight), self.weights[weight])
+        return self.multiply(self.seen(x, weight), weight)
+
+    def multiply(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        y = self.product(x, self.weights[weight])
         bias = self.weights.get(weight + "_bias")
         return y if bias is None else y + bias
 

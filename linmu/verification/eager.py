@@ -85,6 +85,11 @@ class StudentRunner(TorchRunner):
         """Whether this is another function than the float32 student: half precision products, quantized matrices."""
         return bool(self.halves or self.form.quantized)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether inputs of products are rounded: then a sum's last bit can move a code by a step."""
+        return any(format.input for format in self.form.quantized.values())
+
     def close(self) -> None:
         """Drop the weights."""
         self.ops.weights.clear()

@@ -44,7 +44,7 @@ class GraphFiles:
         if "past_length" in ranks:
             feeds["past_length"] = np.array([past_length])
         names = ["logits", *(spec.output for spec in self.state_specs)]
-        found = dict(zip(names, self.runner.session("step").run(names, feeds), strict=True))
+        found = dict(zip(names, self.runner.run_graph("step", names, feeds), strict=True))
         state.write({spec.name: found[spec.output] for spec in self.state_specs})
         return found["logits"][0, 0]
 

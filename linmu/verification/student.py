@@ -42,6 +42,7 @@ from linmu.verification.eager import StudentRunner, round_student, round_vision
 from linmu.verification.graph_files import GraphFiles
 from linmu.verification.levels import greedy_note, guarded, run_errors
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
+from linmu.verification.rounded import rounded_checks
 
 GRAPHS = "graph files [onnxruntime]"
 KINDS = ("conv", "recurrent", "key", "value")
@@ -138,6 +139,13 @@ def student_checks(
         reference = open_reference(bundle, folder, Path(scratch))
         for runner in runners:
             name = runner.backend
+            if reference.runner.rounds:
+                found, drawn = rounded_checks(bundle, reference, runner, tolerance, steps)
+                vision = _vision_check(reference, runner, tolerance)
+                found += [] if vision is None else [vision]
+                checks, curves = checks + found, curves + drawn
+                culprit = culprit or next((f"{check.name} [{name}]" for check in found if not check.ok), None)
+                continue
             stages = _stages(bundle, reference, runner)
             noise = run_lockstep(stages, bundle.manifest, reference, tolerance, steps)
             last = stages[-1]
@@ -145,9 +153,10 @@ def student_checks(
             curves += _curves(name, last.reference, tolerance)
             greedy = partial(_greedy, bundle, reference, runner, tolerance, noise)
             checks.append(guarded("student", name, "greedy", greedy))
-            found = [_vision_check(reference, runner, tolerance), *_bisect(stages, name)]
-            checks += [check for check in found if check is not None]
-            culprit = culprit or _culprit([check for check in found if check is not None], stages)
+            vision = _vision_check(reference, runner, tolerance)
+            found = [*([] if vision is None else [vision]), *_bisect(stages, name)]
+            checks += found
+            culprit = culprit or _culprit(found, stages)
     return checks, curves, culprit
 
 

@@ -90,7 +90,8 @@ def test_records_budgets_and_presets_that_do_not_fit(place, tmp_path, capsys) ->
     out = str(tmp_path / "bundle")
     for arguments, said in (
         (["--quant", "int4"], "needs a calibration record"),
-        (["--quant", "int8", "--calib", str(record)], "later release"),
+        (["--quant", "int8"], "needs a calibration record"),
+        (["--quant", "fp8", "--calib", str(record)], "'fp8'"),  # onnx has none
         (["--quant", "int3", "--calib", str(record)], "'int3'"),
         (["--calib", str(record)], "float preset"),
         (["--quant", "int4", "--calib", str(record), "--plain-ops"], "--plain-ops with a quantized"),

@@ -1,0 +1,83 @@
+"""A bundle's graphs with the inputs of their rounded matrix products as further outputs: what verification follows.
+
+The values are exposed in front of QuantizeLinear, not behind it: ONNX Runtime makes integer products of
+QuantizeLinear, DequantizeLinear and MatMul only where nobody else reads the codes, and the kernels that are checked
+should be those that run. The codes follow from a value: round(x / scale), half to even, saturated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from linmu.bundle import Bundle
+from linmu.errors import BundleError
+from linmu.matrix_format import part
+from linmu.runtimes.ort_runner import EXPOSED, OrtRunner
+
+SCALE = part("", "input_scale")
+FOLDER_OPTION = "session.model_external_initializers_file_folder_path"  # where a model from memory has its weights
+
+
+class ExposedRunner(OrtRunner):
+    """An OrtRunner whose decoder calls leave the inputs of rounded products in `seen`, by matrix ([1,S,in] float32).
+
+    Raises BundleError for a graph that rounds the input of a matrix twice, or with another matrix's scale.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None):
+        self.seen: dict[str, np.ndarray] = {}
+        super().__init__(bundle, threads)
+
+    def _source(self, path: Path, options: ort.SessionOptions) -> str | bytes:
+        if path.stem not in ("prefill", "step"):
+            return super()._source(path, options)
+        options.add_session_config_entry(FOLDER_OPTION, str(path.parent.resolve()))
+        model = onnx.load(path, load_external_data=False)
+        expose_inputs(model)
+        return model.SerializeToString()
+
+    def run_bound(self, name: str, binding: ort.IOBinding, options: ort.RunOptions | None = None) -> None:
+        """Run graph `name` on bound buffers and keep what it exposes."""
+        names = self._exposed(name)
+        for output in names:
+            binding.bind_output(output)
+        super().run_bound(name, binding, options)
+        values = binding.get_outputs()[-len(names) :] if names else []
+        self._keep(names, [value.numpy() for value in values])
+
+    def run_graph(self, name: str, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run graph `name` on arrays and keep what it exposes."""
+        names = self._exposed(name)
+        found = super().run_graph(name, [*outputs, *names], feeds)
+        self._keep(names, found[len(outputs) :])
+        return found[: len(outputs)]
+
+    def _exposed(self, name: str) -> list[str]:
+        return [value.name for value in self.session(name).get_outputs() if value.name.startswith(EXPOSED)]
+
+    def _keep(self, names: list[str], values: list[np.ndarray]) -> None:
+        self.seen = {name.removeprefix(EXPOSED): value for name, value in zip(names, values, strict=True)}
+
+
+def expose_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Add an output `exposed/<matrix>` for the input of every QuantizeLinear of the main graph; their matrices.
+
+    What stands inside a branch cannot be an output. These are products of windows, whose inputs are tokens of an input
+    that is exposed. Raises BundleError as ExposedRunner says.
+    """
+    graph, found = model.graph, list[str]()
+    for node in list(graph.node):
+        if node.op_type != "QuantizeLinear":
+            continue
+        matrix = node.input[1].removesuffix(SCALE)
+        if not node.input[1].endswith(SCALE) or matrix in found:
+            raise BundleError(f"the scale of {node.name}", got=node.input[1], expected="one of a matrix, used once")
+        found.append(matrix)
+        graph.node.append(helper.make_node("Identity", [node.input[0]], [EXPOSED + matrix]))
+        graph.output.append(helper.make_tensor_value_info(EXPOSED + matrix, TensorProto.FLOAT, None))
+    return tuple(found)

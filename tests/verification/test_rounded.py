@@ -1,0 +1,185 @@
+"""Bundles that round inputs (int8, fp8): proven with their student call by call, and without it by golden vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from linmu.bundle import open_bundle
+from linmu.calibration.collect import calibrate
+from linmu.decoder_file import read_decoder_file
+from linmu.errors import BundleError, InputError
+from linmu.export.targets import write_bundle
+from linmu.golden import read_golden
+from linmu.model.folders import load_student
+from linmu.runtimes.session import load
+from linmu.runtimes.torch_runner import bundle_form
+from linmu.verification.compare import NOISE_ROOM, Tolerance
+from linmu.verification.eager import StudentRunner
+from linmu.verification.exposed import ExposedRunner, expose_inputs
+from linmu.verification.players import RunnerPlayer
+from linmu.verification.rounded import rounded_checks
+from linmu.verification.ties import SureTokens, Ties
+from linmu.verify import verify
+from tests.folders import student_folder
+from tests.verification.broken import copy_of, rehash
+
+FAST = {"samples": 3, "decode_tokens": 3, "long_tokens": 4, "kept_rows": 40}
+CASES = [("llama", "onnx", "int8"), ("llama", "jetson", "fp8"), ("qwen3_vl", "onnx", "int8"),
+         ("qwen3_vl", "jetson", "int8")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory):
+    made = {}
+    for family in ("llama", "qwen3_vl"):
+        root = tmp_path_factory.mktemp(family)
+        made[family] = student_folder(family, root), root / "calib.safetensors"
+        calibrate(made[family][0], made[family][1], allow_random=True, **FAST)
+    return made
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def place(request, students, tmp_path_factory):
+    """(student, bundle, target, preset)."""
+    family, target, preset = request.param
+    out = tmp_path_factory.mktemp("bundles") / f"{family}-{target}"
+    options = {"compile_check": False} if target == "jetson" else {}
+    student, record = students[family]
+    write_bundle(student, out, target=target, precision=preset, calibration=record, **options)
+    return student, out, target, preset
+
+
+def test_every_path_agrees_with_the_student(place) -> None:
+    student, bundle, _, _ = place
+    found = verify(bundle, student=student, steps=6)
+    assert found.ok, found.to_text()
+    names = [check.name for check in found.checks if check.level == "student" and check.backend == "onnxruntime"]
+    assert [name.split(":")[0] for name in names] == ["graph files"] * 2 + ["session"] * 2 + ["greedy, 7 tokens"]
+    for check in found.checks:
+        if check.level == "student" and "same bits" not in check.name:
+            assert "codes compared" in check.note and {"inputs", "logits", "states"} <= set(check.kinds)
+            assert check.kinds["states"].error < 1e-4  # float32 on float32
+
+
+def test_golden_vectors_are_held_to_the_tolerances_of_float32(place) -> None:
+    golden, base = read_golden(open_bundle(place[1])), Tolerance()
+    assert golden.metadata["sure_steps"] == "256" and golden.start == "text"
+    for noise in (golden.rollout["steps/noise"][-1], golden.graphs["text/noise"], golden.graphs["step/noise"]):
+        assert noise[1] * NOISE_ROOM <= base.state
+        assert place[2] == "jetson" or noise[0] * NOISE_ROOM <= base.logits  # the head's products are half precision
+    found = verify(place[1], backends=["onnxruntime"], steps=256)
+    assert found.ok, found.to_text()
+
+
+def change(folder: Path, name: str, edit) -> None:
+    """Edit one stored weight in place."""
+    entry = read_decoder_file(folder).weights[name]
+    data = np.memmap(folder / "weights.data", np.uint8, "r+")
+    size = int(np.prod(entry.shape)) * np.dtype(entry.dtype).itemsize
+    array = data[entry.offset : entry.offset + size].view(entry.dtype).reshape(entry.shape)
+    array[...] = edit(array.copy())
+    data.flush()
+
+
+def negated_column(q: np.ndarray) -> np.ndarray:
+    q[:, 5] = q[:, 5] ^ 0x80 if q.dtype == np.uint8 else -q[:, 5]
+    return q
+
+
+WRONG = {
+    "a scale off by 1%": ("layers.1.down.scale", lambda x: x * np.float32(1.01)),
+    "a column negated": ("layers.1.gate_up.q", negated_column),
+    # not 2: codes of fp8 have an exponent of their own, and twice the scale would be the same function
+    "an input's scale times 1.5": ("layers.0.out_proj.input_scale", lambda x: x * np.float32(1.5)),
+    "an int8 input's scale doubled": ("layers.0.gate_up.input_scale", lambda x: x * np.float32(2)),
+    "an input's scale off by 1%": ("layers.2.in_proj.input_scale", lambda x: x * np.float32(1.01)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_golden_vectors_find_wrong_integers_and_scales(place, tmp_path, what) -> None:
+    if "int8" in what and place[3] != "int8":
+        pytest.skip("the same function in fp8")
+    bundle = copy_of(place[1], tmp_path / "broken")
+    change(bundle, *WRONG[what])
+    rehash(bundle)
+    found = verify(bundle, backends=["onnxruntime"], steps=3)
+    failed = [check for check in found.checks if not check.ok]
+    assert {"graph", "rollout"} <= {check.level for check in failed}, found.to_text()
+
+
+def wrong_scale(model: onnx.ModelProto) -> None:
+    """One QuantizeLinear rounds with 1.01 times its scale."""
+    node = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and "layers.1.down" in n.input[1])
+    value = numpy_helper.from_array(np.float32(0.0101), "layers.1.wrong.input_scale")
+    model.graph.initializer.append(value)
+    node.input[1] = value.name
+
+
+def test_a_graph_that_rounds_otherwise_fails_against_the_student(place, tmp_path) -> None:
+    bundle = copy_of(place[1], tmp_path / "broken")
+    for name in ("prefill", "step"):
+        model = onnx.load(bundle / f"{name}.onnx", load_external_data=False)
+        wrong_scale(model)
+        (bundle / f"{name}.onnx").write_bytes(model.SerializeToString())
+    rehash(bundle)
+    found = verify(bundle, student=place[0], backends=["onnxruntime"], steps=2)
+    forced = [check for check in found.checks if check.level == "student" and "prompt and" in check.name]
+    assert len(forced) == 2 and not any(check.ok for check in forced)
+    assert all("rounded input of layers.1.down" in check.note for check in forced), found.to_text()
+    assert found.culprit is not None
+
+
+def test_inputs_are_exposed_once_by_matrix(place) -> None:
+    model = onnx.load(place[1] / "step.onnx", load_external_data=False)
+    matrices = expose_inputs(model)
+    assert set(matrices) == {f"layers.{i}.{m}" for i in range(3) for m in ("in_proj", "out_proj", "gate_up", "down")}
+    twice = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    model.graph.node.append(twice)
+    with pytest.raises(BundleError, match="used once"):
+        expose_inputs(model)
+
+
+def test_it_runs_and_says_what_it_is(place) -> None:
+    precision = open_bundle(place[1]).manifest.precision
+    assert (precision["weights"], precision["matrix_inputs"]) == (place[3], place[3])
+    if place[2] == "jetson":  # no product in front of a rounding is in half precision
+        assert {f"layers.{i}.controls" for i in range(3)} <= set(precision["float32_matrices"])
+    with load(place[1], backend="onnxruntime") as session:
+        assert session.generate("Say yes.", max_new_tokens=3).token_ids
+
+
+def test_tokens_are_chosen_where_no_tie_matters(place) -> None:
+    bundle = open_bundle(place[1])
+    form = bundle_form(bundle)
+    student = load_student(place[0])
+    runner = StudentRunner(student, precision=bundle.manifest.precision, form=form)
+    runners = (runner, *Ties().twins(student, runner))
+    sure, players = SureTokens(runners, []), [RunnerPlayer(one, bundle.manifest) for one in runners]
+    noise = sure.noise(players[0], np.arange(200))
+    assert (noise <= 1).any() and (noise > 1).any()  # some tokens are sure, some are not
+    changed = 0
+    for wish in noise.argsort()[-6:]:
+        token, made = sure.step(players, int(wish), f"test {wish}")
+        assert not sure.lost and sure.agree(players, made)
+        changed += token != wish
+    assert changed  # a token with ties was passed over
+
+
+def test_a_backend_that_shows_nothing_is_refused(place) -> None:
+    class Engine:
+        backend = "tensorrt"
+
+    with pytest.raises(InputError, match="tensorrt.*does not show what it rounds.*--backend onnxruntime"):
+        rounded_checks(open_bundle(place[1]), None, Engine(), Tolerance(), 1)
+
+
+def test_sessions_that_show_inputs_close(place) -> None:
+    with ExposedRunner(open_bundle(place[1])) as runner:
+        assert runner.open_graphs
+    assert not runner.open_graphs
