@@ -17,7 +17,7 @@ from linmu.errors import InputError
 from linmu.export.bundle_writer import require_student
 from linmu.export.student_manifest import student_manifest
 from linmu.export.weights_hash import student_weights_hash
-from linmu.model.folders import load_student
+from linmu.model.mapped import open_student
 from linmu.step.pack import decoder_form
 from linmu.verification.players import RunnerPlayer
 
@@ -49,7 +49,7 @@ def calibrate(
     if out.suffix != ".safetensors":
         raise InputError("name of the calibration record", got=out.name, expected="NAME.safetensors")
     require_student(student)
-    model, processor = load_student(student), model_processor(student)
+    model, processor = open_student(student), model_processor(student)
     form = decoder_form(model)
     source = open_samples(data, processor, form.vocab, form.vision, samples, allow_random)
     origin = Origin(student_weights_hash(student), source.hash, len(source), decode_tokens, long_tokens)

@@ -23,8 +23,9 @@ from linmu.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.prompt import place_prompt
 from linmu.step.form import DecoderForm
+from linmu.step.pack import decoder_form
 from linmu.verification.compare import logits_noise, noise_between, top_gap
-from linmu.verification.eager import StudentRunner, round_student, round_vision, stored_form
+from linmu.verification.eager import StudentRunner, round_vision, stored_form
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.synthetic import (
     golden_piece,
@@ -73,16 +74,14 @@ def write_golden(
 ) -> dict[str, str]:
     """Write golden/ into a bundle that is being made; returns what each file holds, for the manifest.
 
-    `student` is float32 (with precision fp16 its weights are rounded in place first); tokenizer, processor.json and
-    the manifest's model facts and graphs must be there already.
+    `student` is float32 or mapped (with precision fp16 its tower is rounded in place first); tokenizer, processor.json
+    and the manifest's model facts and graphs must be there already.
     """
     folder, precision = Path(folder), manifest.precision
     (folder / "golden").mkdir(exist_ok=True)
-    if form is None:
-        round_student(student, precision)
-    else:
-        form = stored_form(form, precision)
-        round_vision(student, precision)
+    form = stored_form(decoder_form(student) if form is None else form, precision)
+    round_vision(student, precision)
+    steps, new_tokens = golden.lengths(manifest.model.parameters)
     stored = "weights {weights}, products {activations}".format(**{"activations": "fp32", **precision})
     processor = Processor.from_folder(folder)
     metadata = {
@@ -90,6 +89,8 @@ def write_golden(
         "rules": "SHAKE-256 of 'seed:label'; even roll-out steps take the reference's choice, odd ones a seeded id",
         "weights_hash": manifest.model.weights_hash, "reference": f"student, {stored}, eager step form",
     }  # fmt: skip
+    if steps < golden.ROLLOUT_STEPS:
+        metadata["lengths"] = f"{steps} steps, {new_tokens} new tokens: fewer for a large model"
     with StudentRunner(student, precision=precision, form=form) as runner:
         twin = StudentRunner(student, runner)
         weights = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
@@ -97,10 +98,10 @@ def write_golden(
         graphs, rollout = _Vectors(room, Projector()), _Vectors(room, Projector())
         player, other = _graph_vectors(graphs, (runner, twin), manifest, processor)
         start = graphs.tensors["prefill/logits"]
-        _rollout(rollout, (player, other), start, manifest, golden.ROLLOUT_STEPS, runner.quantum)
+        _rollout(rollout, (player, other), start, manifest, steps, runner.quantum)
         save_file(_compact(graphs.tensors), folder / golden.GRAPHS_FILE, metadata)
         save_file(_compact(rollout.tensors), folder / golden.ROLLOUT_FILE, metadata)
-        prompts = _prompts(folder, (runner, twin), manifest, processor)
+        prompts = _prompts(folder, (runner, twin), manifest, processor, new_tokens)
     (folder / golden.PROMPTS_FILE).write_text(json.dumps({"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
     return {name: holds for name, holds in HOLDS.items() if (folder / name).exists()}
 
@@ -192,21 +193,26 @@ def _rollout(
     out.snapshot("end", state)
 
 
-def _prompts(folder: Path, runners: Pair, manifest: Manifest, processor: Processor) -> list[dict[str, Any]]:
+def _prompts(
+    folder: Path, runners: Pair, manifest: Manifest, processor: Processor, new_tokens: int
+) -> list[dict[str, Any]]:
     """A text prompt, and one with the synthetic picture, each with its greedy answer."""
-    found = [_answer("text", golden.TEXT_PROMPT, (), folder, runners, manifest, processor)]
+    found = [_answer("text", golden.TEXT_PROMPT, (), folder, runners, manifest, processor, new_tokens)]
     if runners[0].tower is not None:
         golden.synthetic_picture().save(folder / golden.PICTURE_FILE)
         pictures = (golden.PICTURE_FILE,)
-        found.append(_answer("picture", golden.PICTURE_PROMPT, pictures, folder, runners, manifest, processor))
+        prompt = golden.PICTURE_PROMPT
+        found.append(_answer("picture", prompt, pictures, folder, runners, manifest, processor, new_tokens))
     return found
 
 
-def _answer(name, prompt, pictures, folder, runners: Pair, manifest: Manifest, processor: Processor) -> dict[str, Any]:
+def _answer(
+    name, prompt, pictures, folder, runners: Pair, manifest: Manifest, processor: Processor, new_tokens: int
+) -> dict[str, Any]:
     inputs = processor.encode(prompt, [folder / file for file in pictures])
     players = [RunnerPlayer(runner, manifest, inputs) for runner in runners]
     (logits, other), tokens, gaps, noise = (player.start() for player in players), [], [], [0.0]
-    for _ in range(golden.NEW_TOKENS):
+    for _ in range(new_tokens):
         tokens.append(int(logits.argmax()))
         gaps.append(top_gap(logits))
         noise.append(max(noise[-1], logits_noise(logits, other, runners[0].quantum)))
@@ -216,7 +222,7 @@ def _answer(name, prompt, pictures, folder, runners: Pair, manifest: Manifest, p
     pixels = Projector()
     spoken = [token for token in tokens if token not in processor.eos_token_ids]
     return {
-        "name": name, "prompt": prompt, "images": list(pictures), "max_new_tokens": golden.NEW_TOKENS,
+        "name": name, "prompt": prompt, "images": list(pictures), "max_new_tokens": new_tokens,
         "input_ids": inputs.input_ids.tolist(),
         "pixels": [pixel_print(call, pixels) for call in inputs.vision_calls],
         "token_ids": tokens, "gaps": gaps, "noise": noise[1:], "text": processor.decode(spoken),

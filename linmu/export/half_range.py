@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from linmu.export.vision_passes import FP16_LARGEST
+from linmu.model.mapped import release_pages, upcast
 from linmu.model.modeling import decoder_layers
 from linmu.model.probe import default_probe
 
@@ -47,8 +48,10 @@ def too_wide(student: PreTrainedModel, folder: Path) -> tuple[str, ...]:
         for linear in linears:
             reached[packed] = max(reached.get(packed, 0.0), _largest(linear.weight))
             hooks.append(linear.register_forward_hook(_meter(reached, packed)))
+        release_pages(student)
     try:
-        student(**_probe(student, folder))
+        with upcast(student):
+            student(**_probe(student, folder))
     finally:
         for hook in hooks:
             hook.remove()

@@ -59,6 +59,7 @@ class DecoderForm:
     rope_scale: float  # factor on cos and sin (yarn)
     weights: dict[str, Weight]
     quantized: dict[str, MatrixFormat] = field(default_factory=dict)  # empty: all matrices are float
+    streamed: bool = False  # too large to hold: whoever computes with it reads a matrix whenever it is used
 
     @property
     def vision(self) -> bool:
@@ -106,8 +107,8 @@ class DecoderForm:
         return tuple(sizes)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the weights as plain JSON values (decoder.json)."""
-        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "weights"}
+        """Everything but the weights and how they are read as plain JSON values (decoder.json)."""
+        plain = {x.name: getattr(self, x.name) for x in fields(self) if x.name not in ("weights", "streamed")}
         formats = {name: format.to_json() for name, format in self.quantized.items()}
         return plain | {"family": self.family.name, "mmate": self.mmate.to_json(), "quantized": formats}
 
