@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def calibrate(
     if record.done:
         say(f"going on after {record.done} samples", record.done, len(source))
     book = Book()
-    with ObservedRunner(model, book) as runner:
+    with ObservedRunner(model, book, replace(form, scratch=out.resolve().parent)) as runner:
         manifest = student_manifest(student, model, form)
         for sample in source.read(record.done):
             last = record.done + 1 == len(source)

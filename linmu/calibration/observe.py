@@ -83,9 +83,9 @@ class ObservedOps(TorchOps):
 class ObservedRunner(StudentRunner):
     """A StudentRunner whose matrix products, vision tower included, are written into `book`."""
 
-    def __init__(self, student: PreTrainedModel, book: Book):
+    def __init__(self, student: PreTrainedModel, book: Book, form: DecoderForm | None = None):
         self.book = book
-        super().__init__(student)
+        super().__init__(student, form=form)
         self._hooks = []
         for name, module in vision_linears(self.tower).items():
 

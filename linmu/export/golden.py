@@ -9,7 +9,7 @@ The seeded rules are in linmu/golden.py. Full states are written as long as they
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def write_golden(
     """
     folder, precision = Path(folder), manifest.precision
     (folder / "golden").mkdir(exist_ok=True)
-    form = stored_form(decoder_form(student) if form is None else form, precision)
+    form = replace(stored_form(decoder_form(student) if form is None else form, precision), scratch=folder)
     round_vision(student, precision)
     steps, new_tokens = golden.lengths(manifest.model.parameters)
     stored = "weights {weights}, products {activations}".format(**{"activations": "fp32", **precision})

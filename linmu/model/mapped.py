@@ -39,8 +39,9 @@ class MappedFiles:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._maps.append(mapped)
             for name, entry in header.tensors.items():
-                if entry.dtype in DTYPES and prod(entry.shape):
-                    place = {"count": prod(entry.shape), "offset": header.data_start + entry.start}
+                size: int = prod(entry.shape)
+                if entry.dtype in DTYPES and size:
+                    place = {"count": size, "offset": header.data_start + entry.start}
                     flat = torch.frombuffer(mapped, dtype=DTYPES[entry.dtype], **place)
                     self.tensors[name] = flat.reshape(entry.shape)
 

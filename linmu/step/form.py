@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linmu.config import MMateConfig
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 # The large matrices: stored as float16 on request.
 MATRICES = ("in_proj", "controls", "swin", "out_proj", "gate_up", "down", "token_embedding", "head")
+
+
+UNWRITTEN = ("weights", "streamed", "scratch")  # fields of a form that decoder.json does not have
 
 
 def is_matrix(name: str) -> bool:
@@ -60,6 +64,7 @@ class DecoderForm:
     weights: dict[str, Weight]
     quantized: dict[str, MatrixFormat] = field(default_factory=dict)  # empty: all matrices are float
     streamed: bool = False  # too large to hold: whoever computes with it reads a matrix whenever it is used
+    scratch: Path | None = None  # where a streamed form may keep matrices between two uses
 
     @property
     def vision(self) -> bool:
@@ -108,7 +113,7 @@ class DecoderForm:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and how they are read as plain JSON values (decoder.json)."""
-        plain = {x.name: getattr(self, x.name) for x in fields(self) if x.name not in ("weights", "streamed")}
+        plain = {x.name: getattr(self, x.name) for x in fields(self) if x.name not in UNWRITTEN}
         formats = {name: format.to_json() for name, format in self.quantized.items()}
         return plain | {"family": self.family.name, "mmate": self.mmate.to_json(), "quantized": formats}
 

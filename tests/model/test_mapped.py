@@ -17,11 +17,11 @@ from linmu.model.mapped import MappedFiles, mapped_files, open_student, upcast
 from linmu.model.probe import default_probe
 from linmu.model_files import read_config
 from linmu.step.pack import decoder_form
-from linmu.step.streamed import StreamedWeights
+from linmu.step.streamed import Spool, StreamedWeights, narrowest
 from linmu.step.torch_ops import TorchOps
 from tests.folders import student_folder
 
-STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+STORED = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @pytest.fixture(scope="module", params=STORED)
@@ -104,6 +104,26 @@ def test_streamed_weights_equal_the_held_ones_and_are_fresh_every_time(student, 
     assert "streamed" not in form.to_json()
     ops.weights.clear()
     assert not ops.weights and ops.weights.get("norm") is None
+
+
+def test_a_spool_gives_back_every_bit_and_leaves_no_file(tmp_path):
+    values = {
+        "half": torch.randn(3, 5).half().float(), "bfloat16": torch.randn(7, 2).bfloat16().float() * 2.0**30,
+        "float": torch.randn(4, 6), "nan": torch.tensor([[float("nan"), 1.0]]), "tiny": torch.tensor([[2.0**-140]]),
+    }  # fmt: skip
+    spool = Spool(tmp_path)
+    for name, value in values.items():
+        assert spool.read(name) is None
+        spool.write(name, value)
+        assert torch.equal(spool.read(name).view(torch.int32), value.view(torch.int32)), name
+    spool.write("turned", torch.randn(3, 4).T)
+    assert spool.read("turned") is None and list(tmp_path.iterdir()) == []
+    assert torch.equal(spool.read("float"), values["float"])
+    assert [narrowest(values[name]).dtype for name in ("half", "bfloat16", "float", "nan")] == [
+        torch.float16, torch.bfloat16, torch.float32, torch.float32,
+    ]  # fmt: skip
+    spool.close()
+    assert spool.read("half") is None
 
 
 @pytest.mark.parametrize(
