@@ -68,8 +68,9 @@ def _meter(reached: dict[str, float], packed: str):
 
 def _largest(x: Tensor) -> float:
     """The largest magnitude; NaN counts as infinite."""
-    found = float(x.abs().max()) if x.numel() else 0.0
-    return found if found == found else float("inf")
+    low, high = x.aminmax() if x.numel() else (x.new_zeros(()),) * 2  # |x| would be a copy
+    found = max(-float(low), float(high))
+    return found if float(low) == float(low) else float("inf")
 
 
 def _probe(student: PreTrainedModel, folder: Path) -> dict[str, Any]:

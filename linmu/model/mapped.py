@@ -77,7 +77,8 @@ def open_student(folder: Path) -> PreTrainedModel:
         stored = files.tensors[name]
         stays = id(parameter) in decoder and parameter.ndim > 1
         parameter.data = stored if stays else stored.to(torch.float32, copy=True)
-    files.release()
+        if not stays:
+            files.release()
     setattr(model, ATTRIBUTE, files)
     return model
 
