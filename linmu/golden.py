@@ -35,6 +35,9 @@ FORMAT_VERSION = "1"
 START = "prefill"  # the vector that steps go on from, where the metadata's "start" does not name another one
 SEED = "linmu-golden-1"
 ROLLOUT_STEPS = 256
+LARGE_PARAMETERS = 250_000_000  # above: weights are read anew at every step, and fewer steps are made
+LARGE_READS = 32_000_000_000  # weights that the roll-out of such a model may read
+LEAST_STEPS, LEAST_NEW_TOKENS = 8, 4
 SAMPLED_IDS = 64
 PROJECTIONS = 2
 NEW_TOKENS = 32
@@ -70,6 +73,14 @@ def signs(label: str, size: int) -> np.ndarray:
     """Rows of +-1, [PROJECTIONS, size] float32."""
     bits = np.unpackbits(seeded_bytes(label, PROJECTIONS * (size // 8 + 1)).reshape(PROJECTIONS, -1), axis=1)
     return bits[:, :size].astype(np.float32) * 2 - 1
+
+
+def lengths(parameters: int) -> tuple[int, int]:
+    """Steps of the roll-out and most new tokens of an answer for a model of so many parameters."""
+    if parameters <= LARGE_PARAMETERS:
+        return ROLLOUT_STEPS, NEW_TOKENS
+    steps = max(LARGE_READS // parameters, LEAST_STEPS)
+    return steps, max(steps * NEW_TOKENS // ROLLOUT_STEPS, LEAST_NEW_TOKENS)
 
 
 def forced_token(step: int, best: int, random_ids: np.ndarray) -> int:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from linmu.bundle import open_bundle
 from linmu.config import MMateConfig
 from linmu.errors import InputError
+from linmu.families import get_family
 from linmu.manifest import MANIFEST_NAME, WEIGHT_SUFFIXES
-from linmu.model_files import find_weights, is_student, read_config
+from linmu.model_files import Weights, find_weights, is_student, read_config
+from linmu.safetensors_file import read_header
+
+if TYPE_CHECKING:
+    from linmu.preset_memory import PresetMemory
 
 CONTEXTS = tuple(1024 * 2**power for power in range(8))  # 1k to 128k tokens
 FLOAT_BYTES = 4
@@ -80,10 +85,12 @@ class Inspection:
     state: list[dict[str, Any]]
     files: dict[str, int]
     forecast: tuple[Forecast, ...]
+    presets: tuple[PresetMemory, ...] = ()  # of a student: what its bundles will take
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "forecast": [asdict(item) for item in self.forecast]}
+        return {**asdict(self), "forecast": [asdict(item) for item in self.forecast],
+                "presets": [asdict(item) for item in self.presets]}  # fmt: skip
 
 
 def inspect_folder(folder: Path) -> Inspection:
@@ -144,7 +151,23 @@ def _student(folder: Path) -> Inspection:
         weight_bytes=weights.parameter_bytes, state_bytes=total, sizes=sizes, mmate=mmate.to_json(), graphs={},
         state=[], files={path.name: path.stat().st_size for path in weights.files},
         forecast=forecast(sizes, weights.parameter_bytes, total),
+        presets=_presets(config, sizes, mmate, weights),
     )  # fmt: skip
+
+
+def _presets(
+    config: dict[str, Any], sizes: DecoderSizes, mmate: MMateConfig, weights: Weights
+) -> tuple[PresetMemory, ...]:
+    """What every preset will take; empty for a config without a vocabulary."""
+    from linmu.preset_memory import Decoder, preset_memory  # it needs the sizes of this module
+
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    vocab = (text or {}).get("vocab_size")
+    if type(vocab) is not int or vocab < 1:
+        return ()
+    family = get_family(str(config.get("model_type")).removeprefix("linmu_"))
+    tied = not any("lm_head.weight" in read_header(path).tensors for path in weights.files)
+    return preset_memory(Decoder(sizes, mmate, vocab, tied, not family.text_only), weights.parameters)
 
 
 def decoder_sizes(config: dict[str, Any], folder: Path) -> DecoderSizes:

@@ -40,6 +40,8 @@ def inspection_view(found: Inspection) -> RenderableType:
             table.add_row(name, size(count))
         parts.append(table)
     parts.append(_forecast(found))
+    if found.presets:
+        parts.append(_presets(found))
     return Group(*parts)
 
 
@@ -126,6 +128,17 @@ def _forecast(found: Inspection) -> Table:
     for item in found.forecast:
         cells = (item.decode_bytes, item.prefill_bytes, item.teacher_cache_bytes)
         table.add_row(f"{item.context // 1024}k", *(size(count) for count in cells))
+    return table
+
+
+def _presets(found: Inspection) -> Table:
+    table = Table(
+        "target", "--quant", "weights", "running", "peak of linmu build",
+        title="bundles of this student (forecast)", title_justify="left",
+    )  # fmt: skip
+    for item in found.presets:
+        build = size(item.build_peak_bytes) if item.build_peak_bytes else ""
+        table.add_row(item.target, item.preset, size(item.weight_bytes), size(item.running_bytes), build)
     return table
 
 

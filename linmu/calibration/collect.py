@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from linmu.errors import InputError
 from linmu.export.bundle_writer import require_student
 from linmu.export.student_manifest import student_manifest
 from linmu.export.weights_hash import student_weights_hash
-from linmu.model.folders import load_student
+from linmu.model.mapped import open_student
 from linmu.step.pack import decoder_form
 from linmu.verification.players import RunnerPlayer
 
@@ -49,7 +50,7 @@ def calibrate(
     if out.suffix != ".safetensors":
         raise InputError("name of the calibration record", got=out.name, expected="NAME.safetensors")
     require_student(student)
-    model, processor = load_student(student), model_processor(student)
+    model, processor = open_student(student), model_processor(student)
     form = decoder_form(model)
     source = open_samples(data, processor, form.vocab, form.vision, samples, allow_random)
     origin = Origin(student_weights_hash(student), source.hash, len(source), decode_tokens, long_tokens)
@@ -58,7 +59,7 @@ def calibrate(
     if record.done:
         say(f"going on after {record.done} samples", record.done, len(source))
     book = Book()
-    with ObservedRunner(model, book) as runner:
+    with ObservedRunner(model, book, replace(form, scratch=out.resolve().parent)) as runner:
         manifest = student_manifest(student, model, form)
         for sample in source.read(record.done):
             last = record.done + 1 == len(source)

@@ -83,9 +83,9 @@ class ObservedOps(TorchOps):
 class ObservedRunner(StudentRunner):
     """A StudentRunner whose matrix products, vision tower included, are written into `book`."""
 
-    def __init__(self, student: PreTrainedModel, book: Book):
-        super().__init__(student)
-        self.ops = ObservedOps(self.form, book)
+    def __init__(self, student: PreTrainedModel, book: Book, form: DecoderForm | None = None):
+        self.book = book
+        super().__init__(student, form=form)
         self._hooks = []
         for name, module in vision_linears(self.tower).items():
 
@@ -93,6 +93,9 @@ class ObservedRunner(StudentRunner):
                 book.see(VISION + name, inputs[0])
 
             self._hooks.append(module.register_forward_pre_hook(watch))
+
+    def _operations(self) -> TorchOps:
+        return ObservedOps(self.form, self.book)
 
     def close(self) -> None:
         """Drop the weights and the hooks."""

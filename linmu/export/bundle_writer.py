@@ -29,7 +29,7 @@ from linmu.export.vision_graph import build_vision, export_vision
 from linmu.export.weight_file import write_weights
 from linmu.manifest import Manifest, state_bytes
 from linmu.meter import peak_bytes
-from linmu.model.folders import load_student
+from linmu.model.mapped import open_student
 from linmu.model_files import find_weights, is_student, read_config
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
@@ -115,7 +115,7 @@ def write_planned(
     require_student(student)
     with atomic_folder(out, overwrite=overwrite) as folder:
         say("loading the student")
-        model = load_student(student)
+        model = open_student(student)
         write_processor(student, folder)
         quantized = None
         if plan.quantization is not None:

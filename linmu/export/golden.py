@@ -11,7 +11,7 @@ Where inputs of products are rounded, text and roll-out are of tokens that no ti
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from linmu.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.prompt import place_prompt
 from linmu.step.form import DecoderForm
+from linmu.step.pack import decoder_form
 from linmu.verification.compare import (
     NOISE_ROOM,
     WIDEST_LOGITS,
@@ -34,7 +35,7 @@ from linmu.verification.compare import (
     noise_between,
     top_gap,
 )
-from linmu.verification.eager import StudentRunner, round_student, round_vision, stored_form
+from linmu.verification.eager import StudentRunner, round_vision, stored_form
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.synthetic import (
     golden_piece,
@@ -90,16 +91,14 @@ def write_golden(
 ) -> dict[str, str]:
     """Write golden/ into a bundle that is being made; returns what each file holds, for the manifest.
 
-    `student` is float32 (with precision fp16 its weights are rounded in place first); tokenizer, processor.json and
-    the manifest's model facts and graphs must be there already.
+    `student` is float32 or mapped (with precision fp16 its tower is rounded in place first); tokenizer, processor.json
+    and the manifest's model facts and graphs must be there already.
     """
     folder, precision = Path(folder), manifest.precision
     (folder / "golden").mkdir(exist_ok=True)
-    if form is None:
-        round_student(student, precision)
-    else:
-        form = stored_form(form, precision)
-        round_vision(student, precision)
+    form = replace(stored_form(decoder_form(student) if form is None else form, precision), scratch=folder)
+    round_vision(student, precision)
+    steps, new_tokens = golden.lengths(manifest.model.parameters)
     stored = "weights {weights}, products {activations}".format(**{"activations": "fp32", **precision})
     processor = Processor.from_folder(folder)
     metadata = {
@@ -107,6 +106,8 @@ def write_golden(
         "rules": "SHAKE-256 of 'seed:label'; even roll-out steps take the reference's choice, odd ones a seeded id",
         "weights_hash": manifest.model.weights_hash, "reference": f"student, {stored}, eager step form",
     }  # fmt: skip
+    if steps < golden.ROLLOUT_STEPS:
+        metadata["lengths"] = f"{steps} steps, {new_tokens} new tokens: fewer for a large model"
     with StudentRunner(student, precision=precision, form=form) as runner:
         runners = (runner, *(Ties().twins(student, runner) if runner.rounds else [StudentRunner(student, runner)]))
         sure = SureTokens(runners, _media(manifest)) if runner.rounds else None
@@ -116,12 +117,12 @@ def write_golden(
         start = golden.START if sure is None else "text"
         players = _graph_vectors(graphs, runners, manifest, processor, sure)
         logits = graphs.tensors.get(f"{start}/logits", np.zeros(manifest.model.vocab_size, np.float32))
-        _rollout(rollout, players, logits, manifest, golden.ROLLOUT_STEPS, runner.quantum, sure)
+        _rollout(rollout, players, logits, manifest, steps, runner.quantum, sure)
         if sure is not None:
             metadata |= {"start": start, "sure_steps": str(len(rollout.tensors["steps/tokens"]))}
         save_file(_compact(graphs.tensors), folder / golden.GRAPHS_FILE, metadata)
         save_file(_compact(rollout.tensors), folder / golden.ROLLOUT_FILE, metadata)
-        prompts = _prompts(folder, runners, manifest, processor)
+        prompts = _prompts(folder, runners, manifest, processor, new_tokens)
     (folder / golden.PROMPTS_FILE).write_text(json.dumps({"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
     return {name: holds for name, holds in HOLDS.items() if (folder / name).exists()}
 
@@ -289,23 +290,26 @@ def _rollout(
     out.snapshot("end", state)
 
 
-def _prompts(folder: Path, runners: Runners, manifest: Manifest, processor: Processor) -> list[dict[str, Any]]:
+def _prompts(
+    folder: Path, runners: Runners, manifest: Manifest, processor: Processor, new_tokens: int
+) -> list[dict[str, Any]]:
     """A text prompt, and one with the synthetic picture, each with its greedy answer."""
-    found = [_answer("text", golden.TEXT_PROMPT, (), folder, runners, manifest, processor)]
+    found = [_answer("text", golden.TEXT_PROMPT, (), folder, runners, manifest, processor, new_tokens)]
     if runners[0].tower is not None:
         golden.synthetic_picture().save(folder / golden.PICTURE_FILE)
         pictures = (golden.PICTURE_FILE,)
-        found.append(_answer("picture", golden.PICTURE_PROMPT, pictures, folder, runners, manifest, processor))
+        prompt = golden.PICTURE_PROMPT
+        found.append(_answer("picture", prompt, pictures, folder, runners, manifest, processor, new_tokens))
     return found
 
 
 def _answer(
-    name, prompt, pictures, folder, runners: Runners, manifest: Manifest, processor: Processor
+    name, prompt, pictures, folder, runners: Runners, manifest: Manifest, processor: Processor, new_tokens: int
 ) -> dict[str, Any]:
     inputs = processor.encode(prompt, [folder / file for file in pictures])
     players = [RunnerPlayer(runner, manifest, inputs) for runner in runners]
     made, tokens, gaps, noise = [player.start() for player in players], [], [], [0.0]
-    for _ in range(golden.NEW_TOKENS):
+    for _ in range(new_tokens):
         tokens.append(int(made[0].argmax()))
         gaps.append(top_gap(made[0]))
         noise.append(max(noise[-1], *(logits_noise(made[0], other, runners[0].quantum) for other in made[1:])))
@@ -315,7 +319,7 @@ def _answer(
     pixels = Projector()
     spoken = [token for token in tokens if token not in processor.eos_token_ids]
     return {
-        "name": name, "prompt": prompt, "images": list(pictures), "max_new_tokens": golden.NEW_TOKENS,
+        "name": name, "prompt": prompt, "images": list(pictures), "max_new_tokens": new_tokens,
         "input_ids": inputs.input_ids.tolist(),
         "pixels": [pixel_print(call, pixels) for call in inputs.vision_calls],
         "token_ids": tokens, "gaps": gaps, "noise": noise[1:], "text": processor.decode(spoken),

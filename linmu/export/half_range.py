@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from linmu.export.vision_passes import FP16_LARGEST
+from linmu.model.mapped import release_pages, upcast
 from linmu.model.modeling import decoder_layers
 from linmu.model.probe import default_probe
 
@@ -47,8 +48,10 @@ def too_wide(student: PreTrainedModel, folder: Path) -> tuple[str, ...]:
         for linear in linears:
             reached[packed] = max(reached.get(packed, 0.0), _largest(linear.weight))
             hooks.append(linear.register_forward_hook(_meter(reached, packed)))
+        release_pages(student)
     try:
-        student(**_probe(student, folder))
+        with upcast(student):
+            student(**_probe(student, folder))
     finally:
         for hook in hooks:
             hook.remove()
@@ -65,8 +68,9 @@ def _meter(reached: dict[str, float], packed: str):
 
 def _largest(x: Tensor) -> float:
     """The largest magnitude; NaN counts as infinite."""
-    found = float(x.abs().max()) if x.numel() else 0.0
-    return found if found == found else float("inf")
+    low, high = x.aminmax() if x.numel() else (x.new_zeros(()),) * 2  # |x| would be a copy
+    found = max(-float(low), float(high))
+    return found if float(low) == float(low) else float("inf")
 
 
 def _probe(student: PreTrainedModel, folder: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def write_weights(
                     array = array.astype(np.float16)
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
             stored[name] = StoredWeight(array.dtype, array.shape, file.tell(), array.nbytes, **facts)
-            file.write(array.tobytes())
+            file.write(np.ascontiguousarray(array).data)
             if progress is not None:
                 progress(count, len(weights))
     return stored

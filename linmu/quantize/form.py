@@ -19,6 +19,8 @@ from linmu.step.form import DecoderForm
 if TYPE_CHECKING:
     from linmu.step.form import Weight
 
+UNCHANGED = ("swin", "out_proj", "down")  # no factor is folded into these where they stay float
+
 Choose = Callable[[str], Scheme | None]
 
 
@@ -54,7 +56,9 @@ def quantize_form(form: DecoderForm, record: CalibrationRecord, choose: Choose) 
         if scheme is not None:
             formats[name] = scheme.format
         for kind in _kinds(short, scheme):
-            weights[f"{scope}.{kind}"] = layers.weight(int(scope.split(".")[1]), kind)
+            as_it_was = kind in UNCHANGED or (kind == "in_proj" and scheme is None)
+            whole = layers.weight(int(scope.split(".")[1]), kind)
+            weights[f"{scope}.{kind}"] = _first(thunk, form.channels, kind) if as_it_was else whole
     head = "token_embedding" if form.tied else "head"
     scheme = choose(head)
     if scheme is not None:
@@ -85,26 +89,32 @@ def _kinds(short: str, scheme: Scheme | None) -> list[str]:
     return [*kinds, *extra]
 
 
+def _first(thunk: Weight, channels: int, kind: str) -> Weight:
+    """A matrix that stays float as the form has it; of an input projection q | k | v."""
+    return (lambda: thunk()[:, :channels].contiguous()) if kind == "in_proj" else thunk
+
+
 class _Layers:
-    """Quantizes a layer when one of its weights is first asked for; holds the last one only."""
+    """Quantizes a layer when one of its weights is first asked for; holds integers, not the float matrices."""
 
     def __init__(self, form: DecoderForm, record: CalibrationRecord, choose: Choose, reports: dict[str, MatrixReport]):
         self.form, self.record, self.choose, self.reports = form, record, choose, reports
-        self.index, self.arrays = -1, dict[str, np.ndarray]()
+        self.done: dict[int, dict[str, np.ndarray]] = {}
 
     def weight(self, index: int, kind: str) -> Weight:
         """A thunk for one weight of a layer."""
         return lambda: torch.from_numpy(self._layer(index)[kind])
 
     def _layer(self, index: int) -> dict[str, np.ndarray]:
-        if index != self.index:
+        if index not in self.done:
             prefix = f"layers.{index}."
             own = {name: thunk for name, thunk in self.form.weights.items() if name.startswith(prefix)}
             floats = {name.removeprefix(prefix): thunk().detach().float().numpy() for name, thunk in own.items()}
             quantizer = LayerQuantizer(self.form, self.record, index, self.choose)
-            self.arrays, self.index = quantizer.run(floats), index
+            arrays = quantizer.run(floats)
+            self.done[index] = {name: array for name, array in arrays.items() if name not in (*UNCHANGED, "in_proj")}
             self.reports |= {report.name: report for report in quantizer.reports}
-        return self.arrays
+        return self.done[index]
 
 
 def _head(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linmu.config import MMateConfig
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 # The large matrices: stored as float16 on request.
 MATRICES = ("in_proj", "controls", "swin", "out_proj", "gate_up", "down", "token_embedding", "head")
+
+
+UNWRITTEN = ("weights", "streamed", "scratch")  # fields of a form that decoder.json does not have
 
 
 def is_matrix(name: str) -> bool:
@@ -59,6 +63,8 @@ class DecoderForm:
     rope_scale: float  # factor on cos and sin (yarn)
     weights: dict[str, Weight]
     quantized: dict[str, MatrixFormat] = field(default_factory=dict)  # empty: all matrices are float
+    streamed: bool = False  # too large to hold: whoever computes with it reads a matrix whenever it is used
+    scratch: Path | None = None  # where a streamed form may keep matrices between two uses
 
     @property
     def vision(self) -> bool:
@@ -106,8 +112,8 @@ class DecoderForm:
         return tuple(sizes)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the weights as plain JSON values (decoder.json)."""
-        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "weights"}
+        """Everything but the weights and how they are read as plain JSON values (decoder.json)."""
+        plain = {x.name: getattr(self, x.name) for x in fields(self) if x.name not in UNWRITTEN}
         formats = {name: format.to_json() for name, format in self.quantized.items()}
         return plain | {"family": self.family.name, "mmate": self.mmate.to_json(), "quantized": formats}
 

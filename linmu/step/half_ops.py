@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from linmu.step.form import DecoderForm, is_matrix
+from linmu.step.streamed import StreamedWeights
 from linmu.step.torch_ops import TorchOps
 
 
@@ -31,6 +32,9 @@ class HalfOps(TorchOps):
         super().__init__(form)
         self.halves = frozenset(halves)
         self.scope = ""
+        if isinstance(self.weights, StreamedWeights):  # rounded once, when they are made
+            for name in self.halves:
+                self.weights.change(name, half)
 
     def enter(self, scope: str) -> None:  # noqa: D102
         self.scope = scope
@@ -48,7 +52,14 @@ class HalfOps(TorchOps):
         return y if bias is None else y + bias
 
     def _product_for(self, weight: str):
-        return self.half_product if weight in self.halves else self.product
+        if weight not in self.halves:
+            return self.product
+        rounded = isinstance(self.weights, StreamedWeights) and weight.startswith("layers.")
+        return self._rounded_product if rounded else self.half_product
+
+    def _rounded_product(self, x: Tensor, y: Tensor) -> Tensor:
+        """`half_product` with a matrix that is rounded already."""
+        return half(self.product(half(x), y))
 
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
         if self.scope + "swin" not in self.halves:

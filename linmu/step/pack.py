@@ -13,6 +13,7 @@ from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.model.attention import MMateAttention
 from linmu.model.flex_ma import Direction
+from linmu.model.mapped import mapped_files
 from linmu.step.form import DecoderForm
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def decoder_form(student: PreTrainedModel) -> DecoderForm:
     for index, layer in enumerate(decoder.layers):
         weights |= {f"layers.{index}.{name}": weight for name, weight in _layer(layer).items()}
     weights["norm"] = lambda: decoder.norm.weight
+    files = mapped_files(student)
+    if files is not None:
+        weights = {name: files.reader(thunk) for name, thunk in weights.items()}
     return DecoderForm(
         family=family,
         mmate=student.mmate,
@@ -55,6 +59,7 @@ def decoder_form(student: PreTrainedModel) -> DecoderForm:
         rope_axes=1 if family.rope == "plain" else 3,
         rope_scale=float(decoder.rotary_emb.attention_scaling),
         weights=weights,
+        streamed=files is not None,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,19 +15,27 @@ from linmu.model import ssm
 from linmu.model.local_swin import sliding_attention
 from linmu.model.rotary import rotate
 from linmu.step.form import DecoderForm
+from linmu.step.streamed import StreamedWeights
 from linmu.step.torch_formats import Rounding, matrix_value, round_named
 
 
 class TorchOps:
-    """Implements linmu.step.ops.Ops on torch tensors; weights are read once from the form."""
+    """Implements linmu.step.ops.Ops on torch tensors; weights are read once from the form, unless it is streamed."""
 
     def __init__(self, form: DecoderForm):
-        self.weights = {name: thunk().detach() for name, thunk in form.weights.items()}
+        streamed = StreamedWeights(form) if form.streamed else None
+        self.weights: MutableMapping[str, Tensor] = (
+            {name: thunk().detach() for name, thunk in form.weights.items()} if streamed is None else streamed
+        )
         self.inputs: dict[str, tuple[MatrixFormat, Tensor]] = {}  # how the input of a quantized matrix is rounded
         self.rounding: Rounding = round_named
         for name, format in form.quantized.items():
-            value = matrix_value(self.weights, name, format)
-            self.weights[name] = value.T if name in ("head", "token_embedding") else value  # tables are [V, D]
+            if name in ("head", "token_embedding"):
+                self.weights[name] = matrix_value(self.weights, name, format).T  # tables are [V, D]
+            elif streamed is None:
+                self.weights[name] = matrix_value(self.weights, name, format)
+            else:
+                streamed.stream(name, partial(matrix_value, streamed, name, format))
             if format.input:
                 self.inputs[name] = (format, self.weights[part(name, "input_scale")])
 

@@ -72,7 +72,7 @@ class StudentRunner(TorchRunner):
     def _operations(self) -> TorchOps:
         if self.other is None:
             return HalfOps(self.form, self.halves) if self.halves else TorchOps(self.form)
-        bare = replace(self.form, weights={}, quantized={})
+        bare = replace(self.form, weights={}, quantized={}, streamed=False)
         return ReorderedHalfOps(bare, self.halves) if self.halves else ReorderedOps(bare)
 
     @property

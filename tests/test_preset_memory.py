@@ -1,0 +1,87 @@
+"""The forecast by preset: shapes from sizes alone against the packed matrices of real students."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from linmu.inspect import DecoderSizes, inspect_folder
+from linmu.matrix_format import MatrixFormat
+from linmu.preset_memory import PRESETS, Decoder, preset_memory, stored_bytes
+from linmu.quantize.layer import fitting
+from linmu.quantize.presets import INT4_32, LAYER_MATRICES, NOT_EXPORTED
+from linmu.quantize.presets import PRESETS as QUANTIZED
+from linmu.step.form import DecoderForm, is_matrix
+from linmu.step.pack import decoder_form
+from tests.folders import student_folder
+from tests.model.students import fresh_student
+from tests.tiny import FAMILY_NAMES
+
+
+def sized(form: DecoderForm) -> Decoder:
+    intermediate = len(form.weights["layers.0.down"]())
+    sizes = DecoderSizes(form.layers, form.hidden, intermediate, form.heads, form.kv_heads, form.head_dim)
+    return Decoder(sizes, form.mmate, form.vocab, form.tied, form.vision)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("settings", [{}, {"decay": "kv_head", "backward": False}, {"local_swin": False}])
+def test_matrices_are_those_of_the_step_form(family, settings):
+    form = decoder_form(fresh_student(family, **settings)[0])
+    decoder = sized(form)
+    assert decoder.parameters == sum(thunk().numel() for name, thunk in form.weights.items() if is_matrix(name))
+    layer = {name: form.weights[f"layers.1.{name}"]() for name in LAYER_MATRICES if form.has(f"layers.1.{name}")}
+    shapes = {name: tuple(value.shape) for name, value in layer.items()} | {"in_proj": (form.hidden, form.channels)}
+    assert sorted(decoder.quantizable()) == sorted(shapes.values())
+    assert decoder.controls == layer["in_proj"].shape[1] * form.hidden - form.hidden * form.channels
+
+
+def test_presets_are_those_that_are_exported():
+    for preset in PRESETS:
+        if preset.name in ("none", "fp16"):
+            assert preset.layers is None and preset.head is None
+            continue
+        known = QUANTIZED[preset.target][preset.name]
+        assert preset.layers == known.layers.format and preset.floats == "fp16"
+        assert preset.head == (known.head and known.head.format)
+    wanted = {(target, name) for target, known in QUANTIZED.items() for name in known if name not in NOT_EXPORTED}
+    assert {(p.target, p.name) for p in PRESETS if p.layers is not None} == wanted
+
+
+def test_groups_shrink_as_the_quantizer_shrinks_them():
+    for rows in (16, 48, 96, 128, 130, 896):
+        scheme, _ = fitting(INT4_32, rows)
+        wanted = 2 * rows * 7 if scheme is None else scheme.format.stored_bytes(rows, 7)
+        assert stored_bytes((rows, 7), MatrixFormat("int4", 32), 2) == wanted
+
+
+def test_bytes_of_a_known_model():
+    sizes = DecoderSizes(layers=2, hidden_size=128, intermediate_size=256, heads=4, kv_heads=2, head_dim=32)
+    mmate = replace(decoder_form(fresh_student("llama")[0]).mmate, decay="query_head")
+    decoder = Decoder(sizes, mmate, vocab=100, tied=False, vision=True)
+    layer = 128 * 256 * 2 + 128 * 128 + 128 * 512 + 256 * 128  # in_proj and swin, out_proj, gate_up, down
+    controls, table, tower = 128 * (4 + 4 + 3 * 4), 100 * 128, 5000
+    parameters = 2 * (layer + controls) + 2 * table + tower
+    assert decoder.parameters == parameters - tower
+    found = {(item.target, item.preset): item for item in preset_memory(decoder, parameters)}
+    state = sizes.state_bytes(mmate)
+    assert found["onnx", "none"].weight_bytes == 4 * parameters
+    assert found["onnx", "none"].running_bytes == 4 * parameters + state
+    half = found["jetson", "fp16"]
+    assert half.weight_bytes == 2 * parameters and found["onnx", "fp16"].build_peak_bytes == 0
+    assert half.running_bytes == 2 * 2 * (2 * (layer + controls) + table) + 2 * tower + state
+    assert half.build_peak_bytes == 512 * 2**20 + 4 * 2 * (2 * (layer + controls) + table)
+    quarter = 2 * (layer // 2 + 2 * layer // 128 + 2 * controls)
+    assert found["jetson", "int4"].weight_bytes == quarter + 2 * (2 * table + tower)
+    blocks = 2 * (layer // 2 + 2 * layer // 32 + 2 * controls) + table + 2 * table // 32
+    assert found["onnx", "int4"].weight_bytes == blocks + 2 * (table + tower)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "idefics3", "llama"])
+def test_inspect_shows_them_for_a_student(family, tmp_path):
+    found = inspect_folder(student_folder(family, tmp_path))
+    by_name = {(item.target, item.preset): item for item in found.presets}
+    assert by_name["onnx", "none"].weight_bytes == found.weight_bytes == 4 * found.parameters
+    assert by_name["jetson", "fp16"].weight_bytes == 2 * found.parameters
+    assert len(found.to_json()["presets"]) == len(PRESETS)
