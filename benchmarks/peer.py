@@ -53,8 +53,9 @@ def build_peer(teacher: Path, out: Path, precision: str = "fp32") -> Path:
     config = json.loads((teacher / "config.json").read_text())
     (longer / "config.json").unlink()
     (longer / "config.json").write_text(json.dumps({**config, "max_position_embeddings": MAX_POSITIONS}))
-    builder = ["-m", "onnxruntime_genai.models.builder", "-i", str(longer), "-o", str(out), "-p", precision, "-e", "cpu"]
-    _call("building the peer", *builder, "-c", str(out / "cache"), "--extra_options", *OPTIONS, *MORE_OPTIONS[precision])
+    builder = ["-m", "onnxruntime_genai.models.builder", "-i", str(longer), "-o", str(out), "-p", precision]
+    options = ("--extra_options", *OPTIONS, *MORE_OPTIONS[precision])
+    _call("building the peer", *builder, "-e", "cpu", "-c", str(out / "cache"), *options)
     return out
 
 

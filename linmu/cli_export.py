@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 EXPORT_EXAMPLES = (
     "Example: linmu export student -o bundle, or linmu export student --target jetson --quant int4 --calib "
-    "calib.safetensors -o bundle"
+    "calib.safetensors -o bundle, or linmu export student --state fp16 -o bundle"
 )
 
 
@@ -24,13 +24,17 @@ def export_command(
     student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default="the demo student")] = None,
     target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
     quant: Annotated[
-        str | None, typer.Option("--quant", help="none, fp16, int8, int4, fp8 (jetson) or auto (default: the target's).")
+        str | None, typer.Option("--quant", help="none, fp16, int8, int4, fp8 (jetson) or auto.")
     ] = None,
     calib: Annotated[
         Path | None, typer.Option("--calib", help="Record of `linmu calibrate`, for int8, int4, fp8 and auto.")
     ] = None,
     budget: Annotated[
         int | None, typer.Option("--budget", min=1, help="--quant auto: bytes that the matrices may take.")
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option("--state", help="Recurrent state between calls: fp32 or fp16.", show_default="fp32"),
     ] = None,
     plain_ops: Annotated[bool, typer.Option("--plain-ops", help="onnx: standard operators only.")] = False,
     compile_check: Annotated[
@@ -48,11 +52,13 @@ def export_command(
     from linmu.demo import student_folder
     from linmu.export.targets import find_target, stored_precision, write_bundle
     from linmu.quantize.presets import planned
+    from linmu.state_precision import state_precision
     from linmu.tables import export_view
 
     row = find_target(target)  # all that can be wrong here is told before torch takes its seconds to load
     if planned(target, quant, calib, budget) is None:
         stored_precision(quant, row)
+    state_precision(state)
     student = student or student_folder()
     _require_separate(student, out)
     _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
@@ -61,7 +67,7 @@ def export_command(
             report = write_bundle(
                 student, out, target=target, precision=quant, plain_ops=plain_ops or None,
                 compile_check=None if compile_check else False, calibration=calib, budget_bytes=budget,
-                overwrite=overwrite, progress=progress,
+                state=state, overwrite=overwrite, progress=progress,
             )  # fmt: skip
         _show(export_view(report))
         _say(f"bundle written to {out}")

@@ -25,6 +25,7 @@ from linmu.errors import BundleError, InputError
 from linmu.manifest import CANONICAL_AXES, state_kind
 from linmu.safetensors_file import read_header
 from linmu.specs import StateSpec
+from linmu.state_precision import exact_specs, read_exact, store
 
 GRAPHS_FILE = "golden/graphs.safetensors"
 ROLLOUT_FILE = "golden/rollout.safetensors"
@@ -105,21 +106,21 @@ def synthetic_picture() -> Image.Image:
 
 
 def canonical(specs: Sequence[StateSpec], tensors: State) -> dict[str, np.ndarray]:
-    """States by `past.*` name in the axis order of saved states, float32."""
-    ordered = {}
-    for spec in specs:
+    """States by `past.*` name in the axis order of saved states, float32, whatever they are stored as."""
+    ordered, exact = {}, read_exact(specs, tensors)
+    for spec in exact_specs(specs):
         axes = [spec.axes.index(axis) for axis in CANONICAL_AXES[state_kind(spec.name)]]
-        ordered[spec.name] = np.ascontiguousarray(np.transpose(tensors[spec.name], axes), np.float32)
+        ordered[spec.name] = np.ascontiguousarray(np.transpose(exact[spec.name], axes))
     return ordered
 
 
 def from_canonical(specs: Sequence[StateSpec], tensors: State) -> dict[str, np.ndarray]:
-    """The inverse of `canonical`: states in the axis order of `specs`."""
+    """The inverse of `canonical`: states in the axis order of `specs`, stored as they say."""
     ordered = {}
-    for spec in specs:
+    for spec in exact_specs(specs):
         axes = [CANONICAL_AXES[state_kind(spec.name)].index(axis) for axis in spec.axes]
         ordered[spec.name] = np.ascontiguousarray(np.transpose(tensors[spec.name], axes))
-    return ordered
+    return store(specs, ordered)
 
 
 def grouped(name: str, array: np.ndarray) -> np.ndarray:

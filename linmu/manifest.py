@@ -11,6 +11,7 @@ from typing import Any
 
 from linmu.errors import BundleError
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
+from linmu.state_precision import exact_specs
 
 FORMAT = "linmu-bundle"
 FORMAT_VERSION = 1
@@ -27,6 +28,7 @@ DTYPE_BYTES = {
 # Axis order of a state in a saved file, by the last part of its name.
 CANONICAL_AXES = {
     "recurrent": ("batch", "heads", "key_dim", "value_dim"),
+    "recurrent_scale": ("batch", "heads", "key_dim", "scale"),  # of int8 states; not in files
     "conv": ("batch", "channels", "taps"),
     "key": ("batch", "heads", "window", "head_dim"),
     "value": ("batch", "heads", "window", "head_dim"),
@@ -156,13 +158,13 @@ def model_hash(manifest: Manifest) -> str:
     """Hexadecimal sha256 that identifies the model a saved state belongs to.
 
     Over the hash of the student's weights where known, else over the weight-bearing files' hashes; and over the
-    states in canonical axis order, which every target shares.
+    states as float32 in canonical axis order, which every target and every precision of the state shares.
     """
     weights: Any = {path: entry.sha256 for path, entry in manifest.files.items() if path.endswith(WEIGHT_SUFFIXES)}
     if manifest.model.weights_hash:
         weights = [manifest.model.weights_hash, manifest.precision.get("weights")]
     states = []
-    for spec in manifest.state:
+    for spec in exact_specs(manifest.state):
         shape = dict(zip(spec.axes, spec.shape, strict=True))
         states.append([spec.name, spec.dtype, [shape[axis] for axis in CANONICAL_AXES[state_kind(spec.name)]]])
     text = json.dumps([weights, sorted(states, key=lambda item: str(item[0]))], sort_keys=True)

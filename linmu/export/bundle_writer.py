@@ -59,7 +59,8 @@ class Plan:
     precision products: linmu.step.half_ops). style: the decoder's graphs; vision_opset: the tower's.
     profiles: whether the manifest records shape ranges.
     check: looks at the written graphs before golden vectors are made; what it returns stands in the report, and an
-    error that it raises ends the export. quantization: `weights` then holds for what stays float.
+    error that it raises ends the export. quantization: `weights` then holds for what stays float. state: what recurrent
+    states are rounded to (linmu.state_precision).
     """
 
     target: str
@@ -71,6 +72,7 @@ class Plan:
     profiles: bool = False
     check: Check | None = None
     quantization: Quantization | None = None
+    state: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,7 @@ def write_graphs(
     `folder` holds the processor's files, `model` is the student of the folder `student`.
     """
     form, half = decoder_form(model), plan.weights == "fp16"
-    if quantized is not None:
-        form = quantized.form
+    form = replace(form if quantized is None else quantized.form, state=plan.state)
     vision: dict[str, Any] = {}
     graphs: dict[str, GraphSpec] = {}
     if form.vision:
@@ -245,7 +246,7 @@ def _precision(plan: Plan, form: DecoderForm, whole: tuple[str, ...]) -> dict[st
         found["float32_matrices"] = list(whole)
     int4 = plan.style.ops == "plain" and any(format.weights == "int4" for format in form.quantized.values())
     opset = max(plan.style.opset, INT4_OPSET) if int4 else plan.style.opset
-    found |= {"state": "fp32", "ops": plan.style.ops, "opset": opset}
+    found |= {"state": form.state, "ops": plan.style.ops, "opset": opset}
     return found | ({"vision_opset": plan.vision_opset} if form.vision else {})
 
 

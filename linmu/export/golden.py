@@ -99,7 +99,9 @@ def write_golden(
     form = replace(stored_form(decoder_form(student) if form is None else form, precision), scratch=folder)
     round_vision(student, precision)
     steps, new_tokens = golden.lengths(manifest.model.parameters)
-    stored = "weights {weights}, products {activations}".format(**{"activations": "fp32", **precision})
+    stored = "weights {weights}, products {activations}, state {state}".format(
+        **{"activations": "fp32", "state": "fp32", **precision}
+    )
     processor = Processor.from_folder(folder)
     metadata = {
         "format": "linmu-golden", "format_version": golden.FORMAT_VERSION, "seed": golden.SEED,
@@ -141,10 +143,10 @@ def _graph_vectors(
     if runner.tower is not None:
         features, other = (one.encode(vision_call(runner.tower.facts)) for one in runners[:2])
         out.tensors["vision/embeddings"] = features.embeddings
-        if runner.quantum:
-            noise = logits_noise(features.embeddings, other.embeddings, runner.quantum)
+        if quantum := runner.vision_quantum:
+            noise = logits_noise(features.embeddings, other.embeddings, quantum)
             if features.deepstack is not None and other.deepstack is not None:
-                noise = max(noise, logits_noise(features.deepstack, other.deepstack, runner.quantum))
+                noise = max(noise, logits_noise(features.deepstack, other.deepstack, quantum))
             out.tensors["vision/noise"] = np.array((noise, 0.0), np.float32)
         if features.deepstack is not None:
             out.tensors["vision/deepstack"] = features.deepstack

@@ -21,6 +21,7 @@ IR_VERSION = 10
 DTYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
     "bool": TensorProto.BOOL,
 }

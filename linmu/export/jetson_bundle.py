@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from linmu.export.jetson_ops import JetsonOps
 from linmu.export.targets import find_target, stored_precision
 from linmu.manifest import Manifest
 from linmu.quantize.presets import Quantization, planned
+from linmu.state_precision import state_precision
 
 TARGET = "jetson"
 BACKENDS = ("tensorrt", "onnxruntime", "torch")
@@ -33,6 +35,7 @@ def write_bundle(
     compile_check: bool = True,
     calibration: Path | None = None,
     budget_bytes: int | None = None,
+    state: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -41,11 +44,13 @@ def write_bundle(
     precision: "none" or "fp32", or "fp16" (default): matrices stored and multiplied in half precision, all else in
     float32; or a preset of linmu.quantize.presets, or "auto" with `budget_bytes` for the matrices: these need
     `calibration`, a record of this student, and what they leave float is as in "fp16". compile_check: compile all
-    graphs with TensorRT-RTX, where it is installed; no GPU is needed.
+    graphs with TensorRT-RTX, where it is installed; no GPU is needed. state: "fp32" (default) or "fp16", what
+    recurrent states are rounded to between calls.
     progress(text) and progress(text, done, total) report. Raises InputError for an unusable student, record or preset
     and CheckFailed when a graph is not parsed or compiled; nothing is left behind then.
     """
-    plan = jetson_plan(precision, compile_check, planned(TARGET, precision, calibration, budget_bytes, head=False))
+    quantization = planned(TARGET, precision, calibration, budget_bytes, head=False)
+    plan = replace(jetson_plan(precision, compile_check, quantization), state=state_precision(state))
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)
 
 

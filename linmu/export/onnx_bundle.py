@@ -12,6 +12,7 @@ from linmu.export.targets import find_target, stored_precision
 from linmu.export.vision_graph import OPSET as VISION_OPSET
 from linmu.manifest import Manifest
 from linmu.quantize.presets import planned
+from linmu.state_precision import state_precision
 
 TARGET = "onnx"
 BACKENDS = ("onnxruntime", "torch")
@@ -30,6 +31,7 @@ def write_bundle(
     plain_ops: bool = False,
     calibration: Path | None = None,
     budget_bytes: int | None = None,
+    state: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -37,7 +39,8 @@ def write_bundle(
 
     precision: "none" or "fp32", or "fp16" (matrices stored in half precision, computed in float32). plain_ops:
     standard ONNX operators only. A preset of linmu.quantize.presets, or "auto" with `budget_bytes` for the matrices,
-    needs `calibration`, a record of this student. progress(text) and progress(text, done, total) report.
+    needs `calibration`, a record of this student. state: "fp32" (default) or "fp16", what recurrent states are rounded
+    to between calls. progress(text) and progress(text, done, total) report.
     Raises InputError for an unusable student or preset; nothing is left behind then.
     """
     quantization = planned(TARGET, precision, calibration, budget_bytes)
@@ -45,5 +48,6 @@ def write_bundle(
         raise InputError("--plain-ops with a quantized preset", expected="one of the two", fix="--target jetson")
     weights = "fp16" if quantization else stored_precision(precision, find_target(TARGET))
     style = PLAIN if plain_ops else FUSED
-    plan = Plan(TARGET, BACKENDS, weights, "fp32", style, VISION_OPSET, quantization=quantization)
+    plan = Plan(TARGET, BACKENDS, weights, "fp32", style, VISION_OPSET, quantization=quantization,
+                state=state_precision(state))  # fmt: skip
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)

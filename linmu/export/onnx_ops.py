@@ -13,6 +13,7 @@ import numpy as np
 from linmu.export.graph_builder import MICROSOFT, GraphBuilder
 from linmu.export.quantized_ops import QuantizedOps
 from linmu.export.sliding_ops import MASKED, SlidingOps
+from linmu.export.state_ops import StateOps
 from linmu.layout.types import SCHEDULES, SHIFTS
 from linmu.step.form import DecoderForm
 
@@ -21,7 +22,7 @@ RESTART_LOG_DECAY = -1e4  # exp() is exactly 0 in float32
 FLOAT, INT64, BOOL = 1, 7, 9  # onnx.TensorProto
 
 
-class OnnxOps(QuantizedOps, SlidingOps):
+class OnnxOps(QuantizedOps, SlidingOps, StateOps):
     """Implements linmu.step.ops.Ops; values are graph value names."""
 
     def __init__(self, graph: GraphBuilder, form: DecoderForm):

@@ -26,8 +26,8 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    "onnx": Target("fp32", "linmu.export.onnx_bundle", ("plain_ops", "calibration", "budget_bytes")),
-    "jetson": Target("fp16", "linmu.export.jetson_bundle", ("compile_check", "calibration", "budget_bytes")),
+    "onnx": Target("fp32", "linmu.export.onnx_bundle", ("plain_ops", "calibration", "budget_bytes", "state")),
+    "jetson": Target("fp16", "linmu.export.jetson_bundle", ("compile_check", "calibration", "budget_bytes", "state")),
     "android": Target("int8", None),
     "ios": Target("int8", None),
 }

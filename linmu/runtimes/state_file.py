@@ -1,6 +1,7 @@
 """Saved states: one safetensors file in canonical axis order, refused when it belongs to another model.
 
-A backend may keep a state in another axis order (`StateSpec.axes`); it is permuted here, at the border.
+A backend may keep a state in another axis order (`StateSpec.axes`) and round it (linmu.state_precision); files hold
+float32 in canonical order, and the change is made here, at the border.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from linmu.errors import InputError, StateError
 from linmu.manifest import CANONICAL_AXES, state_kind
 from linmu.safetensors_file import parse_header, read_header
 from linmu.specs import StateSpec
+from linmu.state_precision import exact_specs, read_exact, store
 
 FORMAT = "linmu-state"
 FORMAT_VERSION = "1"
@@ -41,9 +43,10 @@ def save_state(
     """
     _check_position(str(path), position)
     _check_tensors("the state to save", tensors, specs, canonical=False)
+    exact = read_exact(specs, tensors)
     canonical = {
-        spec.name: np.ascontiguousarray(np.transpose(tensors[spec.name], _order(spec.axes, _canonical(spec))))
-        for spec in specs
+        spec.name: np.ascontiguousarray(np.transpose(exact[spec.name], _order(spec.axes, _canonical(spec))))
+        for spec in exact_specs(specs)
     }
     metadata = {
         **{key: json.dumps(value, allow_nan=False) for key, value in position.items()},
@@ -72,15 +75,15 @@ def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple
             expected=model_hash[:16],
             fix="load it with the bundle that saved it",
         )
-    _check_tensors(str(path), tensors, specs, canonical=True)
+    _check_tensors(str(path), tensors, exact_specs(specs), canonical=True)
     if metadata.get("sha256") != _digest(tensors):
         raise StateError(f"{path} was changed after it was saved", fix="save the state again")
     position = _read_position(path, metadata)
     restored = {
         spec.name: np.ascontiguousarray(np.transpose(tensors[spec.name], _order(_canonical(spec), spec.axes)))
-        for spec in specs
+        for spec in exact_specs(specs)
     }
-    return restored, position
+    return store(specs, restored), position
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

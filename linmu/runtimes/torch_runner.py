@@ -46,8 +46,8 @@ class TorchState:
 
     def zero(self) -> None:
         """Back to zeros."""
-        shapes = {s.name: [1 if isinstance(dim, str) else dim for dim in s.shape] for s in self.specs}
-        self.tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        shapes = {s: [1 if isinstance(dim, str) else dim for dim in s.shape] for s in self.specs}
+        self.tensors = {s.name: torch.zeros(shape, dtype=getattr(torch, s.dtype)) for s, shape in shapes.items()}
 
     def advance(self, present: dict[str, torch.Tensor]) -> None:
         """Take the outputs of a run as the new state."""

@@ -25,6 +25,7 @@ from linmu.config import MMateConfig
 from linmu.families import Family, get_family
 from linmu.matrix_format import MatrixFormat
 from linmu.specs import StateSpec
+from linmu.state_precision import recurrent_specs
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,7 @@ class DecoderForm:
     quantized: dict[str, MatrixFormat] = field(default_factory=dict)  # empty: all matrices are float
     streamed: bool = False  # too large to hold: whoever computes with it reads a matrix whenever it is used
     scratch: Path | None = None  # where a streamed form may keep matrices between two uses
+    state: str = "fp32"  # what recurrent states are rounded to between calls (linmu.state_precision)
 
     @property
     def vision(self) -> bool:
@@ -128,18 +130,23 @@ class DecoderForm:
         """Whether a packed weight of this name exists."""
         return name in self.weights
 
+    @property
+    def recurrent_kinds(self) -> tuple[str, ...]:
+        """What one layer's recurrent state consists of."""
+        return ("recurrent", "recurrent_scale") if self.state == "int8" else ("recurrent",)
+
     def state_specs(self) -> tuple[StateSpec, ...]:
         """The whole recurrent state, layer by layer (bundle.md, "Graphs and state")."""
         specs = []
         dim, taps = self.head_dim, self.mmate.taps - 1
         for i in range(self.layers):
-            shapes = {
-                "conv": ((1, taps, self.channels), ("batch", "taps", "channels")),
-                "recurrent": ((1, self.state_heads, dim, dim), ("batch", "heads", "key_dim", "value_dim")),
-            }
+            conv = (1, taps, self.channels), ("batch", "taps", "channels")
+            recurrent = (1, self.state_heads, dim, dim), ("batch", "heads", "key_dim", "value_dim")
+            specs.append(StateSpec(f"past.{i}.conv", f"present.{i}.conv", "float32", *conv))
+            specs += recurrent_specs(i, *recurrent, self.state)
             if window := self.mmate.text_window:
                 ring = (1, self.kv_heads, window, dim)
-                shapes |= dict.fromkeys(("key", "value"), (ring, ("batch", "heads", "window", "head_dim")))
-            for kind, (shape, axes) in shapes.items():
-                specs.append(StateSpec(f"past.{i}.{kind}", f"present.{i}.{kind}", "float32", shape, axes))
+                for kind in ("key", "value"):
+                    axes = ("batch", "heads", "window", "head_dim")
+                    specs.append(StateSpec(f"past.{i}.{kind}", f"present.{i}.{kind}", "float32", ring, axes))
         return tuple(specs)

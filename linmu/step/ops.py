@@ -119,6 +119,12 @@ class Ops(Protocol):
     ) -> tuple[T, T]:
         """The gated recurrence (ssm.py) on packed heads; restart [N] bool drops the state before a token."""
 
+    def read_state(self, stored: dict[str, T], form: DecoderForm) -> T:
+        """The float32 state [B,M,d,d] of what was stored, by the kinds of `form.recurrent_kinds`."""
+
+    def write_state(self, state: T, form: DecoderForm) -> dict[str, T]:
+        """What is stored of a float32 state: rounded once, at the end of a call (linmu.state_precision)."""
+
     def subtract_own(self, y: T, q: T, k: T, v: T, form: DecoderForm) -> T:
         """Y minus each token's own term scale * (q.k) v."""
 

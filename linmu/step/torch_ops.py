@@ -14,6 +14,7 @@ from linmu.matrix_format import MatrixFormat, part
 from linmu.model import ssm
 from linmu.model.local_swin import sliding_attention
 from linmu.model.rotary import rotate
+from linmu.state_precision import LARGEST_CODE, LARGEST_HALF
 from linmu.step.form import DecoderForm
 from linmu.step.streamed import StreamedWeights
 from linmu.step.torch_formats import Rounding, matrix_value, round_named
@@ -180,6 +181,21 @@ class TorchOps:
         batched = None if restart is None else restart[None]
         y, state = ssm.chunked(q, k, v, g, past, scale, batched, form.mmate.chunk_size)
         return y.flatten(2), state
+
+    def read_state(self, stored: dict[str, Tensor], form: DecoderForm) -> Tensor:  # noqa: D102
+        state = stored["recurrent"]
+        if form.state == "int8":
+            return state.float() * stored["recurrent_scale"]
+        return state.float() if form.state == "fp16" else state
+
+    def write_state(self, state: Tensor, form: DecoderForm) -> dict[str, Tensor]:  # noqa: D102
+        if form.state == "fp16":
+            return {"recurrent": state.clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16)}
+        if form.state == "fp32":
+            return {"recurrent": state}
+        scale = state.abs().amax(-1, keepdim=True) / LARGEST_CODE
+        codes = (state / torch.where(scale > 0, scale, 1.0)).round().clamp(-LARGEST_CODE, LARGEST_CODE)
+        return {"recurrent": codes.to(torch.int8), "recurrent_scale": scale}
 
     def subtract_own(self, y, q, k, v, form: DecoderForm) -> Tensor:  # noqa: D102
         every, dim = form.heads // form.state_heads, form.head_dim

@@ -56,7 +56,8 @@ class StudentRunner(TorchRunner):
         form: DecoderForm | None = None,
     ):  # fmt: skip
         self.other = other
-        self.form = (form or decoder_form(student)) if other is None else other.form
+        state = (precision or {}).get("state", "fp32")
+        self.form = replace(form or decoder_form(student), state=state) if other is None else other.form
         own = half_matrices(self.form, precision or {})
         self.halves: frozenset[str] = own if other is None else other.halves
         if other is not None:
@@ -77,13 +78,18 @@ class StudentRunner(TorchRunner):
 
     @property
     def quantum(self) -> float:
-        """The relative distance of two neighbours among what matrix products are rounded to (0: float32)."""
+        """The relative distance of two neighbours among what products and states are rounded to (0: float32)."""
+        return HALF_QUANTUM if self.halves or self.form.state == "fp16" else 0.0
+
+    @property
+    def vision_quantum(self) -> float:
+        """The same of the vision tower, which has no state."""
         return HALF_QUANTUM if self.halves else 0.0
 
     @property
     def lossy(self) -> bool:
-        """Whether this is another function than the float32 student: half precision products, quantized matrices."""
-        return bool(self.halves or self.form.quantized)
+        """Whether this is another function than the float32 student: half products, quantized matrices or states."""
+        return bool(self.halves or self.form.quantized or self.form.state != "fp32")
 
     @property
     def rounds(self) -> bool:

@@ -12,7 +12,7 @@ from linmu.golden import canonical, from_canonical
 from linmu.manifest import Manifest
 from linmu.processing import ModelInputs
 from linmu.runtimes.base import PromptPiece, Runner
-from linmu.runtimes.prompt import place_prompt, prompt_pieces
+from linmu.runtimes.prompt import MAX_PIECE_TOKENS, place_prompt, prompt_pieces
 from linmu.runtimes.session import Session
 
 WHOLE = 1 << 60  # tokens of a piece: never cut
@@ -81,16 +81,22 @@ class RunnerPlayer:
 
 
 class SessionPlayer:
-    """The way a user takes: preprocessing, a prompt cut into many pieces, steps that count positions themselves."""
+    """The way a user takes: preprocessing, a prompt cut into many pieces, steps that count positions themselves.
+
+    A state that is not float32 is rounded after every piece: such a prompt is cut only where a session must, as the
+    reference's is, or they would not round at the same places.
+    """
 
     def __init__(self, session: Session, prompt: str, images: Sequence[Path], name: str = ""):
         self.session, self.prompt, self.images = session, prompt, list(images)
+        exact = session.bundle.manifest.precision.get("state", "fp32") == "fp32"
+        self.piece_tokens = PIECE_TOKENS if exact else MAX_PIECE_TOKENS
         self.name = name or f"session [{session.runner.backend}]"
 
     def start(self) -> np.ndarray:
         """Encode and read the prompt."""
         self.session.reset()
-        return self.session.prefill(self.session.prepare(self.prompt, self.images), PIECE_TOKENS)
+        return self.session.prefill(self.session.prepare(self.prompt, self.images), self.piece_tokens)
 
     def step(self, token: int) -> np.ndarray:
         """One decode step."""

@@ -268,7 +268,7 @@ def _vision_check(reference: Reference, runner: Runner, tolerance: Tolerance) ->
                 if want is not None:
                     have = np.zeros(0, np.float32) if have is None else have
                     limit = tolerance
-                    if quantum := reference.runner.quantum:
+                    if quantum := reference.runner.vision_quantum:
                         twin = getattr(reference.twin.encode(call), name)
                         limit = tolerance.widened((logits_noise(want, twin, quantum), 0.0))
                     meter.add(logits_error(have, want, limit, name=f"{name} of call {number}"))
