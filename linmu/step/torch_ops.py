@@ -26,7 +26,9 @@ class TorchOps:
             value = matrix_value(self.weights, name, format)
             self.weights[name] = value.T if name in ("head", "token_embedding") else value  # tables are [V, D]
             if format.input:
-                self.inputs[name] = (format, self.weights[part(name, "input_scale")])
+                # blocks have scales of their own
+                scale = self.weights[part(name, "input_scale")] if format.static_input else torch.ones(())
+                self.inputs[name] = (format, scale)
 
     def enter(self, scope: str) -> None:
         """Nothing to name when run eagerly."""
