@@ -4,8 +4,9 @@ Glossary (in = rows of W [in, out], the axis that is summed over)
     int8      q [in, out] int8 in -127..127, scale [out]; symmetric
     int4      q [in, out] int8 in -8..7, scale [in / group, out]; symmetric
     fp8       q [in, out] float8 E4M3 (kept as its bits, uint8), scale []
-    input     what x is rounded to before the product: "" (not at all), or "int8"/"fp8" with one static scale
-Every scale is a float16 number kept as float32, so that half-precision targets multiply by the same value.
+    input     what x is rounded to before the product: "" (not at all); "int8" or "fp8" with one static scale; or
+              "int8_blocks": int8 with a scale of its own, max |x| / 127, for every `group` elements of every row
+Every static scale is a float16 number kept as float32, so that half-precision targets multiply by the same value.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 WEIGHTS = ("int8", "int4", "fp8")
+INPUTS = ("", "int8", "fp8", "int8_blocks")
 INT8_LARGEST, INT4_LARGEST, FP8_LARGEST = 127.0, 7.0, 448.0
-LARGEST = {"int8": INT8_LARGEST, "int4": INT4_LARGEST, "fp8": FP8_LARGEST}
+LARGEST = {"int8": INT8_LARGEST, "int8_blocks": INT8_LARGEST, "int4": INT4_LARGEST, "fp8": FP8_LARGEST}
 
 
 @dataclass(frozen=True)
 class MatrixFormat:
-    """weights: "int8", "int4" or "fp8"; group: rows that share a scale (0: all); input: "", "int8" or "fp8"."""
+    """weights: one of WEIGHTS; group: rows that share a scale (0: all); input: one of INPUTS."""
 
     weights: str
     group: int = 0
@@ -30,6 +32,11 @@ class MatrixFormat:
     def bits(self) -> int:
         """Bits of one weight."""
         return 4 if self.weights == "int4" else 8
+
+    @property
+    def static_input(self) -> bool:
+        """Whether inputs are rounded with a scale that calibration found."""
+        return self.input in ("int8", "fp8")
 
     def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:
         """Shape of the scales of a matrix [rows, columns]."""
@@ -42,7 +49,7 @@ class MatrixFormat:
         scales = 1
         for size in self.scale_shape(rows, columns):
             scales *= size
-        return rows * columns * self.bits // 8 + 2 * scales + (2 if self.input else 0)
+        return rows * columns * self.bits // 8 + 2 * scales + (2 if self.static_input else 0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -52,7 +59,7 @@ class MatrixFormat:
     def from_json(cls, data: dict[str, Any]) -> MatrixFormat:
         """Read `to_json`; raises TypeError on unknown keys, ValueError on an unknown format."""
         found = cls(**data)
-        if found.weights not in WEIGHTS or found.input not in ("", "int8", "fp8") or found.group < 0:
+        if found.weights not in WEIGHTS or found.input not in INPUTS or found.group < (found.input == "int8_blocks"):
             raise ValueError(f"unknown matrix format {data}")
         return found
 

@@ -19,7 +19,7 @@ PACKINGS = ("plain", "nibbles", "blocks")
 
 def packing_of(format: MatrixFormat, fused: bool) -> str:
     """How a matrix is packed: for ONNX Runtime's own kernels (`fused`), or for standard operators."""
-    if fused and format.group and not format.input:
+    if fused and format.group and not format.static_input:
         return "blocks"
     return "nibbles" if format.weights == "int4" else "plain"
 

@@ -12,6 +12,7 @@ from linmu.matrix_format import MatrixFormat, part
 from linmu.step.form import DecoderForm
 
 INPUT_TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
+FLOAT_INPUTS, INT8_INPUTS = 1, 4  # accuracy levels of MatMulNBits
 
 
 class QuantizedOps:
@@ -24,7 +25,7 @@ class QuantizedOps:
         """X @ W of a quantized matrix, its input's factor and rounding included."""
         format = self.form.quantized[weight]
         x = self.scaled(x, weight)
-        if format.input:
+        if format.static_input:
             x = self._rounded(x, weight, format)
         if self.graph.stored[part(weight, "q")].packing == "blocks":
             return self._few_bits(x, weight, format)
@@ -54,8 +55,9 @@ class QuantizedOps:
         columns, rows = self.graph.stored[part(weight, "scale")].shape[0], self._rows(weight, format)
         inputs = [x, self.graph.raw(part(weight, "q")), self.graph.raw(part(weight, "scale"))]
         return self.graph.node(
-            "MatMulNBits", inputs, domain=MICROSOFT, K=rows, N=columns, bits=format.bits, block_size=format.group
-        )
+            "MatMulNBits", inputs, domain=MICROSOFT, K=rows, N=columns, bits=format.bits, block_size=format.group,
+            accuracy_level=INT8_INPUTS if format.input else FLOAT_INPUTS,
+        )  # fmt: skip
 
     def _rows(self, weight: str, format: MatrixFormat) -> int:
         return self.graph.stored[part(weight, "scale")].shape[1] * format.group

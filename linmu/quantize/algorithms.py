@@ -45,7 +45,7 @@ def find_scales(weight: np.ndarray, scheme: Scheme, seen: InputStatistics) -> Fo
     linear: Any = _quantize(module, _config(scheme), rows)[0]
     pre = getattr(linear.input_quantizer, "pre_quant_scale", None)
     amax = linear.weight_quantizer.amax.detach().float().numpy()
-    input_amax = float(linear.input_quantizer.amax.float()) if format.input else None
+    input_amax = float(linear.input_quantizer.amax.float()) if format.static_input else None
     factor = None if pre is None else pre.detach().float().numpy()
     return Found(factor, _by_scale(amax, format, *weight.shape), input_amax)
 
@@ -66,7 +66,7 @@ def _config(scheme: Scheme) -> dict[str, Any]:
     else:
         weight["axis"] = None if format.weights == "fp8" else 0
     quantizers = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": weight}]
-    if format.input:
+    if format.static_input:
         quantizers.append({"quantizer_name": "*input_quantizer", "cfg": {"num_bits": bits, "axis": None}})
     algorithm: Any = {"method": scheme.algorithm}
     if scheme.algorithm == "smoothquant":

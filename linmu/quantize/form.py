@@ -82,7 +82,7 @@ def _kinds(short: str, scheme: Scheme | None) -> list[str]:
     if scheme is None:
         return [short, *extra]
     kinds = [part(short, "q"), part(short, "scale")]
-    if scheme.format.input:
+    if scheme.format.static_input:
         kinds.append(part(short, "input_scale"))
     if short == "out_proj" and scheme.algorithm != "max":
         kinds.append(part(short, "pre"))
@@ -130,7 +130,7 @@ def _head(
         return {}
     seen = record.of("head", form.hidden)
     weight = table().detach().float().numpy().T
-    amax = float(seen.amax.max()) if fitted.format.input else None
+    amax = float(seen.amax.max()) if fitted.format.static_input else None
     matrix = round_matrix(weight, fitted.format, None, amax)
     error = relative_error(seen.values["rows"], weight, matrix)
     reports[head] = MatrixReport(head, matrix.format.weights, error, matrix.format.stored_bytes(*weight.shape))

@@ -33,22 +33,22 @@ class Preset:
 
 
 INT8 = Scheme(MatrixFormat("int8", input="int8"), "smoothquant")
-INT8_WEIGHTS = Scheme(MatrixFormat("int8", group=32), "max")
+INT8_32 = Scheme(MatrixFormat("int8", group=32, input="int8_blocks"), "max")
 FP8 = Scheme(MatrixFormat("fp8", input="fp8"), "max")
 INT4_128 = Scheme(MatrixFormat("int4", group=128), "awq_lite")
-INT4_32 = Scheme(MatrixFormat("int4", group=32), "awq_lite")
+INT4_32 = Scheme(MatrixFormat("int4", group=32, input="int8_blocks"), "awq_lite")
 
 # (target, preset): each needs a calibration record.
 PRESETS: dict[str, dict[str, Preset]] = {
     "onnx": {
-        "int8": Preset(INT8, head=INT8_WEIGHTS),
-        "int4": Preset(INT4_32, head=INT8_WEIGHTS),
+        "int8": Preset(INT8, head=INT8_32),
+        "int4": Preset(INT4_32, head=INT8_32),
     },
     "jetson": {"int8": Preset(INT8), "int4": Preset(INT4_128), "fp8": Preset(FP8)},
 }
 
 AUTO = "auto"
-AUTO_SCHEMES: dict[str, list[Scheme]] = {"onnx": [INT4_32, INT8_WEIGHTS], "jetson": [INT4_128]}  # beside float16
+AUTO_SCHEMES: dict[str, list[Scheme]] = {"onnx": [INT4_32, INT8_32], "jetson": [INT4_128]}  # beside float16
 
 
 def find_preset(target: str, name: str) -> Preset:

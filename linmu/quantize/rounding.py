@@ -74,24 +74,33 @@ def round_matrix(
         low, high = (-8, 7) if format.weights == "int4" else (-127, 127)
         q = np.clip(np.rint(scaled), low, high).astype(np.int8)
     input_scale = None
-    if format.input:
+    if format.static_input:
         assert input_amax is not None
         input_scale = half_scale(np.asarray(input_amax), LARGEST[format.input])
     return QuantizedMatrix(format, q, scale, input_scale, pre)
 
 
-def round_input(x: np.ndarray, format: MatrixFormat, scale: np.ndarray) -> np.ndarray:
-    """X as the product sees it: scaled, rounded half to even, saturated, scaled back (float32)."""
+def round_input(x: np.ndarray, format: MatrixFormat, scale: np.ndarray | None) -> np.ndarray:
+    """X as the product sees it: scaled, rounded half to even, saturated, scaled back (float32); no scale: blocks."""
+    if scale is None:
+        return _round_blocks(x, format.group)
     scaled = x / scale
     if format.input == "fp8":
         return np.clip(scaled, -448.0, 448.0).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
     return np.clip(np.rint(scaled), -128, 127).astype(np.float32) * scale
 
 
+def _round_blocks(x: np.ndarray, group: int) -> np.ndarray:
+    blocks = x.reshape(*x.shape[:-1], -1, group).astype(np.float32)
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return (np.rint(blocks * inverse) * (largest / np.float32(127))).reshape(x.shape)
+
+
 def relative_error(x: np.ndarray, weight: np.ndarray, quantized: QuantizedMatrix) -> float:
     """||x W - what the integers give|| / ||x W|| over rows x [N, in], the input's own rounding included."""
     seen = x if quantized.pre is None else x * quantized.pre
-    if quantized.input_scale is not None:
+    if quantized.input_scale is not None or quantized.format.input == "int8_blocks":
         seen = round_input(seen, quantized.format, quantized.input_scale)
     wanted = x @ weight
     size = float(np.linalg.norm(wanted))

@@ -233,6 +233,8 @@ class OrtRunner:
             options.add_session_config_entry("session.x64quantprecision", "1")
         # by default int4 matrices behind DequantizeLinear are multiplied with inputs rounded to int8: another function
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        # Arm's own kernels round inputs by row, not by block: another function than the reference's
+        options.add_session_config_entry("mlas.disable_kleidiai", "1")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         if self._shared and name != "vision":

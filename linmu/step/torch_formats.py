@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from linmu.matrix_format import FP8_LARGEST, MatrixFormat, part
+from linmu.matrix_format import FP8_LARGEST, INT8_LARGEST, MatrixFormat, part
 
 # (matrix, x, format, scale) -> x as the product sees it; verification puts one of its own in the place of round_named
 Rounding = Callable[[str, Tensor, MatrixFormat, Tensor], Tensor]
@@ -21,19 +21,44 @@ def matrix_value(weights: Mapping[str, Tensor], name: str, format: MatrixFormat)
     return q.float() * (scale.repeat_interleave(format.group, 0) if format.group else scale)
 
 
-def input_codes(x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
-    """X scaled, rounded half to even and saturated (ONNX QuantizeLinear): codes, kept in the type of x."""
+def input_codes(x: Tensor, format: MatrixFormat, scale: Tensor, like: Tensor | None = None) -> Tensor:
+    """X scaled, rounded half to even and saturated (ONNX QuantizeLinear): codes, kept in the type of x.
+
+    Blocks have scales of their own, those of `like` (default x), and are multiplied by the scale's inverse, as ONNX
+    Runtime's MatMulNBits does.
+    """
+    if format.input == "int8_blocks":
+        return (x * _spread(_block_inverse(_block_largest(x if like is None else like, format)), format)).round()
     scaled = x / scale
     if format.input == "fp8":
         return scaled.clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn).to(x.dtype)
     return scaled.round().clamp(-128, 127)
 
 
+def code_scale(x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
+    """What a code of x is worth: the static scale, or [..., in] of the blocks'."""
+    if format.input == "int8_blocks":
+        return _spread(_block_largest(x, format) / INT8_LARGEST, format)
+    return scale
+
+
 def round_input(x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
     """X as its codes say (ONNX QuantizeLinear and DequantizeLinear)."""
-    return input_codes(x, format, scale) * scale
+    return input_codes(x, format, scale) * code_scale(x, format, scale)
 
 
 def round_named(weight: str, x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
     """`round_input`, whatever the matrix."""
     return round_input(x, format, scale)
+
+
+def _block_largest(x: Tensor, format: MatrixFormat) -> Tensor:
+    return x.unflatten(-1, (-1, format.group)).abs().amax(-1)
+
+
+def _block_inverse(largest: Tensor) -> Tensor:
+    return torch.where(largest > 0, INT8_LARGEST / largest, torch.zeros_like(largest))
+
+
+def _spread(blocks: Tensor, format: MatrixFormat) -> Tensor:
+    return blocks.repeat_interleave(format.group, -1)

@@ -38,7 +38,9 @@ class TorchOps:
             else:
                 streamed.stream(name, partial(matrix_value, streamed, name, format))
             if format.input:
-                self.inputs[name] = (format, self.weights[part(name, "input_scale")])
+                # blocks have scales of their own
+                scale = self.weights[part(name, "input_scale")] if format.static_input else torch.ones(())
+                self.inputs[name] = (format, scale)
 
     def enter(self, scope: str) -> None:
         """Nothing to name when run eagerly."""

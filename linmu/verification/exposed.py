@@ -16,10 +16,11 @@ from onnx import TensorProto, helper
 
 from linmu.bundle import Bundle
 from linmu.errors import BundleError
+from linmu.export.quantized_ops import INT8_INPUTS
 from linmu.matrix_format import part
 from linmu.runtimes.ort_runner import EXPOSED, OrtRunner
 
-SCALE = part("", "input_scale")
+SCALE, CODES = part("", "input_scale"), part("", "q")
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"  # where a model from memory has its weights
 
 
@@ -65,19 +66,29 @@ class ExposedRunner(OrtRunner):
 
 
 def expose_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Add an output `exposed/<matrix>` for the input of every QuantizeLinear of the main graph; their matrices.
+    """Add an output `exposed/<matrix>` for every input of the main graph that is rounded; their matrices.
+
+    These are inputs of QuantizeLinear, and of MatMulNBits where that rounds by itself.
 
     What stands inside a branch cannot be an output. These are products of windows, whose inputs are tokens of an input
     that is exposed. Raises BundleError as ExposedRunner says.
     """
     graph, found = model.graph, list[str]()
     for node in list(graph.node):
-        if node.op_type != "QuantizeLinear":
+        if node.op_type == "MatMulNBits" and _level(node) == INT8_INPUTS:
+            suffix = CODES
+        elif node.op_type == "QuantizeLinear":
+            suffix = SCALE
+        else:
             continue
-        matrix = node.input[1].removesuffix(SCALE)
-        if not node.input[1].endswith(SCALE) or matrix in found:
-            raise BundleError(f"the scale of {node.name}", got=node.input[1], expected="one of a matrix, used once")
+        matrix = node.input[1].removesuffix(suffix)
+        if not node.input[1].endswith(suffix) or matrix in found:
+            raise BundleError(f"the constant of {node.name}", got=node.input[1], expected="one of a matrix, used once")
         found.append(matrix)
         graph.node.append(helper.make_node("Identity", [node.input[0]], [EXPOSED + matrix]))
         graph.output.append(helper.make_tensor_value_info(EXPOSED + matrix, TensorProto.FLOAT, None))
     return tuple(found)
+
+
+def _level(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "accuracy_level"), 0)

@@ -22,9 +22,10 @@ from linmu.errors import BundleError
 from linmu.golden import canonical
 from linmu.matrix_format import LARGEST, MatrixFormat
 from linmu.runtimes.base import PromptPiece, Runner, RunnerState, VisionFeatures
-from linmu.step.torch_formats import input_codes, round_input, round_named
+from linmu.step.torch_formats import code_scale, input_codes, round_input, round_named
 from linmu.verification.compare import (
     NOISE_ROOM,
+    TINY,
     Meter,
     Tolerance,
     Worst,
@@ -63,16 +64,17 @@ class Follower:
     def __call__(self, weight: str, x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
         """X as its product sees it; raises BundleError where the backend rounds no such input."""
         shown = torch.from_numpy(self._given(weight, x))
-        unit = float(scale) * LARGEST[format.input]
+        worth = code_scale(x, format, scale)
+        unit = (worth * LARGEST[format.input]).clamp(min=TINY)  # a block may be all zeros
         twin = torch.from_numpy(self.twins[weight])
         found, wanted, other = (y.clamp(-BEYOND * unit, BEYOND * unit).numpy() for y in (shown, x, twin))
-        noise = float(np.abs(other - wanted).max()) / unit
+        noise = float((np.abs(other - wanted) / unit.numpy()).max())
         self.noise = max(self.noise, noise if np.isfinite(noise) else 0.0)
-        self.meter.add(array_error(found, wanted, unit, f"input of {weight}", self.margin, self.step), "inputs")
+        self.meter.add(array_error(found, wanted, unit.numpy(), f"input of {weight}", self.margin, self.step), "inputs")
         codes, allowed = follow(x, shown, format, scale, self.margin)
         self.codes += codes.numel()
         self.ties += int((allowed & (codes != input_codes(x, format, scale))).sum())
-        return torch.where(allowed, codes, input_codes(x, format, scale)) * scale
+        return torch.where(allowed, codes, input_codes(x, format, scale)) * worth
 
     def blindly(self, weight: str, x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
         """The same for a twin, which runs first: the backend's codes as they are."""
@@ -90,9 +92,13 @@ class Follower:
 def follow(
     x: Tensor, shown: Tensor, format: MatrixFormat, scale: Tensor, margin: float = MARGIN
 ) -> tuple[Tensor, Tensor]:
-    """(codes of `shown`, where they are right for x): the code of some value within `margin` of x."""
-    room, codes = margin * LARGEST[format.input] * scale, input_codes(shown, format, scale)
-    low, high = input_codes(x - room, format, scale), input_codes(x + room, format, scale)
+    """(codes of `shown`, where they are right for x): the code of some value within `margin` of x.
+
+    Within twice of it where the scale is a block's own largest value, which may be off by as much.
+    """
+    room = margin * LARGEST[format.input] * code_scale(x, format, scale) * (1 if format.static_input else 2)
+    low, high = (input_codes(edge, format, scale, x) for edge in (x - room, x + room))
+    codes = input_codes(shown, format, scale)
     return codes, (low <= codes) & (codes <= high)
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from linmu.golden import seeded_ids
 from linmu.matrix_format import LARGEST, MatrixFormat
 from linmu.step import decoder
-from linmu.step.torch_formats import Rounding, round_input
+from linmu.step.torch_formats import Rounding, code_scale, round_input
 from linmu.verification.compare import NOISE_ROOM, SMALL_GROUP, TINY, Tolerance, logits_noise, noise_between
 from linmu.verification.eager import StudentRunner
 from linmu.verification.players import RunnerPlayer
@@ -46,8 +46,8 @@ class Ties:
     def following(self, weight: str, x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
         """Takes the reference's codes; tells how far the inputs are apart."""
         wanted = self.inputs[weight]
-        least = LEAST_NOISE * LARGEST[format.input] * scale
-        self.noise[weight] = _by_block((x - wanted).abs()).clamp(min=float(least))
+        least = LEAST_NOISE * LARGEST[format.input] * code_scale(wanted, format, scale)
+        self.noise[weight] = _by_block((x - wanted).abs()).maximum(least)
         return round_input(wanted, format, scale)
 
     def moved(self, sign: float) -> Rounding:
