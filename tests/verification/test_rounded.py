@@ -1,4 +1,4 @@
-"""Bundles that round inputs (int8, fp8): proven with their student call by call, and without it by golden vectors."""
+"""Bundles that round inputs (int8, fp8, int4 by block): proven with their student call by call, and without it by golden vectors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.folders import student_folder
 from tests.verification.broken import copy_of, rehash
 
 FAST = {"samples": 3, "decode_tokens": 3, "long_tokens": 4, "kept_rows": 40}
-CASES = [("llama", "onnx", "int8"), ("llama", "jetson", "fp8"), ("qwen3_vl", "onnx", "int8"),
+CASES = [("llama", "onnx", "int8"), ("llama", "onnx", "int4"), ("llama", "jetson", "fp8"), ("qwen3_vl", "onnx", "int8"),
          ("qwen3_vl", "jetson", "int8")]  # fmt: skip
 
 
@@ -87,6 +87,9 @@ def change(folder: Path, name: str, edit) -> None:
 
 
 def negated_column(q: np.ndarray) -> np.ndarray:
+    if q.ndim == 3:  # blocks: the upper bit of the codes of one column
+        q[5] = q[5] ^ 0x88
+        return q
     q[:, 5] = q[:, 5] ^ 0x80 if q.dtype == np.uint8 else -q[:, 5]
     return q
 
@@ -105,6 +108,8 @@ WRONG = {
 def test_golden_vectors_find_wrong_integers_and_scales(place, tmp_path, what) -> None:
     if "int8" in what and place[3] != "int8":
         pytest.skip("the same function in fp8")
+    if "input" in what and place[3] == "int4":
+        pytest.skip("inputs have no stored scale")
     bundle = copy_of(place[1], tmp_path / "broken")
     change(bundle, *WRONG[what])
     rehash(bundle)
@@ -114,7 +119,11 @@ def test_golden_vectors_find_wrong_integers_and_scales(place, tmp_path, what) ->
 
 
 def wrong_scale(model: onnx.ModelProto) -> None:
-    """One QuantizeLinear rounds with 1.01 times its scale."""
+    """One QuantizeLinear rounds with 1.01 times its scale, or one MatMulNBits does not round at all."""
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits" and "layers.1.down" in node.input[1]:
+            next(attribute for attribute in node.attribute if attribute.name == "accuracy_level").i = 1
+            return
     node = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and "layers.1.down" in n.input[1])
     value = numpy_helper.from_array(np.float32(0.0101), "layers.1.wrong.input_scale")
     model.graph.initializer.append(value)
@@ -138,8 +147,10 @@ def test_a_graph_that_rounds_otherwise_fails_against_the_student(place, tmp_path
 def test_inputs_are_exposed_once_by_matrix(place) -> None:
     model = onnx.load(place[1] / "step.onnx", load_external_data=False)
     matrices = expose_inputs(model)
-    assert set(matrices) == {f"layers.{i}.{m}" for i in range(3) for m in ("in_proj", "out_proj", "gate_up", "down")}
-    twice = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    found = {f"layers.{i}.{m}" for i in range(3) for m in ("in_proj", "out_proj", "gate_up", "down")}
+    head = {name for name in read_decoder_file(place[1]).packing if not name.startswith("layers.")}
+    assert set(matrices) == found | head and len(head) == (place[2] == "onnx")
+    twice = next(node for node in model.graph.node if node.op_type in ("QuantizeLinear", "MatMulNBits"))
     model.graph.node.append(twice)
     with pytest.raises(BundleError, match="used once"):
         expose_inputs(model)
@@ -147,7 +158,8 @@ def test_inputs_are_exposed_once_by_matrix(place) -> None:
 
 def test_it_runs_and_says_what_it_is(place) -> None:
     precision = open_bundle(place[1]).manifest.precision
-    assert (precision["weights"], precision["matrix_inputs"]) == (place[3], place[3])
+    inputs = {"int4": "int8_blocks", "int8": "int8" if place[2] == "jetson" else "int8/int8_blocks", "fp8": "fp8"}
+    assert (precision["weights"], precision["matrix_inputs"]) == (place[3], inputs[place[3]])
     if place[2] == "jetson":  # no product in front of a rounding is in half precision
         assert {f"layers.{i}.controls" for i in range(3)} <= set(precision["float32_matrices"])
     with load(place[1], backend="onnxruntime") as session:
