@@ -24,7 +24,8 @@ def export_command(
     student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default="the demo student")] = None,
     target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
     quant: Annotated[
-        str | None, typer.Option("--quant", help="none, fp16, int8, int4, fp8 (jetson) or auto.")
+        str | None,
+        typer.Option("--quant", help="none, fp16, int8, int4, fp8 (jetson) or auto (default: the target's)."),
     ] = None,
     calib: Annotated[
         Path | None, typer.Option("--calib", help="Record of `linmu calibrate`, for int8, int4, fp8 and auto.")

@@ -90,7 +90,7 @@ class SureTokens:
     def step(self, players: Sequence[RunnerPlayer], wish: int, label: str) -> tuple[int, list[np.ndarray]]:
         """Let the players of all runners take `wish`, or another token that is sure -> the token, all logits."""
         saved = [player.save() for player in players]
-        for token in () if self.lost else self._candidates(players[0], wish, label):
+        for token in () if self.lost else self._candidates(players, wish, label):
             made = [player.step(token).copy() for player in players]
             if self.agree(players, made):
                 return token, made
@@ -109,22 +109,22 @@ class SureTokens:
                 return False
         return True
 
-    def _candidates(self, player: RunnerPlayer, wish: int, label: str) -> Iterator[int]:
+    def _candidates(self, players: Sequence[RunnerPlayer], wish: int, label: str) -> Iterator[int]:
         yield wish
         for count in TRIES:
             random = seeded_ids(f"sure.{label}.{count}", self.runners[0].form.vocab, count)
             tokens = np.where(np.isin(random, self.avoid), 0, random)
-            yield from (int(token) for token in tokens[self.noise(player, tokens) <= 1][:CHOICES])
+            yield from (int(token) for token in tokens[self.noise(players, tokens) <= 1][:CHOICES])
 
     @torch.no_grad()
-    def noise(self, player: RunnerPlayer, tokens: np.ndarray) -> np.ndarray:
-        """NOISE_ROOM times what the twins differ by, in units of the tolerances, for each token [n] alone."""
-        logits, present = self._step(self.runners[0], player, tokens)
+    def noise(self, players: Sequence[RunnerPlayer], tokens: np.ndarray) -> np.ndarray:
+        """NOISE_ROOM times what the twins would differ by, in units of the tolerances, for each next token [n]."""
+        logits, present = self._step(self.runners[0], players[0], tokens)
         base, quantum = Tolerance(), self.runners[0].quantum
         std = logits.std(-1, correction=0).clamp(min=TINY)
         limit = base.logits / NOISE_ROOM + quantum * logits.abs().amax(-1) / std
         worst = torch.zeros(len(tokens))
-        for twin in self.runners[1:]:
+        for twin, player in zip(self.runners[1:], players[1:], strict=True):
             other, state = self._step(twin, player, tokens)
             worst = worst.maximum((other - logits).abs().amax(-1) / std / limit)
             for name, value in present.items():

@@ -8,7 +8,7 @@ from onnx import helper
 
 from linmu.errors import CheckFailed
 from linmu.export import engine_check
-from linmu.export.engine_check import ABSENT, SKIPPED, check_engines, compile_graph
+from linmu.export.engine_check import ABSENT, SKIPPED, capability_of, check_engines, compile_graph
 from linmu.runtimes.tensorrt import compiler
 from linmu.specs import GraphSpec
 from tests.bundles import tiny_manifest
@@ -75,3 +75,29 @@ def test_without_a_compiler_the_operators_are_still_checked(wanted, note, tmp_pa
     write(tmp_path / "step.onnx", helper.make_node("Gelu", ["x"], ["y"], name="layers.0.Gelu"))
     with pytest.raises(CheckFailed, match="Gelu 'layers.0.Gelu' of layers.0"):
         check_engines(tmp_path, manifest, wanted)
+
+
+@pytest.mark.parametrize(("inputs", "capability"), [(None, "8.6"), ("int8", "8.6"), ("fp8", "8.9")])
+def test_what_is_compiled_for_follows_from_the_products(inputs, capability):
+    assert capability_of(tiny_manifest(precision={"weights": "fp32", "matrix_inputs": inputs})) == capability
+
+
+@needs_compiler
+@pytest.mark.parametrize(("element", "capability"), [("INT8", "8.6"), ("FLOAT8E4M3FN", "8.9")])
+def test_products_of_rounded_inputs_compile(tmp_path, element, capability):
+    kind = getattr(onnx.TensorProto, element)
+    weights = [
+        helper.make_tensor("scale", FLOAT, [], [0.03]), helper.make_tensor("zero", kind, [], b"\0", raw=True),
+        helper.make_tensor("w", kind, [6, 6], bytes(range(1, 37)), raw=True),
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["seen"]),
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["value"]),
+        helper.make_node("MatMul", ["seen", "value"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(name, FLOAT, [1, "tokens", 6]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    (tmp_path / "step.onnx").write_bytes(model.SerializeToString())
+    assert compile_graph(tmp_path / "step.onnx", PROFILE, capability)["layers"] >= 1

@@ -173,7 +173,7 @@ def test_tokens_are_chosen_where_no_tie_matters(place) -> None:
     runner = StudentRunner(student, precision=bundle.manifest.precision, form=form)
     runners = (runner, *Ties().twins(student, runner))
     sure, players = SureTokens(runners, []), [RunnerPlayer(one, bundle.manifest) for one in runners]
-    noise = sure.noise(players[0], np.arange(200))
+    noise = sure.noise(players, np.arange(200))
     assert (noise <= 1).any() and (noise > 1).any()  # some tokens are sure, some are not
     changed = 0
     for wish in noise.argsort()[-6:]:
