@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from linmu.calibration.collect import calibrate
 from linmu.export.half_range import too_wide
 from linmu.export.jetson_bundle import write_bundle
 from linmu.export.onnx_bundle import write_bundle as write_onnx_bundle
@@ -140,6 +141,22 @@ def test_the_same_bundle_byte_by_byte(student, tmp_path, monkeypatch, write, opt
     monkeypatch.setattr(mapped, "LARGE_PARAMETERS", 0)
     found = write(student, tmp_path / "streamed", **options).manifest
     assert found == wanted and any(name.startswith("golden/") for name in found.files)
+
+
+@pytest.mark.parametrize("student", ["bfloat16"], indirect=True)
+def test_the_same_record_and_the_same_quantized_bundle(student, tmp_path, monkeypatch):
+    monkeypatch.setattr("linmu.golden.ROLLOUT_STEPS", 5)
+    monkeypatch.setattr("linmu.golden.NEW_TOKENS", 3)
+    records, manifests = [], []
+    for place, limit in (("held", LARGE_PARAMETERS), ("streamed", 0)):
+        monkeypatch.setattr(mapped, "LARGE_PARAMETERS", limit)
+        record = tmp_path / f"{place}.safetensors"
+        calibrate(student, record, samples=2, decode_tokens=1, long_tokens=2, kept_rows=40, allow_random=True)
+        records.append(record.read_bytes())
+        options = {"precision": "int4", "compile_check": False, "calibration": record}
+        manifests.append(write_bundle(student, tmp_path / place, **options).manifest)
+    assert records[0] == records[1] and manifests[0] == manifests[1]
+    assert manifests[1].precision["weights"] == "int4"
 
 
 @pytest.mark.parametrize("parameters", [1, LARGE_PARAMETERS])
