@@ -12,7 +12,7 @@ from linmu.matrix_format import MatrixFormat
 from linmu.packing import pack, pack_scale
 from linmu.quantize.rounding import round_input as round_numpy
 from linmu.quantize.rounding import round_matrix
-from linmu.step.torch_formats import round_input
+from linmu.step.torch_formats import input_codes, round_input
 
 ROWS, COLUMNS = 96, 35
 
@@ -52,6 +52,20 @@ def test_onnx_runtime_rounds_inputs_as_the_reference_does(weights, tokens):
     assert np.abs(found - wanted).max() < 5e-6 * std
     assert np.abs(found - exact).max() > 1e-3 * std  # it is another function than the unrounded product,
     assert np.abs(kernel(weights, 1, matrix.q, matrix.scale)(x) - exact).max() < 2e-5 * std  # which level 1 computes
+
+
+def test_ties_go_where_onnx_runtime_takes_them():
+    """Next to the border of two codes the last bit of a division decides: every one must be the runtime's own."""
+    random = np.random.default_rng(7)
+    format = MatrixFormat("int8", group=32, input="int8_blocks")
+    largest = random.uniform(0.1, 10, (500, 1)).astype(np.float32)
+    borders = (random.integers(-126, 126, (500, ROWS)) + 0.5) * largest / 127
+    x = (borders * (1 + random.integers(-2, 3, borders.shape) * 6e-8)).astype(np.float32)
+    x[:, ::32] = largest
+    one = np.eye(ROWS, COLUMNS, dtype=np.int8)  # shows the code itself
+    found = np.rint(kernel("int8", 4, one, np.ones((ROWS // 32, COLUMNS), np.float32))(x) / (largest / 127))
+    wanted = input_codes(torch.from_numpy(x), format, torch.ones(())).numpy()[:, :COLUMNS]
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_what_int8_holds_is_not_moved():
