@@ -165,6 +165,11 @@ class Golden:
     metadata: dict[str, str]
 
     @property
+    def float_inputs(self) -> bool:
+        """Whether graph vectors and roll-out are of the integers behind inputs that are not rounded."""
+        return self.metadata.get("inputs") == "float"
+
+    @property
     def start(self) -> str:
         """The graph vector behind which the step vector and the roll-out stand."""
         return self.metadata.get("start", START)

@@ -11,7 +11,7 @@ Every static scale is a float16 number kept as float32, so that half-precision t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 WEIGHTS = ("int8", "int4", "fp8")
@@ -32,6 +32,11 @@ class MatrixFormat:
     def bits(self) -> int:
         """Bits of one weight."""
         return 4 if self.weights == "int4" else 8
+
+    @property
+    def float_input(self) -> MatrixFormat:
+        """The same weights behind an input that is not rounded."""
+        return replace(self, input="")
 
     @property
     def static_input(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from linmu.runtimes.backends import BACKENDS, available_backends, open_runner, u
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.verification.compare import tolerance_of
+from linmu.verification.float_inputs import golden_runner
 from linmu.verification.graph_files import graph_files
 from linmu.verification.levels import GoldenLevels, graph_io_check, guarded
 
@@ -93,14 +94,8 @@ def _verify(
             except BundleError as error:
                 checks.append(Check("contract", backend, "opening the graphs", False, note=str(error)))
         for runner in runners:
-            if isinstance(runner, OrtRunner):
-                say(f"{runner.backend}: graph files")
-                found, drawn = _graph_file_checks(bundle, golden, runner, steps)
-                checks, curves = checks + found, curves + drawn
-            if golden is not None:
-                say(f"{runner.backend}: golden vectors")
-                found, drawn = golden_checks(bundle, golden, runner, steps)
-                checks, curves = checks + found, curves + drawn
+            found, drawn = _without_student(bundle, golden, runner, steps, say)
+            checks, curves = checks + found, curves + drawn
         if student is not None and runners:
             from linmu.verification.student import student_checks
 
@@ -114,8 +109,27 @@ def _verify(
     return VerifyReport(str(bundle.folder), reference, backends, tuple(checks), tuple(curves), culprit)
 
 
-def golden_checks(bundle: Bundle, golden: Golden, runner: Runner, steps: int) -> tuple[list[Check], list[Curve]]:
-    """All golden levels of one backend, in order; each runs whatever the ones before it found."""
+def _without_student(
+    bundle: Bundle, golden: Golden | None, runner: Runner, steps: int, say: Say
+) -> tuple[list[Check], list[Curve]]:
+    """Everything that one backend can show by itself: graph files, golden vectors, golden prompts."""
+    checks, curves = list[Check](), list[Curve]()
+    with nullcontext(runner) if golden is None else golden_runner(bundle, golden, runner) as opened:
+        if isinstance(opened, OrtRunner):
+            say(f"{runner.backend}: graph files")
+            checks, curves = _graph_file_checks(bundle, golden, opened, steps)
+        if golden is not None:
+            say(f"{runner.backend}: golden vectors")
+            found, drawn = graph_checks(bundle, golden, opened, steps)
+            checks, curves = checks + found, curves + drawn
+    if golden is not None:
+        say(f"{runner.backend}: golden prompts")
+        checks += prompt_checks(bundle, golden, runner)
+    return checks, curves
+
+
+def graph_checks(bundle: Bundle, golden: Golden, runner: Runner, steps: int) -> tuple[list[Check], list[Curve]]:
+    """All golden graph vectors of one backend, in order; each runs whatever the ones before it found."""
     levels = GoldenLevels(bundle, golden, runner, tolerance_of(bundle.manifest, runner.backend))
     plan: list[tuple[str, str, Callable[[], Check]]] = [("graph", "token_embedding", levels.embedding)]
     if "vision/embeddings" in golden.graphs:
@@ -127,12 +141,19 @@ def golden_checks(bundle: Bundle, golden: Golden, runner: Runner, steps: int) ->
     ]
     plan += [("graph", name, check) for vector, name, check in graphs if f"{vector}/logits" in golden.graphs]
     plan.append(("rollout", f"{steps} steps", partial(levels.rollout, steps)))
+    return [guarded(level, runner.backend, name, check) for level, name, check in plan], levels.curves
+
+
+def prompt_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Check]:
+    """The golden prompts, as a user asks them."""
+    levels = GoldenLevels(bundle, golden, runner, tolerance_of(bundle.manifest, runner.backend))
+    plan: list[tuple[str, str, Callable[[], Check]]] = []
     for prompt in golden.prompts:
         plan.append(("greedy", str(prompt["name"]), partial(levels.greedy, prompt)))
     for prompt in golden.prompts:
         plan.append(("prompt", f"{prompt['name']}: ids and pixels", partial(levels.preprocessing, prompt)))
         plan.append(("prompt", f"{prompt['name']}: text", partial(levels.answer, prompt)))
-    return [guarded(level, runner.backend, name, check) for level, name, check in plan], levels.curves
+    return [guarded(level, runner.backend, name, check) for level, name, check in plan]
 
 
 def _graph_file_checks(

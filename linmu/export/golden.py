@@ -4,7 +4,9 @@
     golden/rollout.safetensors  a teacher-forced roll-out behind the prefill vector: tokens, logits, states per step
     golden/prompts.json         prompts (and picture.png) with token ids, pixels, and the greedy answer
 The seeded rules are in linmu/golden.py. Full states are written as long as they fit into the budget.
-Where inputs of products are rounded, text and roll-out are of tokens that no tie makes uncertain
+Where inputs are rounded by block, graphs and roll-out are those of the same integers with float inputs (verification
+runs the graphs so: linmu.verification.float_inputs); prompts are answered with rounded ones.
+Where they are rounded otherwise, text and roll-out are of tokens that no tie makes uncertain
 (linmu/verification/ties.py), and a vector that its ties make too uncertain to show anything is left out.
 """
 
@@ -110,8 +112,11 @@ def write_golden(
     }  # fmt: skip
     if steps < golden.ROLLOUT_STEPS:
         metadata["lengths"] = f"{steps} steps, {new_tokens} new tokens: fewer for a large model"
-    with StudentRunner(student, precision=precision, form=form) as runner:
-        runners = (runner, *(Ties().twins(student, runner) if runner.rounds else [StudentRunner(student, runner)]))
+    opened = float_inputs(form) if (by_block := rounds_by_block(form)) else form
+    if by_block:
+        metadata["inputs"] = "float"
+    with StudentRunner(student, precision=precision, form=opened) as runner:
+        runners = _with_twins(student, runner)
         sure = SureTokens(runners, _media(manifest)) if runner.rounds else None
         weights = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
         room = [int(max(SHARE * weights, LEAST)) // 2]
@@ -124,9 +129,34 @@ def write_golden(
             metadata |= {"start": start, "sure_steps": str(len(rollout.tensors["steps/tokens"]))}
         save_file(_compact(graphs.tensors), folder / golden.GRAPHS_FILE, metadata)
         save_file(_compact(rollout.tensors), folder / golden.ROLLOUT_FILE, metadata)
-        prompts = _prompts(folder, runners, manifest, processor, new_tokens)
+        if by_block:
+            prompts = _rounded_prompts(folder, student, form, manifest, processor, new_tokens)
+        else:
+            prompts = _prompts(folder, runners, manifest, processor, new_tokens)
     (folder / golden.PROMPTS_FILE).write_text(json.dumps({"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
     return {name: holds for name, holds in HOLDS.items() if (folder / name).exists()}
+
+
+def rounds_by_block(form: DecoderForm) -> bool:
+    """Whether inputs are rounded, all by block: the same graphs can then be run without."""
+    return {format.input for format in form.quantized.values()} - {""} == {"int8_blocks"}
+
+
+def float_inputs(form: DecoderForm) -> DecoderForm:
+    """The same integers behind inputs that are not rounded."""
+    return replace(form, quantized={name: format.float_input for name, format in form.quantized.items()})
+
+
+def _with_twins(student: PreTrainedModel, runner: StudentRunner) -> Runners:
+    return (runner, *(Ties().twins(student, runner) if runner.rounds else [StudentRunner(student, runner)]))
+
+
+def _rounded_prompts(
+    folder: Path, student: PreTrainedModel, form: DecoderForm, manifest: Manifest, processor: Processor, new_tokens: int
+) -> list[dict[str, Any]]:
+    """Prompts are answered as users' are: with inputs rounded."""
+    with StudentRunner(student, precision=manifest.precision, form=form) as runner:
+        return _prompts(folder, _with_twins(student, runner), manifest, processor, new_tokens)
 
 
 def _compact(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

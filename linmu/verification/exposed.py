@@ -19,9 +19,9 @@ from linmu.errors import BundleError
 from linmu.export.quantized_ops import INT8_INPUTS
 from linmu.matrix_format import part
 from linmu.runtimes.ort_runner import EXPOSED, OrtRunner
+from linmu.verification.float_inputs import FOLDER_OPTION
 
 SCALE, CODES = part("", "input_scale"), part("", "q")
-FOLDER_OPTION = "session.model_external_initializers_file_folder_path"  # where a model from memory has its weights
 
 
 class ExposedRunner(OrtRunner):
