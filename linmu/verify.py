@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -114,7 +114,11 @@ def _without_student(
 ) -> tuple[list[Check], list[Curve]]:
     """Everything that one backend can show by itself: graph files, golden vectors, golden prompts."""
     checks, curves = list[Check](), list[Curve]()
-    with nullcontext(runner) if golden is None else golden_runner(bundle, golden, runner) as opened:
+    with ExitStack() as stack:
+        try:
+            opened = runner if golden is None else stack.enter_context(golden_runner(bundle, golden, runner))
+        except BundleError as error:
+            return [Check("contract", runner.backend, "opening the graphs", False, note=str(error))], curves
         if isinstance(opened, OrtRunner):
             say(f"{runner.backend}: graph files")
             checks, curves = _graph_file_checks(bundle, golden, opened, steps)
