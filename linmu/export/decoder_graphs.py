@@ -12,6 +12,7 @@ from linmu.export.plain_ops import PlainOps
 from linmu.export.weight_file import StoredWeight
 from linmu.layout import LAYOUT_SPECS
 from linmu.matrix_format import part
+from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.specs import Dim, GraphSpec, StateSpec, TensorSpec
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
@@ -96,7 +97,8 @@ def _step_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm
 def window_row(form: DecoderForm) -> int:
     """The most tokens that one Local-Swin window can have: the row length that fits every prompt."""
     window = form.mmate.window
-    return (window.frames if form.family.vision == "grid" else 1) * window.rows * window.columns
+    frames = min(window.frames, form.mmate.max_span_frames) if form.family.name in VIDEO_DEFAULTS else 1
+    return frames * window.rows * window.columns
 
 
 def _layout_specs(form: DecoderForm, style: GraphStyle) -> list[TensorSpec]:

@@ -13,9 +13,11 @@ from linmu.errors import CheckFailed
 from linmu.export import engine_check
 from linmu.export.jetson_bundle import BACKENDS, OPSET, export_bundle
 from linmu.export.onnx_bundle import export_bundle as export_onnx
+from linmu.runtimes.session import load
 from linmu.runtimes.tensorrt import compiler
 from linmu.verify import verify
 from tests.folders import student_folder
+from tests.tiny import tiny_video
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,15 @@ def test_the_manifest(bundle):
         name: inputs for name, inputs in dynamic.items() if inputs
     }
     assert not dynamic["step"]
+
+
+def test_windows_of_a_clip_fit_the_rows(bundle):
+    """Tile families whose processor takes clips have windows of several frames, too."""
+    said = []
+    for backend in ("onnxruntime", "torch"):
+        with load(bundle, backend=backend) as session:
+            said.append(session.generate("What moves?", video=tiny_video(frames=5), max_new_tokens=3).token_ids)
+    assert len(said[0]) and said[0] == said[1]
 
 
 def test_it_agrees_with_its_reference(bundle, student):
