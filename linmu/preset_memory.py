@@ -11,7 +11,7 @@ in float32 at page borders: below 1% of a model with 100 million parameters, mor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from linmu.config import MMateConfig
 from linmu.inspect import DecoderSizes
@@ -37,8 +37,13 @@ class StoredPreset:
 PRESETS = (
     StoredPreset("onnx", "none", None, None, "fp32"),
     StoredPreset("onnx", "fp16", None, None, "fp16"),
-    StoredPreset("onnx", "int4", MatrixFormat("int4", 32), MatrixFormat("int8", 32), "fp16"),
+    StoredPreset("onnx", "int8", MatrixFormat("int8", input="int8"), MatrixFormat("int8", 32, "int8_blocks"), "fp16"),
+    StoredPreset(
+        "onnx", "int4", MatrixFormat("int4", 32, "int8_blocks"), MatrixFormat("int8", 32, "int8_blocks"), "fp16"
+    ),
     StoredPreset("jetson", "fp16", None, None, "fp16"),
+    StoredPreset("jetson", "int8", MatrixFormat("int8", input="int8"), None, "fp16"),
+    StoredPreset("jetson", "fp8", MatrixFormat("fp8", input="fp8"), None, "fp16"),
     StoredPreset("jetson", "int4", MatrixFormat("int4", 128), None, "fp16"),
 )
 
@@ -122,7 +127,9 @@ def stored_bytes(shape: tuple[int, int], format: MatrixFormat | None, float_byte
     rows, columns = shape
     if format is None:
         return float_bytes * rows * columns
+    if not format.group:
+        return format.stored_bytes(rows, columns)
     group = next((size for size in GROUPS if size <= format.group and rows % size == 0), None)
     if group is None:
         return float_bytes * rows * columns
-    return MatrixFormat(format.weights, group).stored_bytes(rows, columns)
+    return replace(format, group=group).stored_bytes(rows, columns)

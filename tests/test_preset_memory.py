@@ -10,7 +10,7 @@ from linmu.inspect import DecoderSizes, inspect_folder
 from linmu.matrix_format import MatrixFormat
 from linmu.preset_memory import PRESETS, Decoder, preset_memory, stored_bytes
 from linmu.quantize.layer import fitting
-from linmu.quantize.presets import INT4_32, LAYER_MATRICES, NOT_EXPORTED
+from linmu.quantize.presets import INT4_32, LAYER_MATRICES
 from linmu.quantize.presets import PRESETS as QUANTIZED
 from linmu.step.form import DecoderForm, is_matrix
 from linmu.step.pack import decoder_form
@@ -45,7 +45,7 @@ def test_presets_are_those_that_are_exported():
         known = QUANTIZED[preset.target][preset.name]
         assert preset.layers == known.layers.format and preset.floats == "fp16"
         assert preset.head == (known.head and known.head.format)
-    wanted = {(target, name) for target, known in QUANTIZED.items() for name in known if name not in NOT_EXPORTED}
+    wanted = {(target, name) for target, known in QUANTIZED.items() for name in known}
     assert {(p.target, p.name) for p in PRESETS if p.layers is not None} == wanted
 
 
