@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -126,11 +127,12 @@ def test_an_interrupted_build_leaves_no_broken_engine(exported, tmp_path, sign):
     shutil.copytree(exported, tmp_path / "bundle")
     # at TensorRT's own optimisation level and size the compiler runs for several seconds
     command = [sys.executable, "-m", "linmu", "build", str(tmp_path / "bundle"), "--compute-capability", CAPABILITY]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heard,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert "prefill: was never built" in process.stderr.readline()
-    time.sleep(0.5)
-    compilers = children(process.pid)
+    while not (compilers := children(process.pid)):
+        time.sleep(0.01)
     process.send_signal(sign)
     _, error = process.communicate(timeout=60)
     assert process.returncode == (130 if sign == signal.SIGINT else -sign)
