@@ -6,7 +6,7 @@ Glossary
                 of their own; there the embedding table stays on disk, rows of it are looked up
     building    the forecast peak of `linmu build` for the larger decoder engine
 Vectors (norms, biases, conv taps, rotary tables) count as part of the tower, though a bundle has those of the decoder
-in float32 at page borders: below 1% of a model with 100 million parameters, more in tiny ones.
+in float32: below 1% of a model with 100 million parameters, more in tiny ones.
 """
 
 from __future__ import annotations

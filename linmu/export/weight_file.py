@@ -15,7 +15,14 @@ from linmu.matrix_format import MatrixFormat, part
 from linmu.packing import pack, pack_scale, packing_of
 from linmu.step.form import is_matrix
 
-ALIGNMENT = 4096  # a page: lets runtimes map single tensors
+PAGE = 4096  # lets runtimes map single tensors
+SMALL, SMALL_ALIGNMENT = 16 * PAGE, 64  # smaller tensors lie close together: pages of their own add up in tiny models
+
+
+def alignment_of(nbytes: int) -> int:
+    """What the offset of a tensor of so many bytes is a multiple of."""
+    return PAGE if nbytes >= SMALL else SMALL_ALIGNMENT
+
 
 @dataclass(frozen=True)
 class StoredWeight:
@@ -61,7 +68,7 @@ def write_weights(
                 array = thunk().detach().to(torch.float32).contiguous().numpy()
                 if half and is_matrix(name) and name not in whole:
                     array = array.astype(np.float16)
-            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            file.write(b"\0" * (-file.tell() % alignment_of(array.nbytes)))
             stored[name] = StoredWeight(array.dtype, array.shape, file.tell(), array.nbytes, **facts)
             file.write(np.ascontiguousarray(array).data)
             if progress is not None:
