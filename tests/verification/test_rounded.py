@@ -66,6 +66,14 @@ def test_every_path_agrees_with_the_student(place) -> None:
             assert check.kinds["states"].error < 1e-4  # float32 on float32
 
 
+def test_float16_states_are_followed_too(students, tmp_path) -> None:
+    student, record = students["llama"]
+    bundle = tmp_path / "bundle"
+    write_bundle(student, bundle, target="onnx", precision="int4", calibration=record, state="fp16")
+    found = verify(bundle, student=student, steps=40, backends=["onnxruntime"])
+    assert found.ok, found.to_text()
+
+
 def test_golden_vectors_are_held_to_the_tolerances_of_float32(place) -> None:
     golden, base = read_golden(open_bundle(place[1])), Tolerance()
     assert golden.float_inputs == (place[3] == "int4")
