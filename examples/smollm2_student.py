@@ -40,7 +40,7 @@ OPENINGS = (
     "Question: ",
     "def ",
 )
-SAMPLE_TOKENS, BATCH = 256, 25
+SAMPLE_TOKENS = 256
 PROMPT_TOKENS, GREEDY_TOKENS = 64, 32
 
 
@@ -49,16 +49,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def write_text(folder: Path, model: PreTrainedModel, tokenizer, count: int, seed: int) -> None:
-    """A data folder of `count` texts of at most SAMPLE_TOKENS tokens, sampled by the model."""
+def write_text(folder: Path, model: PreTrainedModel, tokenizer, count: int, seed: int, bf16: bool) -> None:
+    """A data folder of `count` texts of at most SAMPLE_TOKENS tokens, sampled by the model, as many of each opening."""
     torch.manual_seed(seed)
     started, texts = time.perf_counter(), []
-    while len(texts) < count:
-        opening = OPENINGS[len(texts) // BATCH % len(OPENINGS)]
+    batch = -(-count // len(OPENINGS))
+    for opening in OPENINGS:
         ids = tokenizer(tokenizer.bos_token + opening if opening[:1] != "<" else opening, return_tensors="pt").input_ids
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             made = model.generate(
-                ids.expand(BATCH, -1), attention_mask=torch.ones(BATCH, ids.shape[1]), do_sample=True, top_k=0,
+                ids.expand(batch, -1), attention_mask=torch.ones(batch, ids.shape[1]), do_sample=True, top_k=0,
                 max_new_tokens=SAMPLE_TOKENS - ids.shape[1], eos_token_id=-1,
             )  # fmt: skip
         texts += [tokenizer.decode(row, skip_special_tokens=False) for row in made]
@@ -115,7 +115,7 @@ def main() -> None:
         tokenizer.save_pretrained(teacher_folder)
     for name, count, seed in (("held-out", args.held_out, 1), ("texts", args.texts, 0)):
         if not (args.out / name).exists():
-            write_text(args.out / name, teacher, tokenizer, count, seed)
+            write_text(args.out / name, teacher, tokenizer, count, seed, args.bf16)
     if not converted.exists():
         convert_folder(teacher_folder, converted)
     recipe = load_recipe(RECIPE)
