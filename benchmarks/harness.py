@@ -44,6 +44,9 @@ def timed(call: Callable[[], object], repeats: int = 1) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+BANDWIDTH_BYTES = 512 * 2**20
+
+
 class Bandwidth:
     """How fast `threads` threads together read an array far larger than the caches, every byte once.
 
@@ -51,10 +54,9 @@ class Bandwidth:
     product) are tried and the faster one counts, so that arithmetic does not pass for memory.
     """
 
-    def __init__(self, threads: int, megabytes: int = 512):
+    def __init__(self, threads: int):
         """Allocate and touch the array."""
-        self.array = np.ones(megabytes * 2**20 // 4, dtype=np.float32)
-        self.nbytes = self.array.nbytes
+        self.array = np.ones(BANDWIDTH_BYTES // 4, dtype=np.float32)
         # Many pieces per thread, so that a thread the system holds up does not make the other one wait.
         self.parts = np.array_split(self.array, 16 * threads)
         self.pool = ThreadPoolExecutor(threads)

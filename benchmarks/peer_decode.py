@@ -3,7 +3,8 @@
 What is timed is one token in, one row of logits out. At one token a step every weight is read once from memory, so
 the limit is bandwidth / weight bytes; attention adds a KV cache that grows with the context, our state does not.
 Ours and the peer's are each run two ways (bare graph with I/O binding; the full runtime), the faster one of each is
-compared. Tokens/s are 1 / median seconds of a burst of steps; `bandwidth` takes its turn in every round too.
+compared. Everyone has a process of its own (contender.py) and takes turns, `bandwidth` too; tokens/s are 1 / median
+seconds of a burst of steps.
 With --quant int4 GenAI's model is int4, too, and llama.cpp joins with its own Q4_1 file. TTFT is the whole prompt in
 the full runtimes, once each, one after the other; with int4 also PyTorch's bf16 forward pass of the teacher.
 
@@ -15,67 +16,39 @@ Needs: pip install onnxruntime-genai (and llama-cpp-python); the example weights
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from harness import Bandwidth, finish, interleave, machine, medians, numbers, say, table, timed
+from contender import WARM_STEPS, Contender
+from harness import BANDWIDTH_BYTES, finish, interleave, machine, medians, numbers, say, table
 from op_profile import profile_by_operator, weight_bytes
-from ours import OurGraph, OurSession, build_bundle, step_file
-from peer import PeerGenerator, PeerGraph, build_peer, build_teacher
-from peer_llama import PeerLlama
+from ours import OurGraph, build_bundle, step_file
+from peer import build_peer, build_teacher
 
 OUT = Path(__file__).parents[1] / "out"
 
 
-def measure(
-    context: int,
-    peer: PeerGraph,
-    peer_folder: Path,
-    bundle: Path | None,
-    bandwidth: Bandwidth,
-    args: argparse.Namespace,
-) -> dict[str, Any]:
+def measure(context: int, args: argparse.Namespace, folders: dict[str, str]) -> dict[str, Any]:
     """Tokens/s of every way at one context length, their ratio and their share of the bandwidth limit."""
-    burst = args.burst
-    prompt = np.random.default_rng(context).integers(3, 49000, context)
-    capacity = context + burst * (args.rounds + 1) + 1
-    generator = PeerGenerator(peer_folder, args.threads, prompt, capacity)
-    ttft_s = {"genai": generator.prefill_s}
-    cases: dict[str, Callable[[], float]] = {
-        "peer graph": lambda: timed(lambda: peer.step(context), burst),
-        "peer runtime": lambda: timed(generator.step, burst),
-        "bandwidth": bandwidth.seconds,
-    }
+    names = ["peer graph", "peer runtime", "bandwidth"]
+    names += ["peer llama.cpp"] if args.quant != "none" else []
+    names += ["our graph", "our runtime"] if "bundle" in folders else []
+    job = {"context": context, "threads": args.threads, "llama_amx": args.llama_amx, **folders}
+    job["capacity"] = context + (args.burst + WARM_STEPS) * (args.rounds + 1) + 1
     if args.quant != "none":
-        llama = PeerLlama(args.threads, prompt, capacity, args.llama_amx)
-        cases["peer llama.cpp"] = lambda: timed(llama.step, burst)
-        ttft_s["llama.cpp"] = llama.prefill_s
-        ttft_s["torch bf16"] = torch_prefill_s(args.out / "smollm2", args.threads, prompt)
-    if bundle is not None:
-        graph, session = OurGraph(step_file(bundle), args.threads), OurSession(bundle, args.threads)
-        ttft_s["our"] = timed(lambda: session.prefill(prompt))
-        cases["our graph"] = lambda: timed(graph.step, burst)
-        cases["our runtime"] = lambda: timed(session.step, burst)
+        torch = Contender(name="torch bf16", **job)
+        torch.close()
+    contenders = [Contender(name=name, **job) for name in names]
+    cases = {c.name: partial(c.seconds, args.burst) for c in contenders}
     interleave(cases, 1)
-    row = summarise(context, medians(interleave(cases, args.rounds)), bandwidth.nbytes)
+    row = summarise(context, medians(interleave(cases, args.rounds)), BANDWIDTH_BYTES)
+    for contender in contenders:
+        contender.close()
+    ttft = {c.name: c.ttft_s for c in contenders if c.ttft_s is not None}
     if args.quant != "none":
-        llama.close()
-    return row | {f"{name.replace(' ', '_')}_ttft_s": seconds for name, seconds in ttft_s.items()}
-
-
-def torch_prefill_s(teacher: Path, threads: int, prompt: np.ndarray) -> float:
-    """Seconds of PyTorch's bfloat16 forward pass of the teacher over a prompt [S], cache filled, one row of logits."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16)
-    ids = torch.from_numpy(prompt)[None]
-    with torch.no_grad():
-        model(ids[:, :64], use_cache=True)
-        return timed(lambda: model(ids, use_cache=True, logits_to_keep=1))
+        ttft["torch bf16"] = torch.ttft_s
+    return row | {f"{name.replace(' ', '_')}_ttft_s": seconds for name, seconds in ttft.items()}
 
 
 def summarise(context: int, seconds: dict[str, float], read_bytes: int) -> dict[str, Any]:
@@ -103,13 +76,13 @@ def main() -> None:
     bundle = None
     if not args.peer_only:
         bundle = args.bundle or build_bundle(teacher, args.out / "smollm2-bundle", args.quant)
-    peer = PeerGraph(peer_folder, args.threads, max(args.contexts) + 1)
     read = {"peer": weight_bytes(peer_folder / "model.onnx")}
     if bundle is not None:
         read["our"] = weight_bytes(step_file(bundle))
-    bandwidth, rows = Bandwidth(args.threads), []
+    rows = []
+    folders = {"peer": str(peer_folder), "teacher": str(teacher)} | ({"bundle": str(bundle)} if bundle else {})
     for context in args.contexts:
-        row = measure(context, peer, peer_folder, bundle, bandwidth, args)
+        row = measure(context, args, folders)
         for side, size in read.items():
             row[f"{side}_limit_share"] = row[f"{side}_graph_tokens_s"] * size / (row["bandwidth_gb_s"] * 1e9)
         rows.append(row)
@@ -136,7 +109,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--contexts", type=numbers, default="512,2048,8192")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--burst", type=int, default=8, help="steps timed in a row before the other's turn")
+    parser.add_argument("--burst", type=int, default=24, help="steps timed in a row before the other's turn")
     parser.add_argument("--out", type=Path, default=OUT)
     return parser.parse_args()
 

@@ -70,8 +70,6 @@ class PeerLlama:
         for start in range(0, len(ids), UBATCH):
             piece = np.ascontiguousarray(ids[start : start + UBATCH], np.int32)
             pointer = piece.ctypes.data_as(self.llama_cpp.ctypes.POINTER(self.llama_cpp.llama_token))
-            code = self.llama_cpp.llama_decode(
-                self.context, self.llama_cpp.llama_batch_get_one(pointer, len(piece))
-            )
+            code = self.llama_cpp.llama_decode(self.context, self.llama_cpp.llama_batch_get_one(pointer, len(piece)))
             if code != 0:
                 raise RuntimeError(f"llama_decode gave {code}")
