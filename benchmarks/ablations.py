@@ -3,8 +3,9 @@
     python benchmarks/ablations.py TEACHER OUT [--steps 1200] [--only full,no_local_swin]
 
 Every variant is converted from the same teacher and trained for the same number of steps on the same data; a variant
-that skips a stage gives its steps to the others. Accuracy is by generation on the same test set, so differences are
-paired. Finished variants are kept: a second run goes on. The last line is JSON.
+that skips a stage gives its steps to the others. Accuracy is by generation on the same test set; the difference to
+`full` is paired, with its 95% interval. Finished variants and what they said are kept: a second run goes on. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from linmu.config import MMateConfig
-from linmu.demo.measure import accuracy, ask_all, make_sets, table_line
+from linmu.demo.measure import BATCH_SIZE, accuracy, make_sets, table_line
 from linmu.distill.recipe import Recipe, Stage, load_recipe
 from linmu.distill.run import distill
+from linmu.evaluation.answerers import Engine
+from linmu.evaluation.report import Evaluation
+from linmu.evaluation.run import evaluate
 from linmu.model.folders import convert_folder, load_student
 from linmu.model.modeling import decoder_layers
 
@@ -92,6 +96,18 @@ def train(name: str, teacher: Path, out: Path, data: Path, steps: int, bf16: boo
     return student
 
 
+def ask(model: Path, test: Path, said: Path, full: Path | None) -> Evaluation:
+    """What a model says to the test set, beside what `full` says; texts are kept in the file `said`."""
+    return evaluate(model, test, teacher=full, engine=Engine(batch_size=BATCH_SIZE), predictions=said)
+
+
+def difference(found: Evaluation) -> list[float]:
+    """Accuracy minus that of `full`, and the ends of the paired interval."""
+    assert found.micro.teacher is not None
+    gap = found.micro.teacher.difference
+    return [gap.value, gap.low, gap.high]
+
+
 def main() -> None:
     """Train and measure every chosen variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,17 +122,25 @@ def main() -> None:
     names = args.only.split(",")
     if unknown := sorted(set(names) - set(VARIANTS)):
         parser.error(f"unknown variants {unknown}; there are {', '.join(VARIANTS)}")
-    data, _, tests = make_sets(args.out / "data", args.samples, args.tests, test_seeds=(101,))
-    table = {"teacher": accuracy(ask_all(args.teacher, tests, args.out / "said" / "teacher"))}
+    data, _, (test,) = make_sets(args.out / "data", args.samples, args.tests, test_seeds=(101,))
+    said = args.out / f"said-{test.name}.jsonl"
+    table = {"teacher": accuracy([ask(args.teacher, test, said, None)])}
     print(table_line("teacher", table["teacher"]), file=sys.stderr)
-    seconds = {}
+    seconds, gaps, full = {}, {}, None
     for name in names:
         started = time.perf_counter()
         student = train(name, args.teacher, args.out, data, args.steps, args.bf16)
         seconds[name] = round(time.perf_counter() - started)
-        table[name] = accuracy(ask_all(student, tests, args.out / "said" / name))
-        print(table_line(name, table[name]), f"({seconds[name]} s)", file=sys.stderr, flush=True)
-    print(json.dumps({"steps": args.steps, "test_samples": args.tests, "accuracy": table, "seconds": seconds}))
+        full = student if name == "full" else full
+        found = ask(student, test, said, full)
+        table[name] = accuracy([found])
+        line = table_line(name, table[name]) + f" ({seconds[name]} s)"
+        if full is not None and full != student:
+            gaps[name] = difference(found)
+            line += " full {:+.1f} ({:+.1f} .. {:+.1f})".format(*(100 * value for value in gaps[name]))
+        print(line, file=sys.stderr, flush=True)
+    print(json.dumps({"steps": args.steps, "test_samples": args.tests, "accuracy": table, "difference_to_full": gaps,
+                      "seconds": seconds}))  # fmt: skip
 
 
 if __name__ == "__main__":
