@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -21,6 +22,8 @@ from linmu import cli_device, cli_export, cli_training
 from linmu.errors import CheckFailed, InputError, LinmuError
 
 INTERRUPTED = 130
+# What transformers loads where ExecuTorch is installed, too: warnings about kernels for GPUs that nobody asked for.
+TALKATIVE = ("torchao", "torch.utils._pytree")
 
 app = typer.Typer(
     name="linmu",
@@ -215,6 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING if debug else logging.ERROR)
     try:
         code = app(arguments, prog_name="linmu", standalone_mode=False)
         sys.stdout.flush()

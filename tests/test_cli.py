@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -173,6 +174,12 @@ def test_libraries_that_print_do_not_disturb_json(tmp_path):
     folder = tiny_bundle(tmp_path / "b")
     done = run_linmu("inspect", str(folder), "--json", before=before + "linmu.inspect.inspect_folder = noisy")
     assert json.loads(done.stdout)["kind"] == "bundle" and "noise" in done.stderr
+
+
+@pytest.mark.parametrize("flag", [(), ("--debug",)])
+def test_warnings_of_unasked_libraries_are_for_debugging(flag):
+    assert main([*flag, "--version"]) == 0
+    assert logging.getLogger("torchao").isEnabledFor(logging.WARNING) == bool(flag)
 
 
 def test_settings():
