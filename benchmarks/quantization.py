@@ -54,7 +54,7 @@ def log_probabilities(runner: StudentRunner, manifest, samples: list[Calibration
 
 
 def variants() -> dict[str, Preset]:
-    """Every preset, and the same without its algorithm; int4 also with AWQ's clipping."""
+    """Every preset, and the same without its algorithm; int4 also with AWQ's clipping and with other heads."""
     found = {}
     for target, presets in PRESETS.items():
         for name, preset in presets.items():
@@ -63,6 +63,10 @@ def variants() -> dict[str, Preset]:
             others = {"max"} | ({"awq_full"} if preset.layers.format.weights == "int4" else set())
             for other in sorted(others - {preset.layers.algorithm}):
                 found[f"{target} {name}, {other}"] = replace(preset, layers=replace(preset.layers, algorithm=other))
+    int4 = PRESETS["onnx"]["int4"]
+    assert int4.layers is not None
+    found["onnx int4, head int4"] = replace(int4, head=replace(int4.layers, algorithm="max"))
+    found["onnx int4, head float"] = replace(int4, head=None)
     return found
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from linmu.golden import seeded_ids
+from linmu.manifest import state_bytes
 from linmu.matrix_format import LARGEST, MatrixFormat
 from linmu.step import decoder
 from linmu.step.torch_formats import Rounding, code_scale, round_input
@@ -27,7 +28,8 @@ from linmu.verification.players import RunnerPlayer
 
 LEAST_NOISE = 1e-8  # of an input's range: what one call measures may be luck
 BLOCK = 16  # channels that share a noise
-TRIES = (32, 480)  # candidates for a token, each batch looked at in one call
+TRIES = (32, 480)  # candidates for a token, each batch looked at before the next
+STATE_ROOM = 2**27  # bytes of the states of as many candidates as are looked at in one call
 CHOICES = 4  # of those that are sure there, how many are tried for good
 
 
@@ -116,9 +118,13 @@ class SureTokens:
             tokens = np.where(np.isin(random, self.avoid), 0, random)
             yield from (int(token) for token in tokens[self.noise(players, tokens) <= 1][:CHOICES])
 
-    @torch.no_grad()
     def noise(self, players: Sequence[RunnerPlayer], tokens: np.ndarray) -> np.ndarray:
         """NOISE_ROOM times what the twins would differ by, in units of the tolerances, for each next token [n]."""
+        rows = max(STATE_ROOM // state_bytes(self.runners[0].state_specs), 1)
+        return np.concatenate([self._noise(players, tokens[i : i + rows]) for i in range(0, len(tokens), rows)])
+
+    @torch.no_grad()
+    def _noise(self, players: Sequence[RunnerPlayer], tokens: np.ndarray) -> np.ndarray:
         logits, present = self._step(self.runners[0], players[0], tokens)
         base, quantum = Tolerance(), self.runners[0].quantum
         std = logits.std(-1, correction=0).clamp(min=TINY)

@@ -18,6 +18,7 @@ from linmu.golden import read_golden
 from linmu.model.folders import load_student
 from linmu.runtimes.session import load
 from linmu.runtimes.torch_runner import bundle_form
+from linmu.verification import ties
 from linmu.verification.compare import NOISE_ROOM, Tolerance
 from linmu.verification.eager import StudentRunner
 from linmu.verification.exposed import ExposedRunner, expose_inputs
@@ -196,6 +197,20 @@ def test_tokens_are_chosen_where_no_tie_matters(place) -> None:
         assert not sure.lost and sure.agree(players, made)
         changed += token != wish
     assert changed  # a token with ties was passed over
+
+
+def test_candidates_are_looked_at_in_parts(place, monkeypatch) -> None:
+    bundle, student = open_bundle(place[1]), load_student(place[0])
+    runner = StudentRunner(student, precision=bundle.manifest.precision, form=bundle_form(bundle))
+    runners = (runner, *Ties().twins(student, runner))
+    sure, players = SureTokens(runners, []), [RunnerPlayer(one, bundle.manifest) for one in runners]
+    tokens = np.arange(7)
+    parts = np.concatenate([sure.noise(players, tokens[start : start + 3]) for start in (0, 3, 6)])
+    monkeypatch.setattr(ties, "STATE_ROOM", 3 * bundle.manifest.state_bytes)  # parts of 3, 3 and 1
+    calls, step = [], SureTokens._step
+    monkeypatch.setattr(sure, "_step", lambda *given: calls.append(len(given[-1])) or step(*given))
+    np.testing.assert_array_equal(sure.noise(players, tokens), parts)
+    assert set(calls) == {3, 1}
 
 
 def test_a_backend_that_shows_nothing_is_refused(place) -> None:
