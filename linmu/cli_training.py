@@ -125,7 +125,9 @@ def calibrate_command(
     data: Annotated[Path | None, typer.Option("--data", help="Data folder like those it will be asked.")] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Taken at even distances from the data.")] = 128,
     decode_tokens: Annotated[int, typer.Option("--decode-tokens", min=0, help="Own tokens after each answer.")] = 32,
-    long_tokens: Annotated[int, typer.Option("--long-tokens", min=0, help="Own tokens after the last one.")] = 1024,
+    long_tokens: Annotated[
+        int, typer.Option("--long-tokens", min=0, help="Own tokens after the last one; as many try float16 states.")
+    ] = 1024,
     allow_random: Annotated[bool, typer.Option("--allow-random", help="Without data: noise.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
