@@ -23,7 +23,7 @@ from linmu.model.mapped import open_student
 from linmu.step.pack import decoder_form
 from linmu.verification.players import RunnerPlayer
 
-SAMPLES, DECODE_TOKENS, LONG_TOKENS = 128, 32, 1024
+SAMPLES, DECODE_TOKENS, LONG_TOKENS, STATE_TOKENS = 128, 32, 1024, 4096
 SAVE_EVERY = 16  # samples
 
 Progress = Callable[..., None]
@@ -37,6 +37,7 @@ def calibrate(
     samples: int = SAMPLES,
     decode_tokens: int = DECODE_TOKENS,
     long_tokens: int = LONG_TOKENS,
+    state_tokens: int = STATE_TOKENS,
     kept_rows: int = KEPT_ROWS,
     allow_random: bool = False,
     progress: Progress | None = None,
@@ -44,7 +45,7 @@ def calibrate(
     """Run a student folder over `samples` samples of a data folder and write the record `out` (.safetensors).
 
     Each sample: its prompt as prefill, its answer and up to `decode_tokens` own tokens as decode steps; `long_tokens`
-    more behind the last one. Then so many tokens of the data's text, to see what float16 states change. What an
+    more behind the last one. Then `state_tokens` of the data's text, to see what float16 states change. What an
     interrupted run left beside `out` is gone on with. Raises InputError for a student or data that cannot be used,
     naming the line, and for data that make activations constant or not finite.
     """
@@ -77,7 +78,7 @@ def calibrate(
                 write_record(partial, record)
     _check(record, model, form.vision)
     say("rounding states")
-    stream = text_stream(source, processor.media_token_ids, long_tokens)
+    stream = text_stream(source, processor.media_token_ids, state_tokens)
     record.float16_states = measure_states(model, manifest, stream)
     write_record(out, record)
     partial.unlink(missing_ok=True)

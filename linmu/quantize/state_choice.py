@@ -1,8 +1,8 @@
 """The state's part of a byte budget: what its precisions take and cost, and which of them leaves the least error.
 
 An error is the sum over layers of squared relative output errors, of a state as of matrices: the state's is measured
-by `linmu calibrate` (linmu.calibration.rounded_state) and counts where it is largest, which is after its longest
-conversation. float32 states have none.
+by `linmu calibrate` (linmu.calibration.rounded_state) and counts where it is largest, at the end of a text of
+`--state-tokens`. float32 states have none.
 """
 
 from __future__ import annotations

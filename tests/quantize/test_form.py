@@ -22,7 +22,7 @@ from linmu.verification.eager import StudentRunner
 from linmu.verification.players import RunnerPlayer
 from tests.folders import student_folder
 
-FAST = {"samples": 4, "decode_tokens": 4, "long_tokens": 4, "kept_rows": 40}
+FAST = {"samples": 4, "decode_tokens": 4, "long_tokens": 4, "state_tokens": 5, "kept_rows": 40}
 
 
 class Place:
