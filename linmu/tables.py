@@ -88,7 +88,7 @@ def export_view(report: ExportReport) -> RenderableType:
 
 def _budget_view(found: BudgetReport) -> list[RenderableType]:
     """A row for every state precision that was looked at, and why one was taken."""
-    title = f"budget of {found.budget_bytes:,} bytes (errors: sums of squared relative output errors)"
+    title = f"budget of {found.budget_bytes:,} bytes (errors: squared, summed)"
     table = Table("state", "its bytes", "its error", "matrices", "their error", title=title, title_justify="left")
     for outcome in found.outcomes:
         state = outcome.state
