@@ -15,7 +15,8 @@ def register(app: typer.Typer) -> None:
 
 EXPORT_EXAMPLES = (
     "Example: linmu export student -o bundle, or linmu export student --target jetson --quant int4 --calib "
-    "calib.safetensors -o bundle, or linmu export student --state fp16 -o bundle"
+    "calib.safetensors -o bundle, or linmu export student --quant auto --budget 3000000 --calib calib.safetensors "
+    "-o bundle, or linmu export student --state fp16 -o bundle"
 )
 
 
@@ -31,11 +32,13 @@ def export_command(
         Path | None, typer.Option("--calib", help="Record of `linmu calibrate`, for int8, int4, fp8 and auto.")
     ] = None,
     budget: Annotated[
-        int | None, typer.Option("--budget", min=1, help="--quant auto: bytes that the matrices may take.")
+        int | None, typer.Option("--budget", min=1, help="--quant auto: bytes for the matrices and one state.")
     ] = None,
     state: Annotated[
         str | None,
-        typer.Option("--state", help="Recurrent state between calls: fp32 or fp16.", show_default="fp32"),
+        typer.Option(
+            "--state", help="Recurrent state between calls: fp32 or fp16.", show_default="fp32; chosen by --quant auto"
+        ),
     ] = None,
     plain_ops: Annotated[bool, typer.Option("--plain-ops", help="onnx: standard operators only.")] = False,
     compile_check: Annotated[

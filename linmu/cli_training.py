@@ -126,6 +126,9 @@ def calibrate_command(
     samples: Annotated[int, typer.Option("--samples", min=1, help="Taken at even distances from the data.")] = 128,
     decode_tokens: Annotated[int, typer.Option("--decode-tokens", min=0, help="Own tokens after each answer.")] = 32,
     long_tokens: Annotated[int, typer.Option("--long-tokens", min=0, help="Own tokens after the last one.")] = 1024,
+    state_tokens: Annotated[
+        int, typer.Option("--state-tokens", min=0, help="Length at which to measure what float16 states change.")
+    ] = 4096,
     allow_random: Annotated[bool, typer.Option("--allow-random", help="Without data: noise.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
@@ -140,7 +143,7 @@ def calibrate_command(
         with _progress("calibrating") as progress:
             record = calibrate(
                 student or student_folder(), out, data=data, samples=samples, decode_tokens=decode_tokens,
-                long_tokens=long_tokens, allow_random=allow_random, progress=progress,
+                long_tokens=long_tokens, state_tokens=state_tokens, allow_random=allow_random, progress=progress,
             )  # fmt: skip
         tokens = record.tokens
         _say(f"{record.done} samples, {tokens['prefill']} prompt tokens and {tokens['decode']} decode steps: {out}")

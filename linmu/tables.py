@@ -13,6 +13,7 @@ from linmu.inspect import Inspection
 if TYPE_CHECKING:  # these import torch
     from linmu.export.bundle_writer import ExportReport
     from linmu.model.folders import FolderConversion
+    from linmu.quantize.state_choice import BudgetReport
 
 
 def size(count: float) -> str:
@@ -81,7 +82,20 @@ def export_view(report: ExportReport) -> RenderableType:
     sizes = f"bundle {size(report.bundle_bytes)} ({share:.2f} of the float32 weights)"
     state = f"state {size(report.manifest.state_bytes)}"
     took = _took(report.seconds, report.peak_bytes, report.student_bytes, "the float32 weights")
-    return Group(table, *_check_view(report.check), sizes, state, took)
+    budget = [] if report.budget is None else _budget_view(report.budget)
+    return Group(table, *_check_view(report.check), sizes, state, *budget, took)
+
+
+def _budget_view(found: BudgetReport) -> list[RenderableType]:
+    """A row for every state precision that was looked at, and why one was taken."""
+    title = f"budget of {found.budget_bytes:,} bytes (errors: squared, summed)"
+    table = Table("state", "its bytes", "its error", "matrices", "their error", title=title, title_justify="left")
+    for outcome in found.outcomes:
+        state = outcome.state
+        after = f"{state.error:.3g} ({state.roundings:,} steps)" if state.roundings else f"{state.error:.3g}"
+        matrices = "do not fit" if outcome.matrix_error is None else f"{outcome.matrix_error:.3g}"
+        table.add_row(state.precision, f"{state.stored_bytes:,}", after, f"{outcome.matrix_bytes:,}", matrices)
+    return [table, f"state {found.chosen.state.precision}: {found.reason}"]
 
 
 def _check_view(check: dict[str, Any]) -> list[RenderableType]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from linmu.calibration.observe import VISION, Book, ObservedRunner
 from linmu.calibration.record import CalibrationRecord, Origin, read_record, write_record
+from linmu.calibration.rounded_state import measure_states, text_stream
 from linmu.calibration.samples import CalibrationSample, open_samples
 from linmu.calibration.statistics import KEPT_ROWS
 from linmu.distill.encode import model_processor
@@ -22,7 +23,7 @@ from linmu.model.mapped import open_student
 from linmu.step.pack import decoder_form
 from linmu.verification.players import RunnerPlayer
 
-SAMPLES, DECODE_TOKENS, LONG_TOKENS = 128, 32, 1024
+SAMPLES, DECODE_TOKENS, LONG_TOKENS, STATE_TOKENS = 128, 32, 1024, 4096
 SAVE_EVERY = 16  # samples
 
 Progress = Callable[..., None]
@@ -36,6 +37,7 @@ def calibrate(
     samples: int = SAMPLES,
     decode_tokens: int = DECODE_TOKENS,
     long_tokens: int = LONG_TOKENS,
+    state_tokens: int = STATE_TOKENS,
     kept_rows: int = KEPT_ROWS,
     allow_random: bool = False,
     progress: Progress | None = None,
@@ -43,8 +45,9 @@ def calibrate(
     """Run a student folder over `samples` samples of a data folder and write the record `out` (.safetensors).
 
     Each sample: its prompt as prefill, its answer and up to `decode_tokens` own tokens as decode steps; `long_tokens`
-    more behind the last one. What an interrupted run left beside `out` is gone on with. Raises InputError for a
-    student or data that cannot be used, naming the line, and for data that make activations constant or not finite.
+    more behind the last one. Then `state_tokens` of the data's text, to see what float16 states change. What an
+    interrupted run left beside `out` is gone on with. Raises InputError for a student or data that cannot be used,
+    naming the line, and for data that make activations constant or not finite.
     """
     student, out, say = Path(student), Path(out), progress or (lambda *_: None)
     if out.suffix != ".safetensors":
@@ -74,6 +77,9 @@ def calibrate(
             if record.done % SAVE_EVERY == 0 and not last:
                 write_record(partial, record)
     _check(record, model, form.vision)
+    say("rounding states")
+    stream = text_stream(source, processor.media_token_ids, state_tokens)
+    record.float16_states = measure_states(model, manifest, stream)
     write_record(out, record)
     partial.unlink(missing_ok=True)
     return record

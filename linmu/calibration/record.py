@@ -2,7 +2,7 @@
 
 Tensors: `<matrix>/<statistic>` (statistics.py) for every matrix product of the decoder (names of linmu.step.form) and
 of the vision tower (`vision.<module>`); `states/<state>` the largest |value| by head (recurrent) or channel (conv), and
-`states/layers.<i>.log_decay` the lowest by head.
+`states/layers.<i>.log_decay` the lowest by head; `float16_states/<state>` an error curve (error_curve.py).
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from linmu.atomic import atomic_file
+from linmu.calibration.error_curve import checked_curve, relative_errors
 from linmu.calibration.statistics import InputStatistics
 from linmu.errors import InputError
 from linmu.export.steady_header import steady_header
 from linmu.safetensors_file import read_header
 
-FORMAT, FORMAT_VERSION = "linmu-calibration", "1"
+FORMAT, FORMAT_VERSION = "linmu-calibration", "2"
+READABLE = ("1", FORMAT_VERSION)  # 1 has no float16_states
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,17 @@ class Origin:
 
 @dataclass
 class CalibrationRecord:
-    """Statistics by matrix name, ranges of the states, and how far the pass has come (`done` samples)."""
+    """Statistics by matrix name, ranges of the states, and how far the pass has come (`done` samples).
+
+    float16_states: what rounding each state would change (error_curve.py, rounded_state.py).
+    """
 
     origin: Origin
     done: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})
     inputs: dict[str, InputStatistics] = field(default_factory=dict)
     states: dict[str, np.ndarray] = field(default_factory=dict)
+    float16_states: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -73,12 +79,14 @@ class CalibrationRecord:
             "largest_inputs": {name: value for value, name in largest[:5]},
             "largest_states": {name: float(value.max()) for name, value in sorted(self.states.items())
                                if not name.endswith("log_decay")},
+            "float16_states": {name: relative_errors(curve) for name, curve in sorted(self.float16_states.items())},
         }  # fmt: skip
 
 
 def write_record(path: Path, record: CalibrationRecord) -> None:
     """Write a record; the file appears whole, and has the same bytes for the same record."""
     tensors = {f"states/{name}": np.ascontiguousarray(value) for name, value in record.states.items()}
+    tensors |= {f"float16_states/{name}": np.ascontiguousarray(x) for name, x in record.float16_states.items()}
     for name, statistics in record.inputs.items():
         tensors |= {f"{name}/{kind}": np.ascontiguousarray(x) for kind, x in statistics.tensors().items()}
     metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "origin": json.dumps(asdict(record.origin)),
@@ -94,9 +102,9 @@ def read_record(path: Path) -> CalibrationRecord:
     metadata = read_header(path).metadata
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a calibration record", expected="a file made by `linmu calibrate`")
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path} has another version", got=metadata.get("format_version"), expected=FORMAT_VERSION,
-                         fix="calibrate again")  # fmt: skip
+    if metadata.get("format_version") not in READABLE:
+        raise InputError(f"{path} has another version", got=metadata.get("format_version"),
+                         expected=" or ".join(READABLE), fix="calibrate again")  # fmt: skip
     try:
         return _parse(metadata, load_file(path))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -108,16 +116,18 @@ def _parse(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Ca
     if set(origin) != {item.name for item in fields(Origin)}:
         raise ValueError(f"unknown origin {sorted(origin)}")
     grouped: dict[str, dict[str, np.ndarray]] = {}
-    states = {}
+    states, curves = {}, {}
     for key, value in tensors.items():
         group, _, name = key.rpartition("/")
         if group == "states":
             states[name] = np.array(value)
+        elif group == "float16_states":
+            curves[name] = checked_curve(value)
         else:
             grouped.setdefault(group, {})[name] = value
     inputs = {name: InputStatistics.from_tensors(values) for name, values in sorted(grouped.items())}
     tokens = {str(kind): int(count) for kind, count in json.loads(metadata["tokens"]).items()}
-    return CalibrationRecord(Origin(**origin), int(metadata["done"]), tokens, inputs, states)
+    return CalibrationRecord(Origin(**origin), int(metadata["done"]), tokens, inputs, states, curves)
 
 
 def record_of(path: Path, student_hash: str) -> CalibrationRecord:

@@ -37,6 +37,7 @@ from linmu.processing.settings import to_json
 from linmu.quantize.form import QuantizedForm
 from linmu.quantize.layer import MatrixReport
 from linmu.quantize.presets import Quantization
+from linmu.quantize.state_choice import BudgetReport
 from linmu.quantize.student import quantize_student
 from linmu.specs import GraphSpec
 from linmu.step.form import DecoderForm
@@ -60,7 +61,7 @@ class Plan:
     profiles: whether the manifest records shape ranges.
     check: looks at the written graphs before golden vectors are made; what it returns stands in the report, and an
     error that it raises ends the export. quantization: `weights` then holds for what stays float. state: what recurrent
-    states are rounded to (linmu.state_precision).
+    states are rounded to (linmu.state_precision), unless a byte budget chooses it.
     """
 
     target: str
@@ -87,6 +88,7 @@ class ExportReport:
     peak_bytes: int
     check: dict[str, Any] = field(default_factory=dict)
     matrices: tuple[MatrixReport, ...] = ()  # of a quantized bundle
+    budget: BudgetReport | None = None  # of one whose precisions a byte budget chose
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without the manifest (which stands in the bundle)."""
@@ -101,6 +103,7 @@ class ExportReport:
             "peak_bytes": self.peak_bytes,
             "check": self.check,
             "matrices": [vars(report) for report in self.matrices],
+            "budget": None if self.budget is None else self.budget.to_json(),
         }
 
 
@@ -123,6 +126,8 @@ def write_planned(
         if plan.quantization is not None:
             say("quantizing")
             quantized = quantize_student(student, model, plan.quantization, say)
+            if quantized.budget is not None:
+                plan = replace(plan, state=quantized.budget.chosen.state.precision)
         manifest, reports = write_graphs(folder, student, model, plan, say, quantized)
         found: dict[str, Any] = {}
         if plan.check is not None:
@@ -146,6 +151,7 @@ def write_planned(
         peak_bytes=peak_bytes(),
         check=found,
         matrices=() if quantized is None else tuple(quantized.reports.values()),
+        budget=None if quantized is None else quantized.budget,
     )
 
 

@@ -42,14 +42,14 @@ def write_bundle(
     """Export the student folder `student` to the bundle folder `out`.
 
     precision: "none" or "fp32", or "fp16" (default): matrices stored and multiplied in half precision, all else in
-    float32; or a preset of linmu.quantize.presets, or "auto" with `budget_bytes` for the matrices: these need
+    float32; or a preset of linmu.quantize.presets, or "auto" with `budget_bytes` for matrices and one state: these need
     `calibration`, a record of this student, and what they leave float is as in "fp16". compile_check: compile all
-    graphs with TensorRT-RTX, where it is installed; no GPU is needed. state: "fp32" (default) or "fp16", what
-    recurrent states are rounded to between calls.
+    graphs with TensorRT-RTX, where it is installed; no GPU is needed. state: "fp32" (default, unless "auto" chooses) or
+    "fp16", what recurrent states are rounded to between calls.
     progress(text) and progress(text, done, total) report. Raises InputError for an unusable student, record or preset
     and CheckFailed when a graph is not parsed or compiled; nothing is left behind then.
     """
-    quantization = planned(TARGET, precision, calibration, budget_bytes, head=False)
+    quantization = planned(TARGET, precision, calibration, budget_bytes, head=False, state=state)
     plan = replace(jetson_plan(precision, compile_check, quantization), state=state_precision(state))
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)
 

@@ -38,12 +38,12 @@ def write_bundle(
     """Export the student folder `student` to the bundle folder `out`.
 
     precision: "none" or "fp32", or "fp16" (matrices stored in half precision, computed in float32). plain_ops:
-    standard ONNX operators only. A preset of linmu.quantize.presets, or "auto" with `budget_bytes` for the matrices,
-    needs `calibration`, a record of this student. state: "fp32" (default) or "fp16", what recurrent states are rounded
-    to between calls. progress(text) and progress(text, done, total) report.
+    standard ONNX operators only. A preset of linmu.quantize.presets, or "auto" with `budget_bytes` for matrices and
+    one state, needs `calibration`, a record of this student. state: "fp32" (default, unless "auto" chooses) or "fp16",
+    what recurrent states are rounded to between calls. progress(text) and progress(text, done, total) report.
     Raises InputError for an unusable student or preset; nothing is left behind then.
     """
-    quantization = planned(TARGET, precision, calibration, budget_bytes)
+    quantization = planned(TARGET, precision, calibration, budget_bytes, state=state)
     if quantization and plain_ops:
         raise InputError("--plain-ops with a quantized preset", expected="one of the two", fix="--target jetson")
     weights = "fp16" if quantization else stored_precision(precision, find_target(TARGET))

@@ -1,7 +1,9 @@
-"""`--quant auto --budget BYTES`: a precision for every group of matrices, by measured error against a byte budget.
+"""`--quant auto --budget BYTES`: precisions of matrices and state, by measured error against a byte budget.
 
-Groups are matrices that share an input (layer.py) and the head. Each starts at its smallest precision; then, while the
-budget allows, the group whose next larger precision takes away most squared output error per byte gets it.
+The budget counts the matrices that are chosen among, and one state. Groups are matrices that share an input (layer.py)
+and the head. Each starts at its smallest precision; then, while the budget allows, the group whose next larger
+precision takes away most squared output error per byte gets it. That is done beside a float32 state and beside a
+float16 one (state_choice.py); the smaller sum of all errors decides, and float32 where they are equal.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from linmu.calibration.record import CalibrationRecord
-from linmu.errors import InputError
-from linmu.quantize.form import Choose, quantize_form
+from linmu.quantize.form import Choose, matrix_elements, quantize_form
 from linmu.quantize.presets import LAYER_MATRICES, Scheme
+from linmu.quantize.state_choice import BudgetReport, Outcome, StateOption, choose_state, state_options
 from linmu.step.form import DecoderForm
 
 
@@ -27,16 +29,29 @@ class Option:
 
 def choose_by_budget(
     form: DecoderForm, record: CalibrationRecord, schemes: Sequence[Scheme], budget_bytes: int,
-    progress: Callable[[str], None] = lambda _: None, head: bool = True,
-) -> dict[str, Scheme | None]:  # fmt: skip
-    """Scheme by group leader (None: float16) so that these matrices take at most `budget_bytes`; head: with the head.
+    progress: Callable[[str], None] = lambda _: None, head: bool = True, state: str | None = None,
+) -> BudgetReport:  # fmt: skip
+    """Precisions of the state and of every group of matrices, together at most `budget_bytes`.
 
+    head: whether the head is among the matrices; state: the state's precision where it is given (None: chosen).
     Raises InputError when even the smallest precisions need more.
     """
     options = measure(form, record, schemes, progress)
     if not head:
         options = {group: found for group, found in options.items() if group.startswith("layers.")}
-    return spend({group: ladder(found) for group, found in options.items()}, budget_bytes)
+    ladders = {group: ladder(found) for group, found in options.items()}
+    outcomes = [outcome(ladders, item, budget_bytes) for item in state_options(form, record, state)]
+    return choose_state(outcomes, budget_bytes, asked=state is not None)
+
+
+def outcome(ladders: dict[str, list[Option]], state: StateOption, budget_bytes: int) -> Outcome:
+    """What a budget buys beside a state of one precision."""
+    smallest = sum(steps[0].stored_bytes for steps in ladders.values())
+    if smallest + state.stored_bytes > budget_bytes:
+        return Outcome(state, smallest, None)
+    chosen = spend(ladders, budget_bytes - state.stored_bytes)
+    size, error = (sum(getattr(option, name) for option in chosen.values()) for name in ("stored_bytes", "error"))
+    return Outcome(state, size, error, {group: option.scheme for group, option in chosen.items()})
 
 
 def measure(
@@ -55,7 +70,7 @@ def measure(
                 size = sum(report.stored_bytes for report in reports)
                 found.setdefault(group, []).append(Option(scheme, size, sum(r.error**2 for r in reports)))
     for group, members in groups(form).items():
-        size = sum(2 * _elements(form, name) for name in members)
+        size = sum(2 * matrix_elements(form, name) for name in members)
         found.setdefault(group, []).append(Option(None, size, 0.0))
     return found
 
@@ -82,13 +97,10 @@ def ladder(options: Sequence[Option]) -> list[Option]:
     return steps
 
 
-def spend(ladders: dict[str, list[Option]], budget_bytes: int) -> dict[str, Scheme | None]:
-    """One option per group, at most `budget_bytes` in all; raises InputError when that is impossible."""
+def spend(ladders: dict[str, list[Option]], budget_bytes: int) -> dict[str, Option]:
+    """One option per group, at most `budget_bytes` in all, which the smallest ones must fit into."""
     place = dict.fromkeys(ladders, 0)
     spent = sum(steps[0].stored_bytes for steps in ladders.values())
-    if spent > budget_bytes:
-        raise InputError("--budget is too small for these matrices", got=f"{budget_bytes} bytes",
-                         expected=f"at least {spent}")  # fmt: skip
     while True:
         raises = [
             (steps[place[group]].error - steps[place[group] + 1].error, steps[place[group] + 1].stored_bytes
@@ -97,7 +109,7 @@ def spend(ladders: dict[str, list[Option]], budget_bytes: int) -> dict[str, Sche
         ]  # fmt: skip
         fitting = [(gain / max(cost, 1), group, cost) for gain, cost, group in raises if spent + cost <= budget_bytes]
         if not fitting:
-            return {group: steps[place[group]].scheme for group, steps in ladders.items()}
+            return {group: steps[place[group]] for group, steps in ladders.items()}
         _, group, cost = max(fitting)
         place[group] += 1
         spent += cost
@@ -105,9 +117,3 @@ def spend(ladders: dict[str, list[Option]], budget_bytes: int) -> dict[str, Sche
 
 def _everywhere(scheme: Scheme) -> Choose:
     return lambda name: scheme
-
-
-def _elements(form: DecoderForm, name: str) -> int:
-    weight = form.weights[name]()
-    rows, columns = weight.shape
-    return rows * (form.channels if name.endswith("in_proj") else columns)

@@ -14,6 +14,7 @@ from linmu.matrix_format import MatrixFormat, part
 from linmu.quantize.layer import LayerQuantizer, MatrixReport, fitting
 from linmu.quantize.presets import LAYER_MATRICES, Preset, Scheme
 from linmu.quantize.rounding import relative_error, round_matrix
+from linmu.quantize.state_choice import BudgetReport
 from linmu.step.form import DecoderForm
 
 if TYPE_CHECKING:
@@ -26,10 +27,14 @@ Choose = Callable[[str], Scheme | None]
 
 @dataclass
 class QuantizedForm:
-    """The form, and a report by matrix that fills as layers are read (`form.weights` are thunks)."""
+    """The form, and a report by matrix that fills as layers are read (`form.weights` are thunks).
+
+    budget: what led to these precisions, where a byte budget did.
+    """
 
     form: DecoderForm
     reports: dict[str, MatrixReport] = field(default_factory=dict)
+    budget: BudgetReport | None = None
 
 
 def preset_choice(preset: Preset) -> Choose:
@@ -63,8 +68,21 @@ def quantize_form(form: DecoderForm, record: CalibrationRecord, choose: Choose) 
     scheme = choose(head)
     if scheme is not None:
         formats |= _head(head, scheme, form, record, weights, quantized.reports)
+    if not formats:  # then it is the student's own form, whose input projections are not cut in two
+        return QuantizedForm(form, _all_float(form))
     quantized.form = replace(form, weights=weights, quantized=formats)
     return quantized
+
+
+def matrix_elements(form: DecoderForm, name: str) -> int:
+    """Numbers in a matrix of the form, of an input projection in q | k | v."""
+    rows, columns = form.weights[name]().shape
+    return rows * (form.channels if name.endswith("in_proj") else columns)
+
+
+def _all_float(form: DecoderForm) -> dict[str, MatrixReport]:
+    names = [name for name in form.weights if name.rpartition(".")[2] in LAYER_MATRICES]
+    return {name: MatrixReport(name, "float", 0.0, 2 * matrix_elements(form, name)) for name in names}
 
 
 def _leader(name: str, short: str) -> str:

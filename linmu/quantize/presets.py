@@ -65,7 +65,7 @@ class Quantization:
     """What an export is asked for: a preset of the target (or "auto" with a byte budget), and the record.
 
     head: whether the head may be quantized. A tied head is the table of embeddings too, and standard operators cannot
-    read rows of packed integers.
+    read rows of packed integers. state: what states are to be rounded to, for "auto" (None: it chooses).
     """
 
     target: str
@@ -73,10 +73,12 @@ class Quantization:
     record: Path
     budget_bytes: int | None = None
     head: bool = True
+    state: str | None = None
 
 
 def planned(
-    target: str, preset: str | None, record: Path | None, budget_bytes: int | None = None, head: bool = True
+    target: str, preset: str | None, record: Path | None, budget_bytes: int | None = None, head: bool = True,
+    state: str | None = None,
 ) -> Quantization | None:
     """The quantization of a target's preset, or None for a preset of float precision.
 
@@ -97,4 +99,4 @@ def planned(
     if record is None:
         raise InputError(f"--quant {preset} needs a calibration record",
                          fix="linmu calibrate STUDENT --data DATA -o calib.safetensors, then --calib FILE")  # fmt: skip
-    return Quantization(target, preset, record, budget_bytes, head)
+    return Quantization(target, preset, record, budget_bytes, head, state)

@@ -19,11 +19,18 @@ from linmu.step.pack import decoder_form
 def quantize_student(
     folder: Path, model: PreTrainedModel, asked: Quantization, say: Callable[[str], None]
 ) -> QuantizedForm:
-    """Quantize; raises InputError for a record of another student and a budget that is too small."""
+    """Quantize; raises InputError for a record of another student and a budget that is too small.
+
+    The state of "auto" is told in the result's `budget`; the form's own stays what it was.
+    """
     form = decoder_form(model)
     record = record_of(asked.record, student_weights_hash(folder))
     if asked.budget_bytes is None:
         preset = find_preset(asked.target, asked.preset)
         return quantize_form(form, record, preset_choice(preset if asked.head else replace(preset, head=None)))
-    chosen = choose_by_budget(form, record, AUTO_SCHEMES[asked.target], asked.budget_bytes, say, asked.head)
-    return quantize_form(form, record, chosen.get)
+    found = choose_by_budget(
+        form, record, AUTO_SCHEMES[asked.target], asked.budget_bytes, say, asked.head, asked.state
+    )
+    quantized = quantize_form(form, record, found.chosen.schemes.get)
+    quantized.budget = found
+    return quantized

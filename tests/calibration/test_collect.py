@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from linmu.calibration import collect
 from linmu.calibration.collect import calibrate
+from linmu.calibration.error_curve import relative_errors
 from linmu.calibration.observe import Book, ObservedRunner
 from linmu.calibration.record import read_record, record_of
 from linmu.errors import InputError
 from linmu.export.weights_hash import student_weights_hash
 from linmu.model.folders import load_student
+from linmu.safetensors_file import read_header
 from tests.distill.samples import family_folder
 from tests.folders import student_folder
 
-FAST = {"samples": 4, "decode_tokens": 3, "long_tokens": 5, "kept_rows": 11}
+FAST = {"samples": 4, "decode_tokens": 3, "long_tokens": 5, "state_tokens": 6, "kept_rows": 11}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,11 @@ def test_the_record_holds_every_product_and_state(places, record) -> None:
     wanted = {f"layers.{i}.{kind}" for i in range(layers) for kind in ("conv", "recurrent", "log_decay")}
     assert set(found.states) == wanted
     assert all((found.states[name] <= 0).all() for name in wanted if name.endswith("log_decay"))
+    assert set(found.float16_states) == {f"layers.{i}.recurrent" for i in range(layers)}
+    for curve in found.float16_states.values():
+        errors = relative_errors(curve)
+        assert list(errors) == [1, 2, 4]  # the last of six reads what was rounded five times
+        assert all(0 < error < 0.1 for error in errors.values())
     assert found.complete and found.tokens["decode"] > FAST["long_tokens"]
     text = found.inputs["layers.0.in_proj"].count
     assert text == found.tokens["prefill"] + found.tokens["decode"]
@@ -100,7 +108,30 @@ def test_a_partial_record_of_other_settings_is_not_gone_on_with(places, tmp_path
     shutil.copy(__file__, tmp_path / "calib.partial.safetensors")  # no record at all
     said = []
     calibrate(places[0], path, data=places[1], progress=lambda *a: said.append(a[0]), **{**FAST, "samples": 3})
-    assert said == ["calibrating"] * 3
+    assert said == ["calibrating"] * 3 + ["rounding states"]
+
+
+def test_records_of_version_one_are_read_without_what_they_lack(record, tmp_path) -> None:
+    path = tmp_path / "calib.safetensors"
+    tensors, metadata = load_file(record[0]), read_header(record[0]).metadata
+    old = {name: x for name, x in tensors.items() if not name.startswith("float16_states/")}
+    save_file(old, path, {**metadata, "format_version": "1"})
+    found = read_record(path)
+    assert found.complete and found.float16_states == {}
+    assert set(found.inputs) == set(record[1].inputs) and set(found.states) == set(record[1].states)
+    assert found.summary()["float16_states"] == {}
+
+
+def test_other_versions_and_impossible_curves_are_refused(record, tmp_path) -> None:
+    path = tmp_path / "calib.safetensors"
+    tensors, metadata = load_file(record[0]), read_header(record[0]).metadata
+    save_file(tensors, path, {**metadata, "format_version": "3"})
+    with pytest.raises(InputError, match="another version; got 3; expected 1 or 2; fix: calibrate again"):
+        read_record(path)
+    name = "float16_states/layers.0.recurrent"
+    save_file({**tensors, name: tensors[name][:3].copy()}, path, metadata)
+    with pytest.raises(InputError, match=r"is damaged; got error curve of shape \(3, 2\)"):
+        read_record(path)
 
 
 def test_random_data_must_be_asked_for(places, tmp_path) -> None:
@@ -123,8 +154,6 @@ def test_broken_records_are_refused_in_a_line(record, tmp_path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError):
             read_record(path)
-    from safetensors.numpy import save_file
-
     save_file({"a": np.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not a calibration record"):
         read_record(tmp_path / "other.safetensors")

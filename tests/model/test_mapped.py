@@ -151,7 +151,8 @@ def test_the_same_record_and_the_same_quantized_bundle(student, tmp_path, monkey
     for place, limit in (("held", LARGE_PARAMETERS), ("streamed", 0)):
         monkeypatch.setattr(mapped, "LARGE_PARAMETERS", limit)
         record = tmp_path / f"{place}.safetensors"
-        calibrate(student, record, samples=2, decode_tokens=1, long_tokens=2, kept_rows=40, allow_random=True)
+        lengths = {"decode_tokens": 1, "long_tokens": 2, "state_tokens": 3}
+        calibrate(student, record, samples=2, kept_rows=40, allow_random=True, **lengths)
         records.append(record.read_bytes())
         options = {"precision": "int4", "compile_check": False, "calibration": record}
         manifests.append(write_bundle(student, tmp_path / place, **options).manifest)

@@ -22,7 +22,7 @@ from linmu.verification.eager import StudentRunner
 from linmu.verification.players import RunnerPlayer
 from tests.folders import student_folder
 
-FAST = {"samples": 4, "decode_tokens": 4, "long_tokens": 4, "kept_rows": 40}
+FAST = {"samples": 4, "decode_tokens": 4, "long_tokens": 4, "state_tokens": 5, "kept_rows": 40}
 
 
 class Place:
@@ -130,3 +130,11 @@ def test_equal_runs_give_equal_integers(place: Place) -> None:
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(InputError, match="int8, int4, fp8"):
         find_preset("jetson", "int3")
+
+
+def test_a_form_of_which_nothing_is_quantized_is_the_students(place: Place) -> None:
+    found = quantize_form(place.form, place.record, lambda name: None)
+    np.testing.assert_array_equal(place.logits(found.form), place.logits())
+    assert {report.precision for report in found.reports.values()} == {"float"}
+    size = 2 * place.form.hidden * place.form.channels
+    assert found.reports["layers.1.in_proj"].stored_bytes == size

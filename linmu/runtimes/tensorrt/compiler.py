@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,7 +65,7 @@ def compile_engine(
         "engine": None if engine is None else str(engine),
         "timing_cache": None if timing_cache is None else str(timing_cache),
     }  # fmt: skip
-    with tempfile.TemporaryFile("w+") as log:  # a pipe that nobody reads could fill up
+    with tempfile.TemporaryFile("w+", errors="replace") as log:  # a pipe that nobody reads could fill up
         process = _start(log)
         try:
             answer = _talk(process, json.dumps(request), progress)
@@ -75,7 +76,7 @@ def compile_engine(
         said = log.read()
     if answer is None:
         last = (said.strip().splitlines() or ["it said nothing"])[-1]
-        raise errors.DeviceError(f"{path.name}: {flavour} died while compiling", got=f"exit code {code}, {last}")
+        raise errors.DeviceError(f"{path.name}: {flavour} died while compiling", got=f"{_ending(code)}, {last}")
     if "error" in answer:
         raise _error(answer["error"])
     return CompiledEngine(**answer)
@@ -87,12 +88,15 @@ def _start(log: IO[str]) -> subprocess.Popen[str]:
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-m", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-        text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": paths},
+        text=True, errors="replace", start_new_session=True, env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
 
 
 def _talk(process: subprocess.Popen[str], request: str, progress: Progress | None) -> dict[str, Any] | None:
-    """Send the request, pass steps on, return the last answer; None when the process died before it."""
+    """Send the request, pass steps on, return the last answer; None when the process died before it.
+
+    A line that is no JSON object is passed over: a process that is killed may leave half of one.
+    """
     assert process.stdin is not None and process.stdout is not None
     try:
         process.stdin.write(request + "\n")
@@ -100,13 +104,32 @@ def _talk(process: subprocess.Popen[str], request: str, progress: Progress | Non
     except BrokenPipeError:
         pass
     for line in process.stdout:
-        answer: dict[str, Any] = json.loads(line)
+        answer = _parsed(line)
+        if answer is None:
+            continue
         if "step" not in answer:
             return answer
         if progress is not None:
             progress(*answer["step"])
     process.wait()
     return None
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _ending(code: int) -> str:
+    """What an exit status says of how a process died: a negative one is the signal that killed it."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    memory = " (by the kernel, most likely: the machine ran out of memory)" if -code == signal.SIGKILL else ""
+    return f"killed by {name}{memory}"
 
 
 def _error(told: dict[str, Any]) -> errors.LinmuError:
