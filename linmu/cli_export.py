@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 EXPORT_EXAMPLES = (
     "Example: linmu export student -o bundle, or linmu export student --target jetson --quant int4 --calib "
     "calib.safetensors -o bundle, or linmu export student --quant auto --budget 3000000 --calib calib.safetensors "
-    "-o bundle, or linmu export student --state fp16 -o bundle"
+    "-o bundle, or linmu export student --state fp16 -o bundle, or linmu export student --target android -o bundle"
 )
 
 
@@ -66,6 +66,7 @@ def export_command(
     student = student or student_folder()
     _require_separate(student, out)
     _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
+    _require(f"linmu export --target {target}", row.extra, *row.packages)
     with _results() as results:
         with _progress("exporting") as progress:
             report = write_bundle(

@@ -71,7 +71,8 @@ class Manifest:
     """Everything manifest.json holds (format and format_version are constants of this version).
 
     `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `tolerances` go by backend;
-    `profiles` hold the shape range of every dynamic input, by graph and input, where the target needs them.
+    `profiles` hold the shape range of every dynamic input, by graph and input, where the target needs them;
+    `program` says of an ExecuTorch program how many tokens a piece has and what its delegate took of each method.
     """
 
     created_with: dict[str, str]
@@ -87,13 +88,15 @@ class Manifest:
     golden: dict[str, str] = field(default_factory=dict)
     tolerances: dict[str, dict[str, Any]] = field(default_factory=dict)
     profiles: dict[str, Any] = field(default_factory=dict)
+    program: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The content of manifest.json."""
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        if not self.profiles:
-            del plain["profiles"]
+        for name in _TOP_OPTIONAL:
+            if not plain[name]:
+                del plain[name]
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -114,7 +117,7 @@ class Manifest:
         _check_keys(facts, _MODEL, "model", optional=_MODEL_OPTIONAL)
         manifest = cls(
             **{name: data[name] for name in _PLAIN},
-            profiles=data.get("profiles", {}),
+            **{name: data.get(name, {}) for name in _TOP_OPTIONAL},
             model=ModelFacts(**facts),
             backends=tuple(_strings(data["backends"], "backends")),
             graphs={name: _graph(f"graphs.{name}", value) for name, value in data["graphs"].items()},
@@ -130,9 +133,9 @@ _PLAIN = ("created_with", "target", "precision", "state_bytes", "vision", "gener
 _TOP: dict[str, type] = {
     "format": str, "format_version": int, "created_with": dict, "model": dict, "target": str, "backends": list,
     "precision": dict, "graphs": dict, "state": list, "state_bytes": int, "vision": dict, "generation": dict,
-    "golden": dict, "tolerances": dict, "profiles": dict, "files": dict,
+    "golden": dict, "tolerances": dict, "profiles": dict, "program": dict, "files": dict,
 }  # fmt: skip
-_TOP_OPTIONAL = ("profiles",)
+_TOP_OPTIONAL = ("profiles", "program")
 _MODEL: dict[str, type] = {
     "name": str, "family": str, "hidden_size": int, "layers": int, "heads": int, "kv_heads": int, "head_dim": int,
     "vocab_size": int, "parameters": int, "intermediate_size": int, "weights_hash": str,

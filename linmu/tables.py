@@ -75,9 +75,12 @@ def conversion_view(report: FolderConversion) -> RenderableType:
 
 def export_view(report: ExportReport) -> RenderableType:
     """Nodes of every decoder graph, sizes, and what the export took."""
-    table = Table("graph", "nodes", "nodes in a layer", title_justify="left")
-    for name, graph in report.graphs.items():
-        table.add_row(name, str(graph.nodes), f"{graph.nodes_per_layer:.1f}")
+    if report.manifest.program:
+        table = _methods_view(report.manifest.program["methods"])
+    else:
+        table = Table("graph", "nodes", "nodes in a layer", title_justify="left")
+        for name, graph in report.graphs.items():
+            table.add_row(name, str(graph.nodes), f"{graph.nodes_per_layer:.1f}")
     share = report.bundle_bytes / report.student_bytes
     sizes = f"bundle {size(report.bundle_bytes)} ({share:.2f} of the float32 weights)"
     state = f"state {size(report.manifest.state_bytes)}"
@@ -96,6 +99,16 @@ def _budget_view(found: BudgetReport) -> list[RenderableType]:
         matrices = "do not fit" if outcome.matrix_error is None else f"{outcome.matrix_error:.3g}"
         table.add_row(state.precision, f"{state.stored_bytes:,}", after, f"{outcome.matrix_bytes:,}", matrices)
     return [table, f"state {found.chosen.state.precision}: {found.reason}"]
+
+
+def _methods_view(methods: dict[str, Any]) -> Table:
+    """Of an ExecuTorch program: what its delegate computes of every method, and the kernels that are left."""
+    title = "share of the multiply-accumulates that XNNPACK computes"
+    table = Table("method", "share", "calls of it", "left to portable kernels", title=title, title_justify="left")
+    for name, method in sorted(methods.items()):
+        left = ", ".join(f"{kernel} {count}" for kernel, count in method["left"].items())
+        table.add_row(name, f"{method['share']:.1%}" if method["macs"] else "none", str(method["delegates"]), left)
+    return table
 
 
 def _check_view(check: dict[str, Any]) -> list[RenderableType]:

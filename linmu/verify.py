@@ -129,6 +129,11 @@ def _without_student(
     if golden is not None:
         say(f"{runner.backend}: golden prompts")
         checks += prompt_checks(bundle, golden, runner)
+    if golden is not None and runner.backend == "executorch":
+        from linmu.verification.stock import stock_plan
+
+        say(f"{runner.backend}: the stock runner")
+        checks += [guarded(level, runner.backend, name, check) for level, name, check in stock_plan(bundle, golden)]
     return checks, curves
 
 

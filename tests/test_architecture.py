@@ -16,7 +16,7 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 DEVICE_FOLDERS = ("demo", "evaluation", "layout", "processing", "runtimes")
 EXCEPT = {"runtimes/torch_runner.py", "evaluation/torch_answerer.py"}
 FORBIDDEN = ("torch", "transformers", "peft", "accelerate", "gguf", "onnx", "onnxscript", "av", "matplotlib", "psutil",
-             "tensorrt", "tensorrt_rtx", "cuda")  # fmt: skip
+             "tensorrt", "tensorrt_rtx", "cuda", "executorch", "torchao", "pytorch_tokenizers")  # fmt: skip
 FORBIDDEN_OWN = ("linmu.model", "linmu.export", "linmu.distill", "linmu.calibration", "linmu.quantize")
 
 

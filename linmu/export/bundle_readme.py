@@ -18,7 +18,7 @@ The model's memory of a conversation is a state of {state} ({count} tensors), th
 ## Run it
 
 ```sh
-pip install linmu=={version}
+pip install {package}
 linmu verify .
 linmu run . --prompt "{question}"{image}
 linmu bench . --contexts 512,2048,8192
@@ -43,6 +43,7 @@ The licence of the model is that of the teacher it was converted from.
 """
 
 KNOWN = {
+    "model.pte": "the ExecuTorch program: every method, and all weights once",
     "vision.onnx": "pixels to embeddings (its weights: `vision.data`)",
     "token_embedding.onnx": "token ids to embeddings",
     "prefill.onnx": "a prompt, or a piece of one, to the logits of its last token and the new state",
@@ -69,6 +70,7 @@ def bundle_readme(folder: Path, manifest: Manifest) -> str:
         layers=model.layers,
         weights=manifest.precision["weights"],
         version=__version__,
+        package=f"'linmu[mobile]=={__version__}'" if manifest.program else f"linmu=={__version__}",
         state=f"{manifest.state_bytes / 2**20:.2f} MiB",
         count=len(manifest.state),
         question="What is in this picture?" if vision else "What is the capital of France?",

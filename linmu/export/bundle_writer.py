@@ -50,6 +50,7 @@ MAX_NEW_TOKENS = 128
 
 Progress = Callable[..., None]  # progress(text), or progress(text, done, total)
 Check = Callable[[Path, Manifest], dict[str, Any]]
+Writer = Callable[..., tuple[Manifest, dict[str, Any]]]  # arguments and results of `write_graphs`
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Plan:
     profiles: whether the manifest records shape ranges.
     check: looks at the written graphs before golden vectors are made; what it returns stands in the report, and an
     error that it raises ends the export. quantization: `weights` then holds for what stays float. state: what recurrent
-    states are rounded to (linmu.state_precision), unless a byte budget chooses it.
+    states are rounded to (linmu.state_precision), unless a byte budget chooses it. writer: what makes graphs and manifest
+    in place of `write_graphs`.
     """
 
     target: str
@@ -74,6 +76,7 @@ class Plan:
     check: Check | None = None
     quantization: Quantization | None = None
     state: str = "fp32"
+    writer: Writer | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class ExportReport:
     """What an export made and took: manifest, size of each decoder graph, the target's check, seconds, bytes."""
 
     manifest: Manifest
-    graphs: dict[str, GraphReport]
+    graphs: dict[str, Any]  # a GraphReport each, or what the plan's writer reports
     seconds: float
     bundle_bytes: int
     student_bytes: int  # of the student's parameters in float32
@@ -95,7 +98,7 @@ class ExportReport:
         return {
             "target": self.manifest.target,
             "precision": self.manifest.precision,
-            "graphs": {name: vars(report) for name, report in self.graphs.items()},
+            "graphs": {name: _plain(report) for name, report in self.graphs.items()},
             "state_bytes": self.manifest.state_bytes,
             "seconds": self.seconds,
             "bundle_bytes": self.bundle_bytes,
@@ -128,7 +131,8 @@ def write_planned(
             quantized = quantize_student(student, model, plan.quantization, say)
             if quantized.budget is not None:
                 plan = replace(plan, state=quantized.budget.chosen.state.precision)
-        manifest, reports = write_graphs(folder, student, model, plan, say, quantized)
+        write = plan.writer or write_graphs
+        manifest, reports = write(folder, student, model, plan, say, quantized)
         found: dict[str, Any] = {}
         if plan.check is not None:
             say("checking the graphs")
@@ -153,6 +157,11 @@ def write_planned(
         matrices=() if quantized is None else tuple(quantized.reports.values()),
         budget=None if quantized is None else quantized.budget,
     )
+
+
+def _plain(report: Any) -> dict[str, Any]:
+    found: dict[str, Any] = report.to_json() if hasattr(report, "to_json") else vars(report)
+    return found
 
 
 def require_student(folder: Path) -> None:
@@ -190,7 +199,7 @@ def write_graphs(
             graphs["vision"] = export_vision(
                 tower, path, precision=plan.weights, opset=plan.vision_opset, half_products=products
             )
-        vision = _vision_facts(tower.facts, Processor.from_folder(folder))
+        vision = vision_manifest(tower.facts, Processor.from_folder(folder))
     whole: tuple[str, ...] = ()
     if plan.activations == "fp16":
         say("looking for matrices that float16 cannot multiply")
@@ -211,7 +220,7 @@ def write_graphs(
         state=manifest_states(form),
         state_bytes=state_bytes(manifest_states(form)),
         vision=vision,
-        generation=_generation(model, Processor.from_folder(folder)),
+        generation=generation_facts(model, Processor.from_folder(folder)),
         tolerances={backend: asdict(TOLERANCES[plan.weights]) for backend in plan.backends},
     )
     if plan.profiles:
@@ -256,7 +265,7 @@ def _precision(plan: Plan, form: DecoderForm, whole: tuple[str, ...]) -> dict[st
     return found | ({"vision_opset": plan.vision_opset} if form.vision else {})
 
 
-def _vision_facts(facts: dict[str, Any], processor: Processor) -> dict[str, Any]:
+def vision_manifest(facts: dict[str, Any], processor: Processor) -> dict[str, Any]:
     """The tower's facts (linmu.layout.vision_grid) and, for readers, how pixels are prepared (as in processor.json)."""
     image = processor.settings.image
     assert image is not None  # a family with vision has image settings
@@ -271,7 +280,8 @@ def _vision_facts(facts: dict[str, Any], processor: Processor) -> dict[str, Any]
     }
 
 
-def _generation(model: PreTrainedModel, processor: Processor) -> dict[str, Any]:
+def generation_facts(model: PreTrainedModel, processor: Processor) -> dict[str, Any]:
+    """What a manifest says about generation: end tokens, the usual length, positions of the teacher."""
     text = model.config.get_text_config()
     return {
         "eos_token_ids": list(processor.eos_token_ids),

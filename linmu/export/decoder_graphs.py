@@ -85,13 +85,18 @@ def _embedding_graph(
     return graph.save(path, [ids], {out.name: (ops.embed(ids.name, "token_embedding"), out)})
 
 
+def step_inputs(form: DecoderForm, batch: Dim) -> list[TensorSpec]:
+    """Inputs of a decode step, in order."""
+    ids, positions = TensorSpec("input_ids", "int64", (batch, 1)), _position_spec(form, batch, 1)
+    return [ids, positions, *_fill_spec(form, batch), *_state_io(form, batch)[0]]
+
+
 def _step_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
     past, present = _state_io(form, style.batch)
-    ids, positions = TensorSpec("input_ids", "int64", (style.batch, 1)), _position_spec(form, style.batch, 1)
     fill = _fill_spec(form, style.batch)
     state = {spec.name: spec.name for spec in past}
-    logits, new = decoder.step(ops, form, ids.name, positions.name, state, fill[0].name if fill else None)
-    return _save(path, graph, [ids, positions, *fill, *past], logits, new, present, form, style.batch)
+    logits, new = decoder.step(ops, form, "input_ids", "position_ids", state, fill[0].name if fill else None)
+    return _save(path, graph, step_inputs(form, style.batch), logits, new, present, form, style.batch)
 
 
 def window_row(form: DecoderForm) -> int:

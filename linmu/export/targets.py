@@ -17,19 +17,22 @@ if TYPE_CHECKING:  # this imports torch
 class Target:
     """Where a bundle is to run: default precision, the module whose `write_bundle` makes it (None: not yet).
 
-    options: what that function takes besides student, out, precision, overwrite and progress.
+    options: what that function takes besides student, out, precision, overwrite and progress. packages: what it needs
+    besides what every export needs, and the extra that installs them.
     """
 
     precision: str
     module: str | None
     options: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    extra: str = "export"
 
 
 TARGETS: dict[str, Target] = {
     "onnx": Target("fp32", "linmu.export.onnx_bundle", ("plain_ops", "calibration", "budget_bytes", "state")),
     "jetson": Target("fp16", "linmu.export.jetson_bundle", ("compile_check", "calibration", "budget_bytes", "state")),
-    "android": Target("int8", None),
-    "ios": Target("int8", None),
+    "android": Target("fp32", "linmu.export.android_bundle", packages=("executorch",), extra="mobile"),
+    "ios": Target("fp32", "linmu.export.ios_bundle", packages=("executorch",), extra="mobile"),
 }
 # Preset -> how matrices are stored. Target onnx computes everything in float32, jetson multiplies as it stores.
 PRECISIONS: dict[str, str] = {"none": "fp32", "fp32": "fp32", "fp16": "fp16"}

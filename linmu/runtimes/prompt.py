@@ -51,14 +51,17 @@ def prompt_pieces(
     manifest: Manifest,
     placed: PlacedPrompt,
     past_length: int = 0,
-    max_tokens: int = MAX_PIECE_TOKENS,
+    max_tokens: int | None = None,
 ) -> Iterator[PromptPiece]:
-    """The prefill calls of a prompt, one after the other; vision and embeddings run when a piece needs them."""
+    """The prefill calls of a prompt, one after the other; vision and embeddings run when a piece needs them.
+
+    max_tokens: of a piece (default: `piece_tokens`).
+    """
     layout, mmate = placed.layout, MMateConfig.from_json(manifest.model.mmate)
     text_only = get_family(manifest.model.family).text_only
     vision = _VisionRows(inputs, runner, manifest, layout)
     depth, row = _deepstack_layers(manifest), window_row(manifest)
-    for start, stop in pieces(layout, max_tokens):
+    for start, stop in pieces(layout, max_tokens or piece_tokens(manifest)):
         embeds = runner.embed(inputs.input_ids[start:stop])
         deepstack = np.zeros((depth, 1, *embeds.shape), np.float32) if depth else None
         vision.fill(embeds, deepstack, start, stop)
@@ -104,6 +107,11 @@ class _VisionRows:
             return rows, None
         deep, self.deep = self.deep[:, :count], self.deep[:, count:]
         return rows, deep
+
+
+def piece_tokens(manifest: Manifest) -> int:
+    """Tokens that a piece of a prompt has at most, unless a span is longer."""
+    return int(manifest.program.get("piece_tokens", MAX_PIECE_TOKENS))
 
 
 def window_row(manifest: Manifest) -> int | None:

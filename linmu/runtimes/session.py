@@ -15,7 +15,7 @@ from linmu.errors import InputError
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
-from linmu.runtimes.prompt import MAX_PIECE_TOKENS, place_prompt, prompt_pieces
+from linmu.runtimes.prompt import place_prompt, prompt_pieces
 from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.state import SessionState
 
@@ -84,7 +84,7 @@ class Session:
                 return self.processor.encode(turn, images, video, raw=True, **options)
         return self.processor.encode(prompt, images, video, **options)
 
-    def prefill(self, inputs: ModelInputs, max_piece_tokens: int = MAX_PIECE_TOKENS) -> np.ndarray:
+    def prefill(self, inputs: ModelInputs, max_piece_tokens: int | None = None) -> np.ndarray:
         """Read a prompt into the state -> logits [V] of its last token."""
         inputs = self._with_pending(inputs)
         placed = place_prompt(inputs, self.bundle.manifest, self.state.position)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from linmu.bundle import Bundle
-from linmu.decoder_file import read_decoder_file
+from linmu.decoder_file import DECODER_FILE, read_decoder_file
 from linmu.errors import InputError
 from linmu.export.weights_hash import student_weights_hash
 from linmu.golden import PICTURE_PROMPT, TEXT_PROMPT, forced_ids, forced_token, synthetic_picture
@@ -112,7 +112,7 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
             fix="give the student that was exported",
         )  # fmt: skip
     student, form = load_student(folder), None
-    if read_decoder_file(bundle.folder).packing:
+    if (bundle.folder / DECODER_FILE).is_file() and read_decoder_file(bundle.folder).packing:
         form = bundle_form(bundle)  # the very integers: calibration is not repeated here
         round_vision(student, bundle.manifest.precision)
     else:

@@ -1,0 +1,149 @@
+"""Targets android and ios: a bundle with one ExecuTorch program, whose methods are the graphs of its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from linmu import __version__
+from linmu.errors import CheckFailed, InputError
+from linmu.export.bundle_writer import ExportReport, Plan, Progress, generation_facts, vision_manifest, write_planned
+from linmu.export.decoder_graphs import manifest_states
+from linmu.export.phone.lowering import LEAST_SHARE, MethodReport, lower
+from linmu.export.phone.methods import STYLE, decoder_methods, vision_method
+from linmu.export.phone.stock import extra_of, metadata, stock_methods
+from linmu.export.phone.tokenizer import match_everything
+from linmu.export.phone.weights import program_weights
+from linmu.export.shape_profiles import shape_profiles
+from linmu.export.student_manifest import model_facts
+from linmu.export.targets import find_target, stored_precision
+from linmu.export.vision_graph import OPSET, build_vision
+from linmu.manifest import Manifest, state_bytes
+from linmu.processing import Processor
+from linmu.processing.defaults import VIDEO_DEFAULTS
+from linmu.quantize.form import QuantizedForm
+from linmu.step.form import DecoderForm
+from linmu.step.pack import decoder_form
+from linmu.verification.compare import TOLERANCES
+
+PROGRAM = "model.pte"
+BACKENDS = ("executorch",)
+PACKAGES = ("torch", "transformers", "executorch", "torchao")
+PIECE_TOKENS = 256  # of a prompt, in one call: a piece is one chunk of the scan, whose cost grows with its square
+TEXT_TOKENS, FRAME_TEXT_TOKENS = 128, 40  # text that stands beside pictures, and between two frames of a clip
+TOKEN_STEP, MOST_TOKENS = 64, 2048
+
+
+def write_phone_bundle(
+    target: str, student: Path, out: Path, *, precision: str | None = None, overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:  # fmt: skip
+    """Export the student folder `student` to the bundle folder `out` for target "android" or "ios".
+
+    precision: "none" or "fp32". Raises InputError for an unusable student, family or preset, CheckFailed where XNNPACK
+    takes less than LEAST_SHARE of a method's multiply-accumulates; nothing is left behind then.
+    """
+    if (found := stored_precision(precision, find_target(target))) != "fp32":
+        raise InputError(f"preset of target {target}", got=found, expected="none or fp32")
+    plan = Plan(target, BACKENDS, "fp32", "fp32", STYLE, OPSET, writer=write_program)
+    return write_planned(student, out, plan, overwrite=overwrite, progress=progress)
+
+
+def write_program(
+    folder: Path, student: Path, model: PreTrainedModel, plan: Plan, say: Progress,
+    quantized: QuantizedForm | None = None,
+) -> tuple[Manifest, dict[str, MethodReport]]:
+    """model.pte with every method: a manifest without golden vectors and hashes, and a report of each method."""
+    form = decoder_form(model)
+    refuse(form)
+    match_everything(folder / "tokenizer" / "tokenizer.json")
+    processor = Processor.from_folder(folder)
+    weights = program_weights(form)
+    methods = decoder_methods(form, weights, PROGRAM, extra_of(form))
+    vision: dict[str, Any] = {}
+    tower, grid = None, (1, 1, 1)
+    if form.vision:
+        tower, grid = build_vision(model, form.family.name), model._prompt_rules.tile
+        methods["vision"] = vision_method(tower, PROGRAM)
+        vision = vision_manifest(tower.facts, processor)
+    stock = stock_methods(form, weights, PROGRAM, tower, grid)
+    states = manifest_states(form)
+    manifest = Manifest(
+        created_with={"linmu": __version__, **{name: version(name) for name in PACKAGES}},
+        model=model_facts(student, model, form),
+        target=plan.target,
+        backends=plan.backends,
+        precision={"weights": "fp32", "group_size": None, "activations": "fp32", "state": form.state,
+                   "ops": STYLE.ops, "delegate": "xnnpack"},
+        graphs={name: method.spec for name, method in methods.items()},
+        state=states,
+        state_bytes=state_bytes(states),
+        vision=vision,
+        generation=generation_facts(model, processor),
+        tolerances={backend: asdict(TOLERANCES["fp32"]) for backend in plan.backends},
+    )  # fmt: skip
+    tokens = most_tokens(form, vision)
+    manifest = replace(manifest, profiles=shape_profiles(manifest, tokens))
+    most = {name: largest(manifest, name) for name in methods} | {name: {"tokens": tokens} for name in stock}
+    most.pop("vision_encoder", None)
+    say("lowering " + ", ".join(methods | stock))
+    facts = metadata(form, tokens, _first_token(processor), processor.eos_token_ids)
+    program, reports = lower(methods | stock, most, facts)
+    require_delegated(reports)
+    say(f"writing {PROGRAM}")
+    with (folder / PROGRAM).open("wb") as file:
+        program.write_to_file(file)
+    found = {"piece_tokens": PIECE_TOKENS, "methods": {name: report.to_json() for name, report in reports.items()}}
+    return replace(manifest, program=found), reports
+
+
+def _first_token(processor: Processor) -> int:
+    """The id that runners may put in front of a prompt when they are asked to; 0 where the tokenizer puts none."""
+    return next(iter(processor.tokenizer.encode("").ids), 0)
+
+
+def refuse(form: DecoderForm) -> None:
+    """Raise InputError for what no method carries yet."""
+    if form.family.vision == "grid":
+        raise InputError(
+            f"family {form.family.name} for a phone", got="a vision tower for pictures of any size",
+            expected="a text family, or one whose pictures are tiles", fix="--target onnx or jetson",
+        )  # fmt: skip
+    if form.mmate.text_window:
+        raise InputError("a student with a text window for a phone", got=f"text_window {form.mmate.text_window}",
+                         expected="text_window 0", fix="--target onnx or jetson")  # fmt: skip
+
+
+def most_tokens(form: DecoderForm, vision: dict[str, Any]) -> int:
+    """The longest prefill call: a piece of text, two pictures with their text, or one span of a clip's frames."""
+    tile = int(vision.get("tokens_per_tile") or 0)
+    wanted = [PIECE_TOKENS, 2 * tile + TEXT_TOKENS]
+    if form.family.name in VIDEO_DEFAULTS:
+        wanted.append(form.mmate.max_span_frames * (tile + FRAME_TEXT_TOKENS))
+    return min(ceil(max(wanted) / TOKEN_STEP) * TOKEN_STEP, MOST_TOKENS)
+
+
+def largest(manifest: Manifest, method: str) -> dict[str, int]:
+    """{symbolic dimension: largest size} of a method's inputs."""
+    profile, found = manifest.profiles.get(method, {}), dict[str, int]()
+    for spec in manifest.graphs[method].inputs:
+        for dim, size in zip(spec.shape, profile.get(spec.name, {}).get("max", ()), strict=False):
+            if isinstance(dim, str):
+                found[dim] = size
+    return found
+
+
+def require_delegated(reports: dict[str, MethodReport]) -> None:
+    """Raise CheckFailed naming the method that XNNPACK takes too little of, and what it leaves."""
+    for name, report in reports.items():
+        if report.share < LEAST_SHARE:
+            left = ", ".join(f"{count:.1e} of {kind}" for kind, count in report.left_macs.items())
+            raise CheckFailed(
+                f"XNNPACK takes {report.share:.1%} of the multiply-accumulates of method {name}", got=f"left: {left}",
+                expected=f"at least {LEAST_SHARE:.0%}", fix="--target onnx, and report it",
+            )  # fmt: skip

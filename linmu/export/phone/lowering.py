@@ -1,0 +1,152 @@
+"""Methods to one ExecuTorch program: capture, XNNPACK, and how many of the multiply-accumulates XNNPACK took."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+from linmu.export.phone.methods import Method, example_inputs
+
+LEAST_SHARE = 0.95  # of a method's multiply-accumulates; below, an export says so and fails
+EXAMPLE_TOKENS = 64  # lengths that methods are captured with, and that their multiply-accumulates are counted at
+# XNNPACK reduces large angles in float32, and positions make them large; and it has one GELU, whichever is asked for
+EXACT = ("SinConfig", "CosConfig", "GeluConfig")
+
+
+@dataclass(frozen=True)
+class MethodReport:
+    """One method: multiply-accumulates at its example lengths, those of XNNPACK, calls of it, kernels left by name."""
+
+    macs: int
+    delegated_macs: int
+    delegates: int
+    left: dict[str, int] = field(default_factory=dict)
+    left_macs: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Share of the multiply-accumulates that XNNPACK computes."""
+        return self.delegated_macs / self.macs if self.macs else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**vars(self), "share": self.share}
+
+
+def lower(
+    methods: Mapping[str, Method], most: Mapping[str, Mapping[str, int]], constants: Mapping[str, Any] | None = None
+) -> tuple[Any, dict[str, MethodReport]]:
+    """Lower methods for XNNPACK -> (ExecuTorch's program manager, a report of each).
+
+    most: {method: {symbolic dimension: largest size}}; constants: constant methods (metadata) by name.
+    """
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+
+    with quiet():
+        programs = {name: capture(method, most.get(name, {})) for name, method in methods.items()}
+        edge = to_edge_transform_and_lower(
+            programs, partitioner=[partitioner()], constant_methods=dict(constants or {}),
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )  # fmt: skip
+        reports = {name: method_report(edge.exported_program(name).graph_module) for name in methods}
+        return edge.to_executorch(ExecutorchBackendConfig()), reports
+
+
+def capture(method: Method, most: Mapping[str, int]) -> torch.export.ExportedProgram:
+    """torch.export of a method, every symbolic dimension from 1 to its largest size."""
+    dims = {name: torch.export.Dim(name, min=1, max=size) for name, size in most.items()}
+    sizes = {name: max(min(EXAMPLE_TOKENS + place, size), 2) for place, (name, size) in enumerate(most.items())}
+    shapes = tuple(
+        {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in method.spec.inputs
+    )
+    variadic = any(name.startswith("past.") for name in (spec.name for spec in method.spec.inputs))
+    with torch.no_grad():
+        return torch.export.export(
+            method.module, example_inputs(method.spec, sizes), strict=False,
+            dynamic_shapes=(shapes,) if variadic else shapes,
+        )  # fmt: skip
+
+
+def partitioner() -> Any:
+    """XNNPACK's partitioner without the operations that it computes less exactly than portable kernels do."""
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return XnnpackPartitioner(configs=[item for item in ALL_PARTITIONER_CONFIGS if item.__name__ not in EXACT])
+
+
+def method_report(module: fx.GraphModule) -> MethodReport:
+    """What XNNPACK took of a lowered method, and what it left to portable kernels."""
+    taken, delegates = Counter[str](), 0
+    left, left_macs = Counter[str](), Counter[str]()
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        if (name := _name(node)) == "executorch_call_delegate":
+            delegates += 1
+            inner = getattr(module, node.args[0].target).original_module.graph_module
+            taken.update(_macs_by_name(inner))
+        else:
+            left[name] += 1
+            left_macs[name] += macs(node)
+    left.pop("sym_size", None)
+    total = sum(taken.values()) + sum(left_macs.values())
+    heavy = {name: count for name, count in left_macs.items() if count}
+    return MethodReport(total, sum(taken.values()), delegates, dict(left.most_common()), heavy)
+
+
+def macs(node: fx.Node) -> int:
+    """Multiply-accumulates of a matrix product or convolution at the captured sizes; 0 for anything else."""
+    name = _name(node)
+    if name in ("linear", "mm", "bmm", "matmul"):
+        return prod(_shape(node)) * _shape(node.args[0])[-1]
+    if name == "addmm":
+        return prod(_shape(node)) * _shape(node.args[1])[-1]
+    if name == "convolution":
+        return prod(_shape(node)) * prod(_shape(node.args[1])[1:])
+    return 0
+
+
+def _macs_by_name(module: fx.GraphModule) -> Counter[str]:
+    found = Counter[str]()
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            found[_name(node)] += macs(node)
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    target = node.target
+    full = getattr(target, "__name__", str(target))
+    parts = full.split(".")
+    return parts[1] if parts[0] in ("aten", "dim_order_ops") and len(parts) > 1 else parts[0]
+
+
+def _shape(node: Any) -> list[int]:
+    return [dim if isinstance(dim, int) else int(dim.node.hint) for dim in node.meta["val"].shape]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' notices (optional kernels that are not there, deprecations of their own) off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torchao", "executorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,300 @@
+"""The step form's operations as a program for ExecuTorch: TorchOps in what XNNPACK computes at any prompt length.
+
+One sequence, tensors [1, S, C]. XNNPACK takes matrix products, convolutions and arithmetic with a dynamic length, but
+no slices, sums, comparisons or integers. Hence: packed values are kept in parts (parts.py); means, sums over a head and
+the halves of rotary embedding are products with small constant matrices; cumulative sums are one with a triangle of
+ones (XNNPACK's products are true float32); masks are added before the exponential. A piece is one chunk of the scan.
+Masks and indices are made once per call, by portable kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from linmu.export.phone.parts import Parts, Value, each, grouped, whole
+from linmu.step.form import DecoderForm
+from linmu.step.torch_ops import TorchOps
+
+MASKED = -1e30  # added before an exponential: exp() is exactly 0, and no difference of log-decays comes near it
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Constants of one scan over N tokens; restarts: [1, N, 1], 0 where a span begins, or None without restarts.
+
+    triangle [1, N, N]: ones where s <= t; bias [1, N, N]: 0 where token t sees token s, else MASKED; row [1, 1, N]:
+    ones.
+    """
+
+    triangle: Tensor
+    bias: Tensor
+    row: Tensor
+    restarts: Tensor | None
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which tokens are vision tokens: `yes` and `no` [1, S, 1] float, each other's complement."""
+
+    yes: Tensor
+    no: Tensor
+
+
+class Straight:
+    """The index of tokens in their own order: nothing to gather."""
+
+
+class PhoneOps(TorchOps):
+    """Implements linmu.step.ops.Ops on one sequence; see the module."""
+
+    def __init__(self, form: DecoderForm, weights: Mapping[str, Tensor]):
+        self.form, self.weights = form, weights  # type: ignore[assignment]  # read only
+        self.causal: Causal | None = None
+
+    # ---- matrix products -----------------------------------------------------------------------------------------
+    def product(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return functional.linear(x, y)
+
+    def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        return self.product(x, self.weights[weight])
+
+    def rounded(self, x: Value, weight: str) -> Value:  # type: ignore[override]  # noqa: D102
+        return x
+
+    def linear(self, x: Value, weight: str) -> Value:  # type: ignore[override]  # noqa: D102
+        return self.multiply(x, weight)
+
+    def multiply(self, x: Value, weight: str) -> Value:  # type: ignore[override]  # noqa: D102
+        assert isinstance(x, Tensor)
+        y = self._every(weight, lambda matrix: self.product(x, matrix))
+        return self.add_bias(y, weight + "_bias") if self._has(weight + "_bias") else y
+
+    def _has(self, weight: str) -> bool:
+        return weight in self.weights or weight + ".0" in self.weights
+
+    def _every(self, weight: str, function: Any) -> Value:
+        if weight in self.weights:
+            return function(self.weights[weight])
+        return tuple(function(matrix) for matrix in self._parts(weight))
+
+    def _parts(self, weight: str) -> Parts:
+        if weight in self.weights:
+            return (self.weights[weight],)
+        found = []
+        while f"{weight}.{len(found)}" in self.weights:
+            found.append(self.weights[f"{weight}.{len(found)}"])
+        return tuple(found)
+
+    def _paired(self, x: Value, weight: str) -> zip:
+        return zip(whole(x), self._parts(weight), strict=True)
+
+    def add_bias(self, x: Value, weight: str) -> Value:  # type: ignore[override]  # noqa: D102
+        done = tuple(part + bias for part, bias in self._paired(x, weight))
+        return done if isinstance(x, tuple) else done[0]
+
+    def split(self, x: Value, sizes: tuple[int, ...]) -> list[Value]:  # type: ignore[override]  # noqa: D102
+        return grouped(x, tuple(sizes))
+
+    # ---- elementwise ---------------------------------------------------------------------------------------------
+    def add_rms_norm(self, x, update, weight: str, eps: float):  # noqa: D102
+        x = x if update is None else x + update
+        mean = self.product(x * x, self.weights["mean.hidden"])
+        return x * torch.rsqrt(mean + eps) * self.weights[weight], x
+
+    def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
+        heads = x.view(-1, form.heads, form.head_dim)
+        normed = heads * torch.rsqrt(self.product(heads * heads, self.weights["mean.head"]) + form.mmate.norm_eps)
+        return (normed * self.weights[weight].view(form.heads, -1)).view(1, -1, form.heads * form.head_dim)
+
+    def qk_norm(self, qkv: Value, weight: str, form: DecoderForm) -> Value:  # type: ignore[override]  # noqa: D102
+        q, k, v = whole(qkv)
+        return (*(self._qk_norm(*pair, form) for pair in self._paired((q, k), weight)), v)
+
+    def _qk_norm(self, x: Tensor, scale: Tensor, form: DecoderForm) -> Tensor:
+        heads = x.view(-1, len(scale), form.head_dim)
+        mean = self.product(heads * heads, self.weights["mean.head"])
+        return (heads * torch.rsqrt(mean + form.qk_norm_eps) * scale).view(1, -1, len(scale) * form.head_dim)
+
+    def sigmoid(self, x: Value) -> Value:  # type: ignore[override]  # noqa: D102
+        return each(torch.sigmoid, x)
+
+    def silu_mul(self, x: Value) -> Tensor:  # type: ignore[override]  # noqa: D102
+        gate, up = whole(x)
+        return gate * torch.sigmoid(gate) * up
+
+    def where(self, mask: Mask, x: Tensor, other: Tensor | float) -> Tensor:  # type: ignore[override]  # noqa: D102
+        if isinstance(other, Tensor):
+            return x * mask.yes + other * mask.no
+        return x * mask.yes + mask.no * other if other else x * mask.yes
+
+    def scale_heads(self, x: Tensor, factor: Tensor, form: DecoderForm) -> Tensor:  # noqa: D102
+        scaled = x.view(-1, form.heads, form.head_dim) * factor.view(-1, form.heads, 1)
+        return scaled.view(1, -1, form.heads * form.head_dim)
+
+    def log_decay(self, raw: Tensor, dt_bias: str, scale: str) -> Tensor:  # noqa: D102
+        return self.weights[scale] * softplus(raw + self.weights[dt_bias])
+
+    # ---- tokens --------------------------------------------------------------------------------------------------
+    def token_index(self, x: Tensor) -> Any:  # noqa: D102
+        self.causal = causal_constants(torch.arange(x.shape[1]), None)
+        return Straight()
+
+    def batch_index(self, position_ids: Tensor, form: DecoderForm) -> Any:  # noqa: D102
+        return Straight()
+
+    def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
+        rows = position_ids.view(form.rope_axes, -1, 1).float()  # [P, S, 1]
+        angles = (rows * self.weights["rope"][:, None]).sum(0)  # exact: one axis owns each frequency
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos() * form.rope_scale, angles.sin() * form.rope_scale
+
+    def extend_rows(self, table: Tensor, backward: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([table, table.new_zeros(1, table.shape[1])])  # all padding indices are S
+
+    def prepare_layout(self, layout: dict[str, Tensor], form: DecoderForm) -> dict[str, Any]:  # noqa: D102
+        ready: dict[str, Any] = {
+            name: [table[i] for i in range(table.shape[0])]
+            for name, table in layout.items()
+            if name in ("order", "inverse", "backward", "backward_slot", "window_slot")
+        }
+        windows, segment = layout["windows"], layout["window_segment"]  # [2, W, L]
+        allowed = segment[..., :, None] == segment[..., None, :]
+        if form.mmate.causal_windows:
+            allowed = allowed & (windows[..., None, :] <= windows[..., :, None])
+        bias = (1 - allowed.float()) * MASKED
+        yes = layout["vision"].float()[None, :, None]
+        ready["windows"] = [windows[i].view(-1) for i in range(2)]
+        ready["window_bias"] = [bias[i].unsqueeze(1) for i in range(2)]  # [W, 1, L, L]
+        ready["any_vision"] = None
+        ready["vision"] = Mask(yes, 1 - yes)
+        restart = layout["restart"]
+        ready["restart"] = causal_constants(torch.arange(restart.shape[0]), restart)
+        return ready
+
+    def branch(self, condition, then, otherwise) -> list[Tensor]:  # noqa: D102
+        """The general path, whatever the piece: a text piece has one row of padding in each of its index tensors."""
+        return then()
+
+    def last_token(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x[:, -1:]
+
+    def take(self, x: Value, index: Tensor) -> Value:  # type: ignore[override]  # noqa: D102
+        return each(lambda part: part.index_select(1, index), x)
+
+    def take_or_zero(self, x: Value, index: Tensor) -> Value:  # type: ignore[override]  # noqa: D102
+        def taken(part: Tensor) -> Tensor:
+            zero = torch.zeros(1, 1, part.shape[2])
+            return torch.cat([part, zero], 1).index_select(1, index)
+
+        return each(taken, x)
+
+    def repeat_heads(self, x: Tensor, times: int, head_dim: int) -> Tensor:  # noqa: D102
+        if times == 1:
+            return x
+        return _copies(x.view(-1, x.shape[-1] // head_dim, head_dim), times, 2).view(1, -1, x.shape[-1] * times)
+
+    # ---- branches ------------------------------------------------------------------------------------------------
+    def causal_conv(self, x: Value, weight: str, past: Tensor | None) -> tuple[Value, Tensor]:  # type: ignore[override]  # noqa: D102
+        done, tails, start = [], [], 0
+        for number, (part, taps) in enumerate(self._paired(x, weight)):
+            width, before = part.shape[-1], taps.shape[-1] - 1
+            head = torch.zeros(1, before, width) if past is None else past[..., start : start + width]
+            joined = torch.cat([head, part], 1)  # [1, K-1+S, C]
+            bias = self._parts(weight + "_bias")[number]
+            y = functional.conv1d(joined.permute(0, 2, 1), taps, bias, groups=width)
+            done.append(y.permute(0, 2, 1).contiguous())
+            tails.append(joined[:, -before:])
+            start += width
+        return tuple(done), torch.cat(tails, -1)
+
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor, index: Any, heads: int) -> Tensor:  # noqa: D102
+        if not isinstance(index, Straight):
+            cos, sin = cos.index_select(0, index), sin.index_select(0, index)
+        size = self.form.head_dim
+        split = x.view(-1, heads, size)
+        cos, sin = cos.view(-1, 1, size), sin.view(-1, 1, size)
+        return (split * cos + self.product(split, self.weights["turn"]) * sin).view(1, -1, heads * size)
+
+    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm):  # noqa: D102
+        owners, repeat = form.state_heads, form.heads // form.state_heads
+        q, k, v = (self._by_head(x) for x in (q * form.head_dim**-0.5, k, v))  # [H or M, N, d]
+        if q.shape[1] == 1 and restart is None:
+            new = torch.exp(g).view(-1, 1, 1) * _heads(past) + k.permute(0, 2, 1) * v
+            y = torch.bmm(q.view(owners, -1, form.head_dim), new)
+            return self._packed(y.view(form.heads, -1, form.head_dim)), new.view(past.shape)
+        q = q.contiguous().view(owners, -1, form.head_dim)  # [M, r * N, d]: query heads of one state side by side
+        causal: Causal = restart if restart is not None else self.causal
+        if causal.restarts is not None:
+            g = g * causal.restarts
+        total = torch.bmm(causal.triangle, g)  # [1, N, M]
+        at_token, before = total.permute(2, 1, 0), total.permute(2, 0, 1)  # [M, N, 1], [M, 1, N]
+        decay = _copies(torch.exp(at_token - before + causal.bias), repeat, 1)
+        y = torch.bmm(torch.bmm(q, k.permute(0, 2, 1)) * decay, v)
+        if past is None:  # of the backward direction nothing is carried on
+            return self._packed(y.view(form.heads, -1, form.head_dim)), None
+        state, end = _heads(past), torch.bmm(causal.row, g).view(-1, 1, 1)  # [M, d, d], [M, 1, 1]
+        y = y + torch.bmm(q * _copies(torch.exp(at_token), repeat, 1), state)
+        written = torch.bmm((k * torch.exp(end - at_token)).permute(0, 2, 1), v)
+        y = y.view(form.heads, -1, form.head_dim)
+        return self._packed(y), (torch.exp(end) * state + written).view(past.shape)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        size = self.form.head_dim
+        return x.view(-1, x.shape[-1] // size, size).permute(1, 0, 2)
+
+    def _packed(self, y: Tensor) -> Tensor:
+        return y.permute(1, 0, 2).contiguous().view(1, -1, y.shape[0] * y.shape[2])
+
+    def subtract_own(self, y, q, k, v, form: DecoderForm) -> Tensor:  # noqa: D102
+        every, size = form.heads // form.state_heads, form.head_dim
+        k, v = self.repeat_heads(k, every, size), self.repeat_heads(v, every, size)
+        own = self.product((q * k).view(-1, form.heads, size), self.weights["sum.head"]) * size**-0.5  # [N, H, 1]
+        return y - self.scale_heads(v, own, form)
+
+    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
+        heads, size, length = form.heads, form.head_dim, bias.shape[-1]
+        repeat = heads // form.kv_heads
+        k, v = self.repeat_heads(k, repeat, size), self.repeat_heads(v, repeat, size)
+
+        def rows(x: Tensor) -> Tensor:  # [W * H, L, d]
+            return x.view(-1, length, heads, size).permute(0, 2, 1, 3).contiguous().view(-1, length, size)
+
+        scores = torch.bmm(rows(q) * size**-0.5, rows(k).permute(0, 2, 1)).view(-1, heads, length, length)
+        weights = torch.softmax(scores + bias, -1).view(-1, length, length)
+        y = torch.bmm(weights, rows(v)).view(-1, heads, length, size)
+        return y.permute(0, 2, 1, 3).contiguous().view(1, -1, heads * size)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) to the last bits without log1p, which XNNPACK has not: the rounding of 1 + e is put right."""
+    e = torch.exp(-torch.abs(x))
+    u = e + 1.0
+    return torch.relu(x) + (torch.log(u) + (e - (u - 1.0)) / u)
+
+
+def causal_constants(index: Tensor, restart: Tensor | None) -> Causal:
+    """The constants of a scan over tokens `index` [N] int64 with restarts [N] bool or None."""
+    seen = index[:, None] >= index[None, :]
+    triangle = seen.float()[None]
+    bias, restarts = (1 - triangle) * MASKED, None
+    if restart is not None:
+        span = restart.long().cumsum(0)
+        bias = bias + (span[:, None] != span[None, :]).float()[None] * MASKED
+        restarts = 1 - restart.float().view(1, -1, 1)
+    return Causal(triangle, bias, torch.ones_like(index).float().view(1, 1, -1), restarts)
+
+
+def _heads(state: Tensor) -> Tensor:
+    """A state [1, M, d, d] without its batch axis."""
+    return state.view(state.shape[1:])
+
+
+def _copies(x: Tensor, times: int, axis: int) -> Tensor:
+    """X `times` times along an axis; products with 1, because XNNPACK takes no tensor twice into one concatenation."""
+    return x if times == 1 else torch.cat([x, *(x * 1.0 for _ in range(times - 1))], axis)

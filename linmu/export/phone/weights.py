@@ -1,0 +1,68 @@
+"""A step form's weights as an ExecuTorch program takes them: matrices [out, in], packed ones split into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from linmu.export.phone.parts import part_widths
+from linmu.step.form import DecoderForm, is_matrix
+
+TABLES = ("token_embedding", "head")  # [V, D] in a form already
+
+
+def program_weights(form: DecoderForm) -> dict[str, Tensor]:
+    """All weights of a float form by name; part n of a split one is `name.n`.
+
+    Every method's module refers to these very tensors: their bytes are equal, so the file holds them once.
+    """
+    found: dict[str, Tensor] = {}
+    for name, thunk in form.weights.items():
+        value = thunk().detach().float()
+        if is_matrix(name) and name not in TABLES:
+            value = value.T  # [out, in]
+        widths = part_widths(name, form, value)
+        if widths is None:
+            found[name] = value.contiguous()
+            continue
+        for number, piece in enumerate(value.split(list(widths))):
+            # a copy: of a view, ExecuTorch may write the storage that it views
+            found[f"{name}.{number}"] = piece.clone(memory_format=torch.contiguous_format)
+    size = form.head_dim
+    found["mean.head"] = torch.full((1, size), 1.0 / size)
+    found["mean.hidden"] = torch.full((1, form.hidden), 1.0 / form.hidden)
+    found["sum.head"] = torch.ones(1, size)
+    found["turn"] = _quarter_turn(size)
+    return found
+
+
+def _quarter_turn(size: int) -> Tensor:
+    """The matrix [d, d] of (first, second) -> (-second, first): rotary halves without slicing."""
+    half = size // 2
+    turn = torch.zeros(size, size)
+    turn[:half, half:] = -torch.eye(half)
+    turn[half:, :half] = torch.eye(half)
+    return turn
+
+
+class Buffers(Mapping[str, Tensor]):
+    """Weights registered as a module's buffers, looked up by their names in the form: what torch.export can trace."""
+
+    def __init__(self, module: nn.Module, weights: Mapping[str, Tensor]):
+        self.module = module
+        self.names = {name: name.replace(".", "_") for name in weights}
+        for name, value in weights.items():
+            module.register_buffer(self.names[name], value)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return getattr(self.module, self.names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

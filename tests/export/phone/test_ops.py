@@ -1,0 +1,70 @@
+"""The phones' operations, run eagerly, give the step form's numbers: every family, every setting they carry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from linmu.export.decoder_graphs import window_row
+from linmu.export.phone.ops import PhoneOps, softplus
+from linmu.export.phone.weights import Buffers, program_weights
+from linmu.step import decoder
+from linmu.step.pack import decoder_form
+from linmu.step.torch_ops import TorchOps
+from tests.model.students import shared_student
+from tests.step.prompts import run_student, step_positions, torch_layout, worst
+from tests.tiny import FAMILY_NAMES, VISION_NAMES, tiny_inputs
+
+SETTINGS = {
+    "default": {},
+    "kv_head, skip, 3 taps": {"decay": "kv_head", "skip": True, "taps": 3},
+    "causal windows, one way": {"causal_windows": True, "backward": False},
+    "no windows, no rope": {"local_swin": False, "rope": False, "scan": "raster"},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_prefill_and_step_equal_the_step_form(family, setting):
+    student, tokenizer = shared_student(family, **SETTINGS[setting])
+    form = decoder_form(student)
+    eager, phone = TorchOps(form), PhoneOps(form, Buffers(nn.Module(), program_weights(form)))
+    kind = "two_images" if family in VISION_NAMES else "text"
+    inputs = tiny_inputs(family, student, tokenizer, kind=kind)
+    prompt = run_student(student, inputs, form, row=window_row(form))
+    generator = torch.Generator().manual_seed(3)
+    past = {spec.name: torch.randn(spec.shape, generator=generator) * 0.3 for spec in form.state_specs()}
+    deepstack = None if prompt.deepstack is None else torch.from_numpy(prompt.deepstack)
+    arguments = (
+        form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past, torch_layout(prompt.layout),
+        deepstack, None,
+    )  # fmt: skip
+    ids, positions = torch.tensor([[7]]), step_positions(form, prompt.next_position)
+    with torch.no_grad():
+        _compare(decoder.prefill(phone, *arguments), decoder.prefill(eager, *arguments))
+        wanted = decoder.step(eager, form, ids, positions, past, None)
+        _compare(decoder.step(phone, form, ids, positions, past, None), wanted)
+
+
+def _compare(found, wanted) -> None:
+    assert worst(found[0], wanted[0]) < 3e-5
+    assert found[1].keys() == wanted[1].keys()
+    for name, value in wanted[1].items():
+        assert worst(found[1][name], value) < 3e-5, name
+
+
+def test_softplus_keeps_the_small_ends():
+    x = torch.cat([torch.linspace(-60, 40, 4001), torch.tensor([-17.5, -16.7, 0.0, 88.0, -100.0])])
+    exact = torch.nn.functional.softplus(x.double())
+    assert float(((softplus(x) - exact).abs() / exact.clamp_min(1e-38)).max()) < 1e-6
+
+
+def test_packed_weights_stand_once_and_whole():
+    form = decoder_form(shared_student("smolvlm")[0])
+    weights = program_weights(form)
+    parts = [weights[f"layers.1.in_proj.{n}"] for n in range(8)]  # q, k, v, dt, dt backward, g_f, g_b, alpha
+    assert "layers.1.in_proj.8" not in weights and "layers.1.in_proj" not in weights
+    assert torch.equal(torch.cat(parts).T, form.weights["layers.1.in_proj"]())
+    stored = sum(value.numel() for name, value in weights.items() if not name.startswith(("mean", "sum", "turn")))
+    assert stored == sum(thunk().numel() for thunk in form.weights.values())
