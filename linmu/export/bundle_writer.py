@@ -62,8 +62,8 @@ class Plan:
     profiles: whether the manifest records shape ranges.
     check: looks at the written graphs before golden vectors are made; what it returns stands in the report, and an
     error that it raises ends the export. quantization: `weights` then holds for what stays float. state: what recurrent
-    states are rounded to (linmu.state_precision), unless a byte budget chooses it. writer: what makes graphs and manifest
-    in place of `write_graphs`.
+    states are rounded to (linmu.state_precision), unless a byte budget chooses it. writer: what makes graphs and
+    manifest in place of `write_graphs`.
     """
 
     target: str
