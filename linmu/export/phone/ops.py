@@ -9,7 +9,6 @@ Masks and indices are made once per call, by portable kernels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from linmu.export.phone.parts import Parts, Value, each, grouped, whole
+from linmu.export.phone.weights import Buffers
 from linmu.step.form import DecoderForm
 from linmu.step.torch_ops import TorchOps
 
@@ -53,8 +53,10 @@ class Straight:
 class PhoneOps(TorchOps):
     """Implements linmu.step.ops.Ops on one sequence; see the module."""
 
-    def __init__(self, form: DecoderForm, weights: Mapping[str, Tensor]):
-        self.form, self.weights = form, weights  # type: ignore[assignment]  # read only
+    weights: Buffers  # type: ignore[assignment]  # read only
+
+    def __init__(self, form: DecoderForm, weights: Buffers):
+        self.form, self.weights = form, weights
         self.causal: Causal | None = None
 
     # ---- matrix products -----------------------------------------------------------------------------------------
