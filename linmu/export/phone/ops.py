@@ -66,13 +66,13 @@ class PhoneOps(TorchOps):
     def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
         return self.product(x, self.weights[weight])
 
-    def rounded(self, x: Value, weight: str) -> Value:  # type: ignore[override]  # noqa: D102
+    def rounded(self, x: Value, weight: str) -> Value:  # noqa: D102
         return x
 
-    def linear(self, x: Value, weight: str) -> Value:  # type: ignore[override]  # noqa: D102
+    def linear(self, x: Value, weight: str) -> Value:  # noqa: D102
         return self.multiply(x, weight)
 
-    def multiply(self, x: Value, weight: str) -> Value:  # type: ignore[override]  # noqa: D102
+    def multiply(self, x: Value, weight: str) -> Value:  # noqa: D102
         assert isinstance(x, Tensor)
         y = self._every(weight, lambda matrix: self.product(x, matrix))
         return self.add_bias(y, weight + "_bias") if self._has(weight + "_bias") else y
@@ -88,7 +88,7 @@ class PhoneOps(TorchOps):
     def _parts(self, weight: str) -> Parts:
         if weight in self.weights:
             return (self.weights[weight],)
-        found = []
+        found = list[Tensor]()
         while f"{weight}.{len(found)}" in self.weights:
             found.append(self.weights[f"{weight}.{len(found)}"])
         return tuple(found)
@@ -96,11 +96,11 @@ class PhoneOps(TorchOps):
     def _paired(self, x: Value, weight: str) -> zip:
         return zip(whole(x), self._parts(weight), strict=True)
 
-    def add_bias(self, x: Value, weight: str) -> Value:  # type: ignore[override]  # noqa: D102
+    def add_bias(self, x: Value, weight: str) -> Value:  # noqa: D102
         done = tuple(part + bias for part, bias in self._paired(x, weight))
         return done if isinstance(x, tuple) else done[0]
 
-    def split(self, x: Value, sizes: tuple[int, ...]) -> list[Value]:  # type: ignore[override]  # noqa: D102
+    def split(self, x: Value, sizes: tuple[int, ...]) -> list[Value]:  # noqa: D102
         return grouped(x, tuple(sizes))
 
     # ---- elementwise ---------------------------------------------------------------------------------------------
@@ -114,23 +114,23 @@ class PhoneOps(TorchOps):
         normed = heads * torch.rsqrt(self.product(heads * heads, self.weights["mean.head"]) + form.mmate.norm_eps)
         return (normed * self.weights[weight].view(form.heads, -1)).view(1, -1, form.heads * form.head_dim)
 
-    def qk_norm(self, qkv: Value, weight: str, form: DecoderForm) -> Value:  # type: ignore[override]  # noqa: D102
+    def qk_norm(self, qkv: Value, weight: str, form: DecoderForm) -> Value:  # noqa: D102
         q, k, v = whole(qkv)
-        return (*(self._qk_norm(*pair, form) for pair in self._paired((q, k), weight)), v)
+        return (*(self._qk_norm(part, scale, form) for part, scale in self._paired((q, k), weight)), v)
 
     def _qk_norm(self, x: Tensor, scale: Tensor, form: DecoderForm) -> Tensor:
         heads = x.view(-1, len(scale), form.head_dim)
         mean = self.product(heads * heads, self.weights["mean.head"])
         return (heads * torch.rsqrt(mean + form.qk_norm_eps) * scale).view(1, -1, len(scale) * form.head_dim)
 
-    def sigmoid(self, x: Value) -> Value:  # type: ignore[override]  # noqa: D102
+    def sigmoid(self, x: Value) -> Value:  # noqa: D102
         return each(torch.sigmoid, x)
 
-    def silu_mul(self, x: Value) -> Tensor:  # type: ignore[override]  # noqa: D102
+    def silu_mul(self, x: Value) -> Tensor:  # noqa: D102
         gate, up = whole(x)
         return gate * torch.sigmoid(gate) * up
 
-    def where(self, mask: Mask, x: Tensor, other: Tensor | float) -> Tensor:  # type: ignore[override]  # noqa: D102
+    def where(self, mask: Mask, x: Tensor, other: Tensor | float) -> Tensor:  # noqa: D102
         if isinstance(other, Tensor):
             return x * mask.yes + other * mask.no
         return x * mask.yes + mask.no * other if other else x * mask.yes
@@ -186,10 +186,10 @@ class PhoneOps(TorchOps):
     def last_token(self, x: Tensor) -> Tensor:  # noqa: D102
         return x[:, -1:]
 
-    def take(self, x: Value, index: Tensor) -> Value:  # type: ignore[override]  # noqa: D102
+    def take(self, x: Value, index: Tensor) -> Value:  # noqa: D102
         return each(lambda part: part.index_select(1, index), x)
 
-    def take_or_zero(self, x: Value, index: Tensor) -> Value:  # type: ignore[override]  # noqa: D102
+    def take_or_zero(self, x: Value, index: Tensor) -> Value:  # noqa: D102
         def taken(part: Tensor) -> Tensor:
             zero = torch.zeros(1, 1, part.shape[2])
             return torch.cat([part, zero], 1).index_select(1, index)
@@ -202,7 +202,7 @@ class PhoneOps(TorchOps):
         return _copies(x.view(-1, x.shape[-1] // head_dim, head_dim), times, 2).view(1, -1, x.shape[-1] * times)
 
     # ---- branches ------------------------------------------------------------------------------------------------
-    def causal_conv(self, x: Value, weight: str, past: Tensor | None) -> tuple[Value, Tensor]:  # type: ignore[override]  # noqa: D102
+    def causal_conv(self, x: Value, weight: str, past: Tensor | None) -> tuple[Value, Tensor]:  # noqa: D102
         done, tails, start = [], [], 0
         for number, (part, taps) in enumerate(self._paired(x, weight)):
             width, before = part.shape[-1], taps.shape[-1] - 1
@@ -231,7 +231,7 @@ class PhoneOps(TorchOps):
             y = torch.bmm(q.view(owners, -1, form.head_dim), new)
             return self._packed(y.view(form.heads, -1, form.head_dim)), new.view(past.shape)
         q = q.contiguous().view(owners, -1, form.head_dim)  # [M, r * N, d]: query heads of one state side by side
-        causal: Causal = restart if restart is not None else self.causal
+        causal: Any = self.causal if restart is None else restart
         if causal.restarts is not None:
             g = g * causal.restarts
         total = torch.bmm(causal.triangle, g)  # [1, N, M]

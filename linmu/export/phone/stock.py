@@ -40,7 +40,7 @@ class StockOps(PhoneOps):
     def extend_rows(self, table: Tensor, backward: Any) -> Tensor:  # noqa: D102
         return table
 
-    def prepare_layout(self, layout: dict[str, Any], form: DecoderForm) -> dict[str, Any]:  # type: ignore[override]  # noqa: D102
+    def prepare_layout(self, layout: dict[str, Any], form: DecoderForm) -> dict[str, Any]:  # noqa: D102
         assert self.causal is not None
         return {**layout, "restart": Causal(self.causal.triangle, self.causal.bias, self.causal.row, None)}
 
