@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +216,10 @@ def _check_size(name: str, spec: TensorSpec, array: np.ndarray, most: Mapping[st
 
 @contextmanager
 def muted(*streams: int) -> Iterator[None]:
-    """Keep what ExecuTorch's C++ code prints (facts of the CPU, a failure's details) off `streams` (default: 2)."""
+    """Keep what ExecuTorch's C++ code prints (facts of the CPU, a failure's details) off `streams` (default: 2).
+
+    Its binding writes some of it through Python's streams and some to the file descriptors.
+    """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -223,7 +227,10 @@ def muted(*streams: int) -> Iterator[None]:
     for stream in kept:
         os.dup2(nowhere, stream)
     try:
-        yield
+        with ExitStack() as stack:
+            for stream in kept:
+                stack.enter_context((redirect_stdout if stream == 1 else redirect_stderr)(StringIO()))
+            yield
     finally:
         for stream, own in kept.items():
             os.dup2(own, stream)

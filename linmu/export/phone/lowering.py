@@ -16,6 +16,8 @@ import torch
 from torch import fx
 
 from linmu.export.phone.methods import Method, example_inputs
+from linmu.export.phone.ops import PhoneOps
+from linmu.runtimes.et_runner import muted
 
 LEAST_SHARE = 0.95  # of a method's multiply-accumulates; below, an export says so and fails
 EXAMPLE_TOKENS = 64  # lengths that methods are captured with, and that their multiply-accumulates are counted at
@@ -50,9 +52,9 @@ def lower(
 
     most: {method: {symbolic dimension: largest size}}; constants: constant methods (metadata) by name.
     """
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    with quiet(), muted():
+        from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 
-    with quiet():
         programs = {name: capture(method, most.get(name, {})) for name, method in methods.items()}
         edge = to_edge_transform_and_lower(
             programs, partitioner=[partitioner()], constant_methods=dict(constants or {}),
@@ -69,12 +71,16 @@ def capture(method: Method, most: Mapping[str, int]) -> torch.export.ExportedPro
     shapes = tuple(
         {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in method.spec.inputs
     )
-    variadic = any(name.startswith("past.") for name in (spec.name for spec in method.spec.inputs))
+    variadic = any(spec.name.startswith("past.") for spec in method.spec.inputs)
+    arguments = example_inputs(method.spec, sizes)
     with torch.no_grad():
+        method.module(*arguments)  # shows which weights the method reads
+        for part in method.module.modules():
+            if isinstance(ops := getattr(part, "ops", None), PhoneOps):
+                ops.weights.drop_unused()
         return torch.export.export(
-            method.module, example_inputs(method.spec, sizes), strict=False,
-            dynamic_shapes=(shapes,) if variadic else shapes,
-        )  # fmt: skip
+            method.module, arguments, strict=False, dynamic_shapes=(shapes,) if variadic else shapes
+        )
 
 
 def partitioner() -> Any:

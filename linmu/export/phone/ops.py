@@ -9,7 +9,6 @@ Masks and indices are made once per call, by portable kernels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from linmu.export.phone.parts import Parts, Value, each, grouped, whole
+from linmu.export.phone.weights import Buffers
 from linmu.step.form import DecoderForm
 from linmu.step.torch_ops import TorchOps
 
@@ -53,8 +53,10 @@ class Straight:
 class PhoneOps(TorchOps):
     """Implements linmu.step.ops.Ops on one sequence; see the module."""
 
-    def __init__(self, form: DecoderForm, weights: Mapping[str, Tensor]):
-        self.form, self.weights = form, weights  # type: ignore[assignment]  # read only
+    weights: Buffers  # type: ignore[assignment]  # read only
+
+    def __init__(self, form: DecoderForm, weights: Buffers):
+        self.form, self.weights = form, weights
         self.causal: Causal | None = None
 
     # ---- matrix products -----------------------------------------------------------------------------------------
@@ -86,12 +88,12 @@ class PhoneOps(TorchOps):
     def _parts(self, weight: str) -> Parts:
         if weight in self.weights:
             return (self.weights[weight],)
-        found: list[Tensor] = []
+        found = list[Tensor]()
         while f"{weight}.{len(found)}" in self.weights:
             found.append(self.weights[f"{weight}.{len(found)}"])
         return tuple(found)
 
-    def _paired(self, x: Value, weight: str) -> zip[tuple[Tensor, Tensor]]:
+    def _paired(self, x: Value, weight: str) -> zip:
         return zip(whole(x), self._parts(weight), strict=True)
 
     def add_bias(self, x: Value, weight: str) -> Value:  # noqa: D102
@@ -114,7 +116,7 @@ class PhoneOps(TorchOps):
 
     def qk_norm(self, qkv: Value, weight: str, form: DecoderForm) -> Value:  # noqa: D102
         q, k, v = whole(qkv)
-        return (*(self._qk_norm(*pair, form) for pair in self._paired((q, k), weight)), v)
+        return (*(self._qk_norm(part, scale, form) for part, scale in self._paired((q, k), weight)), v)
 
     def _qk_norm(self, x: Tensor, scale: Tensor, form: DecoderForm) -> Tensor:
         heads = x.view(-1, len(scale), form.head_dim)
@@ -229,8 +231,7 @@ class PhoneOps(TorchOps):
             y = torch.bmm(q.view(owners, -1, form.head_dim), new)
             return self._packed(y.view(form.heads, -1, form.head_dim)), new.view(past.shape)
         q = q.contiguous().view(owners, -1, form.head_dim)  # [M, r * N, d]: query heads of one state side by side
-        causal = restart if restart is not None else self.causal
-        assert causal is not None
+        causal: Any = self.causal if restart is None else restart
         if causal.restarts is not None:
             g = g * causal.restarts
         total = torch.bmm(causal.triangle, g)  # [1, N, M]

@@ -7,14 +7,14 @@ afterwards (q | k | v, gate | up, the gates) is computed here part by part, from
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from linmu.step.form import DecoderForm
 
-Parts: TypeAlias = "tuple[Tensor, ...]"
-Value: TypeAlias = "Tensor | Parts"
+Parts: TypeAlias = tuple[Tensor, ...]
+Value: TypeAlias = Any  # a tensor, or its parts
 
 
 def each(function: Callable[[Tensor], Tensor], x: Value) -> Value:

@@ -53,13 +53,21 @@ class Buffers(Mapping[str, Tensor]):
     def __init__(self, module: nn.Module, weights: Mapping[str, Tensor]):
         self.module = module
         self.names = {name: name.replace(".", "_") for name in weights}
+        self.used: set[str] = set()
         for name, value in weights.items():
             module.register_buffer(self.names[name], value)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
             raise KeyError(name)
-        return getattr(self.module, self.names[name])
+        self.used.add(name)
+        value: Tensor = getattr(self.module, self.names[name])
+        return value
+
+    def drop_unused(self) -> None:
+        """Forget weights that no run has read: a program would carry them all the same."""
+        for name in set(self.names) - self.used:
+            delattr(self.module, self.names.pop(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
