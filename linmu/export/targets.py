@@ -15,14 +15,14 @@ if TYPE_CHECKING:  # this imports torch
 
 @dataclass(frozen=True)
 class Target:
-    """Where a bundle is to run: default precision, the module whose `write_bundle` makes it (None: not yet).
+    """Where a bundle is to run: default precision, and the module whose `write_bundle` makes it.
 
     options: what that function takes besides student, out, precision, overwrite and progress. packages: what it needs
     besides what every export needs, and the extra that installs them.
     """
 
     precision: str
-    module: str | None
+    module: str
     options: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str = "export"
@@ -39,14 +39,9 @@ PRECISIONS: dict[str, str] = {"none": "fp32", "fp32": "fp32", "fp16": "fp16"}
 
 
 def find_target(name: str) -> Target:
-    """The row of a target; raises InputError for an unknown one and for one that this release cannot export."""
-    here = [key for key, target in TARGETS.items() if target.module is not None]
+    """The row of a target; raises InputError for an unknown one."""
     if name not in TARGETS:
         raise InputError("target", got=repr(name), expected="one of " + ", ".join(TARGETS))
-    if TARGETS[name].module is None:
-        raise InputError(
-            f"target {name!r} comes with a later release of linmu", expected=", ".join(here), fix="--target " + here[0]
-        )
     return TARGETS[name]
 
 
@@ -64,7 +59,6 @@ def write_bundle(student: Path, out: Path, *, target: str = "onnx", **options: A
     Raises InputError for an unknown target and for an option that the target does not have (None counts as not given).
     """
     row = find_target(target)
-    assert row.module is not None  # find_target refuses the others
     given = {name: value for name, value in options.items() if value is not None}
     known = ("precision", "overwrite", "progress", *row.options)
     if unknown := sorted(set(given) - set(known)):

@@ -21,7 +21,6 @@ from linmu.export.phone.tokenizer import match_everything
 from linmu.export.phone.weights import program_weights
 from linmu.export.shape_profiles import shape_profiles
 from linmu.export.student_manifest import model_facts
-from linmu.export.targets import find_target, stored_precision
 from linmu.export.vision_graph import OPSET, build_vision
 from linmu.manifest import Manifest, state_bytes
 from linmu.processing import Processor
@@ -48,8 +47,8 @@ def write_phone_bundle(
     precision: "none" or "fp32". Raises InputError for an unusable student, family or preset, CheckFailed where XNNPACK
     takes less than LEAST_SHARE of a method's multiply-accumulates; nothing is left behind then.
     """
-    if (found := stored_precision(precision, find_target(target))) != "fp32":
-        raise InputError(f"preset of target {target}", got=found, expected="none or fp32")
+    if precision not in (None, "none", "fp32"):
+        raise InputError(f"preset of target {target!r}", got=repr(precision), expected="none or fp32")
     plan = Plan(target, BACKENDS, "fp32", "fp32", STYLE, OPSET, writer=write_program)
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)
 

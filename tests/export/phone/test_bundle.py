@@ -194,5 +194,5 @@ def test_what_is_not_carried_is_refused_and_leaves_nothing(family, settings, wor
     with pytest.raises(InputError, match=words):
         write_bundle(folder, tmp_path / "bundle", target="ios")
     assert not (tmp_path / "bundle").exists()
-    with pytest.raises(InputError, match="preset of target android"):
+    with pytest.raises(InputError, match="preset of target .android.; got .fp16."):
         write_bundle(folder, tmp_path / "bundle", target="android", precision="fp16")
