@@ -20,43 +20,14 @@ from linmu.bundle import Bundle
 from linmu.errors import BundleError, InputError
 from linmu.pte_file import check_program_file
 from linmu.runtimes.base import PromptPiece, VisionFeatures
-from linmu.specs import GraphSpec, StateSpec, TensorSpec
+from linmu.runtimes.torch_state import TorchState
+from linmu.specs import GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
 
 # ExecuTorch's numbers of element types (its ScalarType)
 SCALAR_TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
-
-
-class EtState:
-    """Recurrent state as torch tensors by `past.*` name."""
-
-    def __init__(self, specs: tuple[StateSpec, ...]):
-        self.specs = specs
-        self.zero()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(x.numel() * x.element_size() for x in self.tensors.values())
-
-    def read(self) -> dict[str, np.ndarray]:
-        """Copies of all tensors."""
-        return {name: x.numpy().copy() for name, x in self.tensors.items()}
-
-    def write(self, tensors: dict[str, np.ndarray]) -> None:
-        """Replace all tensors."""
-        import torch
-
-        self.tensors = {spec.name: torch.from_numpy(tensors[spec.name].copy()) for spec in self.specs}
-
-    def zero(self) -> None:
-        """Back to zeros."""
-        import torch
-
-        shapes = {s: [1 if isinstance(dim, str) else dim for dim in s.shape] for s in self.specs}
-        self.tensors = {s.name: torch.zeros(shape, dtype=getattr(torch, s.dtype)) for s, shape in shapes.items()}
 
 
 class EtRunner:
@@ -86,9 +57,9 @@ class EtRunner:
         self._methods.clear()
         self._program = None
 
-    def new_state(self) -> EtState:
+    def new_state(self) -> TorchState:
         """A zero state for one sequence."""
-        return EtState(self.state_specs)
+        return TorchState(self.state_specs)
 
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """Token embeddings: [S] int64 -> [S, D] float32."""
@@ -105,7 +76,7 @@ class EtRunner:
         embeddings = np.concatenate([tile["embeddings"].numpy() for tile in tiles])
         return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]))
 
-    def prefill(self, piece: PromptPiece, state: EtState) -> np.ndarray:
+    def prefill(self, piece: PromptPiece, state: TorchState) -> np.ndarray:
         """Run a piece of a prompt, updating the state -> logits [V] float32 of its last token.
 
         Raises InputError for a piece that is longer than the method takes.
@@ -113,7 +84,7 @@ class EtRunner:
         feeds = {"inputs_embeds": piece.inputs_embeds, "position_ids": piece.position_ids, **piece.layout}
         return self._advance("prefill", feeds, state)
 
-    def step(self, token: int, position: int, past_length: int, state: EtState) -> np.ndarray:
+    def step(self, token: int, position: int, past_length: int, state: TorchState) -> np.ndarray:
         """One decode step -> logits [V] float32."""
         feeds = {"input_ids": np.array([[token]], np.int64), "position_ids": np.array([[position]], np.int64)}
         return self._advance("step", feeds, state)
@@ -131,9 +102,9 @@ class EtRunner:
         outputs = self._method(name).execute([tensors[item.name] for item in spec.inputs])
         return {item.name: value for item, value in zip(spec.outputs, outputs, strict=True)}
 
-    def _advance(self, name: str, feeds: dict[str, np.ndarray], state: EtState) -> np.ndarray:
+    def _advance(self, name: str, feeds: dict[str, np.ndarray], state: TorchState) -> np.ndarray:
         made = self.run(name, feeds, state.tensors)
-        state.tensors = {spec.name: made[spec.output] for spec in self.state_specs}
+        state.advance(made)
         logits: np.ndarray = made["logits"].numpy()[0, 0]
         return logits
 

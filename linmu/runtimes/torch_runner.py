@@ -14,7 +14,7 @@ from linmu.decoder_file import map_weights, plain_parts, read_decoder_file
 from linmu.matrix_format import part
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.ort_runner import OrtRunner
-from linmu.specs import StateSpec
+from linmu.runtimes.torch_state import TorchState
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
 from linmu.step.half_ops import HalfOps, half_matrices
@@ -22,36 +22,6 @@ from linmu.step.torch_ops import TorchOps
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
-
-
-class TorchState:
-    """Recurrent state as torch tensors by `past.*` name."""
-
-    def __init__(self, specs: tuple[StateSpec, ...]):
-        self.specs = specs
-        self.zero()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(x.numel() * x.element_size() for x in self.tensors.values())
-
-    def read(self) -> dict[str, np.ndarray]:
-        """Copies of all tensors."""
-        return {name: x.numpy().copy() for name, x in self.tensors.items()}
-
-    def write(self, tensors: dict[str, np.ndarray]) -> None:
-        """Replace all tensors."""
-        self.tensors = {spec.name: torch.from_numpy(tensors[spec.name].copy()) for spec in self.specs}
-
-    def zero(self) -> None:
-        """Back to zeros."""
-        shapes = {s: [1 if isinstance(dim, str) else dim for dim in s.shape] for s in self.specs}
-        self.tensors = {s.name: torch.zeros(shape, dtype=getattr(torch, s.dtype)) for s, shape in shapes.items()}
-
-    def advance(self, present: dict[str, torch.Tensor]) -> None:
-        """Take the outputs of a run as the new state."""
-        self.tensors = {spec.name: present[spec.output] for spec in self.specs}
 
 
 class TorchRunner:
