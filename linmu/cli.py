@@ -90,6 +90,9 @@ def convert(
 def verify(
     bundle: BundleArgument,
     student: Annotated[Path | None, typer.Option("--student", help="Compare with this student (needs torch).")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calib", help="With --student: the record of a quantized phone bundle.")
+    ] = None,
     backends: Annotated[
         list[str] | None, typer.Option("--backend", help="A backend to check; may be repeated (default: all here).")
     ] = None,
@@ -104,8 +107,9 @@ def verify(
         from linmu.verify import verify as verify_bundle
 
         report = verify_bundle(
-            bundle, student=student, backends=tuple(backends or ()), steps=steps, report=report_file, progress=_say
-        )
+            bundle, student=student, calibration=calibration, backends=tuple(backends or ()), steps=steps,
+            report=report_file, progress=_say,
+        )  # fmt: skip
         results.report(report, json_output)
         if not report.ok:
             raise CheckFailed(f"{bundle} does not agree with its reference", fix="see the levels that failed above")

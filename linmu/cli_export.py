@@ -26,7 +26,7 @@ def export_command(
     target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
     quant: Annotated[
         str | None,
-        typer.Option("--quant", help="none, fp16, int8, int4, fp8 (jetson) or auto (default: the target's)."),
+        typer.Option("--quant", help="none, fp16, int8, int4, fp8 (jetson), auto; on phones none, 8da4w or 8da8w."),
     ] = None,
     calib: Annotated[
         Path | None, typer.Option("--calib", help="Record of `linmu calibrate`, for int8, int4, fp8 and auto.")

@@ -5,8 +5,10 @@ Glossary (in = rows of W [in, out], the axis that is summed over)
     int4      q [in, out] int8 in -8..7, scale [in / group, out]; symmetric
     fp8       q [in, out] float8 E4M3 (kept as its bits, uint8), scale []
     input     what x is rounded to before the product: "" (not at all); "int8" or "fp8" with one static scale; or
-              "int8_blocks": int8 with a scale of its own, max |x| / 127, for every `group` elements of every row
-Every static scale is a float16 number kept as float32, so that half-precision targets multiply by the same value.
+              "int8_blocks": int8 with a scale of its own, max |x| / 127, for every `group` elements of every row; or
+              "int8_rows": int8 with a scale and a zero point of its own for every row, which span the row and 0
+Every static scale is a float16 number kept as float32, so that half-precision targets multiply by the same value
+(those of groups behind "int8_rows" are cut to bfloat16 afterwards: XNNPACK keeps no more).
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 WEIGHTS = ("int8", "int4", "fp8")
-INPUTS = ("", "int8", "fp8", "int8_blocks")
+INPUTS = ("", "int8", "fp8", "int8_blocks", "int8_rows")
 INT8_LARGEST, INT4_LARGEST, FP8_LARGEST = 127.0, 7.0, 448.0
-LARGEST = {"int8": INT8_LARGEST, "int8_blocks": INT8_LARGEST, "int4": INT4_LARGEST, "fp8": FP8_LARGEST}
+LARGEST = {
+    "int8": INT8_LARGEST, "int8_blocks": INT8_LARGEST, "int8_rows": INT8_LARGEST, "int4": INT4_LARGEST,
+    "fp8": FP8_LARGEST,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ Glossary
     weights     matrices of layers, head and embedding table, and the vision tower, as a bundle stores them
     running     weights and one sequence's state, on target jetson with the decoder twice: prefill and step are engines
                 of their own; there the embedding table stays on disk, rows of it are looked up
+On phones a table that is head and embeddings at once stands twice in the program: once as XNNPACK's matrix, once to be
+looked up.
     building    the forecast peak of `linmu build` for the larger decoder engine
 Vectors (norms, biases, conv taps, rotary tables) count as part of the tower, though a bundle has those of the decoder
 in float32: below 1% of a model with 100 million parameters, more in tiny ones.
@@ -19,6 +21,8 @@ from linmu.matrix_format import MatrixFormat
 from linmu.runtimes.tensorrt.forecast import forecast_build
 
 GROUPS = (128, 64, 32, 16)  # a group that does not divide a matrix shrinks (docs/quantization.md)
+ROWS_GROUP = 32  # the smallest behind inputs rounded by row
+PHONES = ("android", "ios")
 FLOAT_BYTES = {"fp32": 4, "fp16": 2}
 
 
@@ -33,6 +37,7 @@ class StoredPreset:
     floats: str
 
 
+INT8_ROWS = MatrixFormat("int8", input="int8_rows")
 # The presets that can be exported (linmu.quantize.presets says what they do); `auto` lies between int4 and fp16.
 PRESETS = (
     StoredPreset("onnx", "none", None, None, "fp32"),
@@ -45,7 +50,12 @@ PRESETS = (
     StoredPreset("jetson", "int8", MatrixFormat("int8", input="int8"), None, "fp16"),
     StoredPreset("jetson", "fp8", MatrixFormat("fp8", input="fp8"), None, "fp16"),
     StoredPreset("jetson", "int4", MatrixFormat("int4", 128), None, "fp16"),
-)
+    *(preset for target in PHONES for preset in (
+        StoredPreset(target, "none", None, None, "fp32"),
+        StoredPreset(target, "8da8w", INT8_ROWS, INT8_ROWS, "fp32"),
+        StoredPreset(target, "8da4w", MatrixFormat("int4", 32, "int8_rows"), INT8_ROWS, "fp32"),
+    )),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,10 @@ def preset_memory(decoder: Decoder, parameters: int) -> tuple[PresetMemory, ...]
             sum(stored_bytes(shape, preset.layers, unit) for shape in decoder.quantizable()) + unit * decoder.controls
         )
         head = stored_bytes((decoder.sizes.hidden_size, decoder.vocab), preset.head, unit)
-        weights = layers + head + (0 if decoder.tied else unit * decoder.table) + unit * rest
+        table = unit * decoder.table
+        if decoder.tied:
+            table = head if preset.target in PHONES else 0
+        weights = layers + head + table + unit * rest
         if preset.target == "jetson":
             running, build = 2 * (layers + head) + unit * rest + state, forecast_build(layers + head, 0).peak_bytes
         else:
@@ -129,7 +142,8 @@ def stored_bytes(shape: tuple[int, int], format: MatrixFormat | None, float_byte
         return float_bytes * rows * columns
     if not format.group:
         return format.stored_bytes(rows, columns)
-    group = next((size for size in GROUPS if size <= format.group and rows % size == 0), None)
+    smallest = ROWS_GROUP if format.input == "int8_rows" else GROUPS[-1]
+    group = next((size for size in GROUPS if smallest <= size <= format.group and rows % size == 0), None)
     if group is None:
         return float_bytes * rows * columns
     return replace(format, group=group).stored_bytes(rows, columns)

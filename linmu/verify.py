@@ -29,6 +29,7 @@ def verify(
     bundle: Path,
     *,
     student: Path | None = None,
+    calibration: Path | None = None,
     backends: Sequence[str] = (),
     steps: int = 64,
     report: Path | None = None,
@@ -36,6 +37,7 @@ def verify(
 ) -> VerifyReport:
     """Check a bundle: contract, graphs, roll-out, greedy tokens, prompts; with `student` the whole way in lockstep.
 
+    calibration: the record that a quantized phone bundle was exported with, where `student` is given.
     backends: names (default: all that are here). steps: of the roll-outs (golden vectors hold at most 256). report: an
     HTML file to write. A check that fails stands in the report and the others still run; raises InputError for a
     bundle that is none, has no reference, or was made of another student, MissingComponentError for a missing backend.
@@ -50,7 +52,7 @@ def verify(
         chosen = tuple(backends) or tuple(available_backends(opened))
         if not backends:
             _say_skipped(opened, chosen, say)
-        found = _verify(opened, contract, student, chosen, steps, say)
+        found = _verify(opened, contract, student, calibration, chosen, steps, say)
     if report is not None:
         from linmu.report_html import report_html
 
@@ -80,8 +82,9 @@ def _open(folder: Path) -> tuple[Bundle | None, Check]:
 
 
 def _verify(
-    bundle: Bundle, contract: Check, student: Path | None, backends: tuple[str, ...], steps: int, say: Say
-) -> VerifyReport:
+    bundle: Bundle, contract: Check, student: Path | None, calibration: Path | None, backends: tuple[str, ...],
+    steps: int, say: Say,
+) -> VerifyReport:  # fmt: skip
     golden = read_golden(bundle) if bundle.manifest.golden or student is None else None
     checks, curves, culprit = [contract], list[Curve](), None
     if not backends:
@@ -101,7 +104,7 @@ def _verify(
 
             say("the student in lockstep")
             tolerance = tolerance_of(bundle.manifest, runners[0].backend)
-            found, drawn, culprit = student_checks(bundle, Path(student), runners, tolerance, steps)
+            found, drawn, culprit = student_checks(bundle, Path(student), runners, tolerance, steps, calibration)
             checks, curves = checks + found, curves + drawn
     reference = " and ".join(
         ["its golden vectors"] * (golden is not None) + [f"student {student}"] * (student is not None)

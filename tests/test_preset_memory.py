@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 
 from linmu.inspect import DecoderSizes, inspect_folder
-from linmu.matrix_format import MatrixFormat
-from linmu.preset_memory import PRESETS, Decoder, preset_memory, stored_bytes
+from linmu.preset_memory import PHONES, PRESETS, Decoder, preset_memory, stored_bytes
 from linmu.quantize.layer import fitting
-from linmu.quantize.presets import INT4_32, LAYER_MATRICES
+from linmu.quantize.presets import INT4_32, INT4_ROWS, LAYER_MATRICES
 from linmu.quantize.presets import PRESETS as QUANTIZED
 from linmu.step.form import DecoderForm, is_matrix
 from linmu.step.pack import decoder_form
@@ -43,7 +42,8 @@ def test_presets_are_those_that_are_exported():
             assert preset.layers is None and preset.head is None
             continue
         known = QUANTIZED[preset.target][preset.name]
-        assert preset.layers == known.layers.format and preset.floats == "fp16"
+        assert preset.layers == known.layers.format
+        assert preset.floats == ("fp32" if preset.target in PHONES else "fp16")
         assert preset.head == (known.head and known.head.format)
     wanted = {(target, name) for target, known in QUANTIZED.items() for name in known}
     assert {(p.target, p.name) for p in PRESETS if p.layers is not None} == wanted
@@ -51,9 +51,10 @@ def test_presets_are_those_that_are_exported():
 
 def test_groups_shrink_as_the_quantizer_shrinks_them():
     for rows in (16, 48, 96, 128, 130, 896):
-        scheme, _ = fitting(INT4_32, rows)
-        wanted = 2 * rows * 7 if scheme is None else scheme.format.stored_bytes(rows, 7)
-        assert stored_bytes((rows, 7), MatrixFormat("int4", 32), 2) == wanted
+        for asked in (INT4_32, INT4_ROWS):
+            scheme, _ = fitting(asked, rows)
+            wanted = 2 * rows * 7 if scheme is None else scheme.format.stored_bytes(rows, 7)
+            assert stored_bytes((rows, 7), asked.format, 2) == wanted
 
 
 def test_bytes_of_a_known_model():
@@ -76,6 +77,10 @@ def test_bytes_of_a_known_model():
     assert found["jetson", "int4"].weight_bytes == quarter + 2 * (2 * table + tower)
     blocks = 2 * (layer // 2 + 2 * layer // 32 + 2 * controls) + table + 2 * table // 32
     assert found["onnx", "int4"].weight_bytes == blocks + 2 * (table + tower)
+    phone = layer // 2 + 2 * layer // 32 + 4 * controls
+    assert found["ios", "8da4w"].weight_bytes == 2 * phone + table + 2 * 100 + 4 * (table + tower)
+    tied = {(item.target, item.preset): item for item in preset_memory(replace(decoder, tied=True), parameters - table)}
+    assert tied["android", "8da4w"].weight_bytes == 2 * phone + 2 * (table + 2 * 100) + 4 * tower
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "idefics3", "llama"])

@@ -250,13 +250,19 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _precision(plan: Plan, form: DecoderForm, whole: tuple[str, ...]) -> dict[str, Any]:
+def stored_precision(plan: Plan, form: DecoderForm) -> dict[str, Any]:
+    """How matrices are stored and multiplied, for the manifest."""
     found: dict[str, Any] = {"weights": plan.weights, "group_size": None, "activations": plan.activations}
     if plan.quantization is not None:
         formats = form.quantized.values()
         found |= {"weights": plan.quantization.preset, "floats": plan.weights,
                   "group_size": max((format.group for format in formats), default=0) or None,
                   "matrix_inputs": "/".join(sorted({format.input for format in formats} - {""})) or None}  # fmt: skip
+    return found
+
+
+def _precision(plan: Plan, form: DecoderForm, whole: tuple[str, ...]) -> dict[str, Any]:
+    found = stored_precision(plan, form)
     if plan.activations == "fp16":
         found["float32_matrices"] = list(whole)
     int4 = plan.style.ops == "plain" and any(format.weights == "int4" for format in form.quantized.values())

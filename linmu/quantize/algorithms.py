@@ -66,7 +66,7 @@ def _config(scheme: Scheme) -> dict[str, Any]:
     else:
         weight["axis"] = None if format.weights == "fp8" else 0
     quantizers = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": weight}]
-    if format.static_input:
+    if format.static_input or scheme.algorithm == "smoothquant":  # which looks for a rounded input
         quantizers.append({"quantizer_name": "*input_quantizer", "cfg": {"num_bits": bits, "axis": None}})
     algorithm: Any = {"method": scheme.algorithm}
     if scheme.algorithm == "smoothquant":

@@ -23,6 +23,7 @@ from linmu.quantize.rounding import QuantizedMatrix, relative_error, round_matri
 from linmu.step.form import DecoderForm
 
 GROUPS = (128, 64, 32, 16)
+ROWS_GROUP = 32  # the smallest that XNNPACK multiplies rounded rows by
 
 Arrays = dict[str, np.ndarray]
 
@@ -42,9 +43,10 @@ def fitting(scheme: Scheme | None, rows: int) -> tuple[Scheme | None, str]:
     """The scheme with a group that divides `rows` (smaller than asked for if need be), or None and the reason."""
     if scheme is None or not scheme.format.group:
         return scheme, ""
-    group = next((size for size in GROUPS if size <= scheme.format.group and rows % size == 0), None)
+    smallest = ROWS_GROUP if scheme.format.input == "int8_rows" else GROUPS[-1]
+    group = next((n for n in GROUPS if smallest <= n <= scheme.format.group and rows % n == 0), None)
     if group is None:
-        return None, f"{rows} rows are no multiple of {GROUPS[-1]}"
+        return None, f"{rows} rows are no multiple of {smallest}"
     return replace(scheme, format=replace(scheme.format, group=group)), ""
 
 

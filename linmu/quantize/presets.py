@@ -25,11 +25,10 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Preset:
-    """Schemes of the layers' matrices and of the head (None: float); `half`: float matrices are stored as float16."""
+    """Schemes of the layers' matrices and of the head (None: float)."""
 
     layers: Scheme | None
     head: Scheme | None = None
-    half: bool = True
 
 
 INT8 = Scheme(MatrixFormat("int8", input="int8"), "smoothquant")
@@ -37,6 +36,10 @@ INT8_32 = Scheme(MatrixFormat("int8", group=32, input="int8_blocks"), "max")
 FP8 = Scheme(MatrixFormat("fp8", input="fp8"), "max")
 INT4_128 = Scheme(MatrixFormat("int4", group=128), "awq_lite")
 INT4_32 = Scheme(MatrixFormat("int4", group=32, input="int8_blocks"), "awq_lite")
+INT8_ROWS = Scheme(MatrixFormat("int8", input="int8_rows"), "max")
+INT8_ROWS_SMOOTH = Scheme(MatrixFormat("int8", input="int8_rows"), "smoothquant")
+INT4_ROWS = Scheme(MatrixFormat("int4", group=32, input="int8_rows"), "awq_lite")
+PHONE = {"8da4w": Preset(INT4_ROWS, head=INT8_ROWS), "8da8w": Preset(INT8_ROWS_SMOOTH, head=INT8_ROWS)}
 
 # (target, preset): each needs a calibration record.
 PRESETS: dict[str, dict[str, Preset]] = {
@@ -45,8 +48,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "int4": Preset(INT4_32, head=INT8_32),
     },
     "jetson": {"int8": Preset(INT8), "int4": Preset(INT4_128), "fp8": Preset(FP8)},
+    "android": PHONE,
+    "ios": PHONE,
 }
 
+RECORDED = {"android": "8da4w", "ios": "8da4w"}
 AUTO = "auto"
 AUTO_SCHEMES: dict[str, list[Scheme]] = {"onnx": [INT4_32, INT8_32], "jetson": [INT4_128]}  # beside float16
 
@@ -55,7 +61,8 @@ def find_preset(target: str, name: str) -> Preset:
     """The quantized preset of a target; raises InputError for one that it has not."""
     found = PRESETS.get(target, {})
     if name not in found:
-        expected = ", ".join(("one of none", "fp16", AUTO, *found))
+        float_ones = ("fp16", AUTO) if target in AUTO_SCHEMES else ("fp32",)
+        expected = ", ".join(("one of none", *float_ones, *found))
         raise InputError(f"preset of target {target!r}", got=repr(name), expected=expected)
     return found[name]
 
@@ -82,8 +89,11 @@ def planned(
 ) -> Quantization | None:
     """The quantization of a target's preset, or None for a preset of float precision.
 
-    Raises InputError for a preset that the target has not, one that lacks its record, and a budget without "auto".
+    A record alone stands for the target's preset of RECORDED, if there is one. Raises InputError for a preset that the
+    target has not, one that lacks its record, and a budget without "auto".
     """
+    if preset is None and record is not None:
+        preset = RECORDED.get(target)
     if preset is None or preset in ("none", "fp32", "fp16"):
         if record is not None or budget_bytes is not None:
             option = "--calib" if record is not None else "--budget"

@@ -10,6 +10,7 @@ import numpy as np
 
 from linmu.matrix_format import LARGEST, MatrixFormat
 
+OWN_SCALES = ("int8_blocks", "int8_rows")  # inputs whose scales are found when they are there
 SMALLEST_SCALE = 2.0**-24  # the smallest float16 above zero
 
 
@@ -73,6 +74,8 @@ def round_matrix(
     else:
         low, high = (-8, 7) if format.weights == "int4" else (-127, 127)
         q = np.clip(np.rint(scaled), low, high).astype(np.int8)
+    if format.input == "int8_rows" and format.group:  # what XNNPACK keeps; the integers are those of other targets
+        scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
     input_scale = None
     if format.static_input:
         assert input_amax is not None
@@ -81,9 +84,12 @@ def round_matrix(
 
 
 def round_input(x: np.ndarray, format: MatrixFormat, scale: np.ndarray | None) -> np.ndarray:
-    """X as the product sees it: scaled, rounded half to even, saturated, scaled back (float32); no scale: blocks."""
+    """X as the product sees it: scaled, rounded half to even, saturated, scaled back (float32).
+
+    No scale: blocks or rows have their own.
+    """
     if scale is None:
-        return _round_blocks(x, format.group)
+        return _round_rows(x) if format.input == "int8_rows" else _round_blocks(x, format.group)
     scaled = x / scale
     if format.input == "fp8":
         return np.clip(scaled, -448.0, 448.0).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
@@ -97,10 +103,17 @@ def _round_blocks(x: np.ndarray, group: int) -> np.ndarray:
     return (np.rint(blocks * inverse) * (largest / np.float32(127))).reshape(x.shape)
 
 
+def _round_rows(x: np.ndarray) -> np.ndarray:
+    low, high = np.minimum(x.min(axis=-1, keepdims=True), 0), np.maximum(x.max(axis=-1, keepdims=True), 0)
+    scale = np.where(high > low, (high - low) / np.float32(255), np.float32(1)).astype(np.float32)
+    zero = np.clip(np.rint(-128 - low / scale), -128, 127)
+    return (np.clip(np.rint(x / scale), -128 - zero, 127 - zero) * scale).astype(np.float32)
+
+
 def relative_error(x: np.ndarray, weight: np.ndarray, quantized: QuantizedMatrix) -> float:
     """||x W - what the integers give|| / ||x W|| over rows x [N, in], the input's own rounding included."""
     seen = x if quantized.pre is None else x * quantized.pre
-    if quantized.input_scale is not None or quantized.format.input == "int8_blocks":
+    if quantized.input_scale is not None or quantized.format.input in OWN_SCALES:
         seen = round_input(seen, quantized.format, quantized.input_scale)
     wanted = x @ weight
     size = float(np.linalg.norm(wanted))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -99,8 +99,13 @@ class EtRunner:
         arrays = {key: np.ascontiguousarray(value) for key, value in feeds.items()}
         _check_sizes(name, spec, arrays, self._most(name))
         tensors = {**(states or {}), **{key: torch.from_numpy(value) for key, value in arrays.items()}}
-        outputs = self._method(name).execute([tensors[item.name] for item in spec.inputs])
+        outputs = self._execute(name, [tensors[item.name] for item in spec.inputs])
         return {item.name: value for item, value in zip(spec.outputs, outputs, strict=True)}
+
+    def _execute(self, name: str, arguments: list[Any]) -> Sequence[Any]:
+        """A method on tensors in its order."""
+        found: Sequence[Any] = self._method(name).execute(arguments)
+        return found
 
     def _advance(self, name: str, feeds: dict[str, np.ndarray], state: TorchState) -> np.ndarray:
         made = self.run(name, feeds, state.tensors)

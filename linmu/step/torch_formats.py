@@ -25,8 +25,11 @@ def input_codes(x: Tensor, format: MatrixFormat, scale: Tensor, like: Tensor | N
     """X scaled, rounded half to even and saturated (ONNX QuantizeLinear): codes, kept in the type of x.
 
     Blocks have scales of their own, those of `like` (default x), and are multiplied by the scale's inverse, as ONNX
-    Runtime's MatMulNBits does.
+    Runtime's MatMulNBits does. Rows have zero points besides, which are taken off their codes again.
     """
+    if format.input == "int8_rows":
+        inverse, zero = row_grid(x if like is None else like)
+        return (x * inverse).round().clamp(-128 - zero, 127 - zero)
     if format.input == "int8_blocks":
         return (x * _spread(_block_inverse(_block_largest(x if like is None else like, format)), format)).round()
     scaled = x / scale
@@ -39,7 +42,24 @@ def code_scale(x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
     """What a code of x is worth: the static scale, or [..., in] of the blocks'."""
     if format.input == "int8_blocks":
         return _spread(_block_largest(x, format) / INT8_LARGEST, format)
+    if format.input == "int8_rows":
+        inverse, _ = row_grid(x)
+        return (torch.ones_like(inverse) / inverse).expand_as(x)
     return scale
+
+
+def row_grid(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes for every unit, and the code of 0, of rows x [..., in] -> two tensors [..., 1].
+
+    The codes -128..127 span the row and 0; 0 has a code of its own. In the arithmetic of XNNPACK, bit by bit.
+    """
+    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    span = high - low
+    inverse = torch.where(span > 0, torch.full_like(span, 255.0) / span, torch.ones_like(span))
+    from_low, from_high = -128 - low * inverse, 127 - high * inverse
+    # the end whose error is the smaller one decides
+    nearer = torch.where((-128 + low * inverse) + (127 + high * inverse) > 0, from_low, from_high)
+    return inverse, nearer.clamp(-128, 127).round()
 
 
 def round_input(x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:

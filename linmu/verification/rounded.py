@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +19,14 @@ from linmu.golden import forced_ids, forced_token
 from linmu.matrix_format import MatrixFormat
 from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
+from linmu.runtimes.et_runner import EtRunner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
 from linmu.runtimes.torch_runner import TorchRunner
 from linmu.step.torch_formats import round_input, round_named
 from linmu.verification.compare import TINY, Meter, Tolerance, Worst
 from linmu.verification.exposed import ExposedRunner
+from linmu.verification.exposed_phone import ExposedEtRunner
 from linmu.verification.followed import Mirror, Seen
 from linmu.verification.graph_files import GraphFiles
 from linmu.verification.levels import guarded
@@ -65,7 +69,7 @@ def rounded_checks(
     """
     checks: list[Check] = []
     curves: list[Curve] = []
-    with _paths(bundle, runner) as paths:
+    with _paths(bundle, reference, runner) as paths:
         for path in paths:
             name = f"{path.name}: prompt and {steps} steps"
             forced = partial(_forced, bundle, reference, path, tolerance, steps, curves)
@@ -80,7 +84,7 @@ def rounded_checks(
 
 
 @contextmanager
-def _paths(bundle: Bundle, runner: Runner) -> Iterator[list[Path]]:
+def _paths(bundle: Bundle, reference: Reference, runner: Runner) -> Iterator[list[Path]]:
     """The paths of a backend; the last one is a session's."""
     with ExitStack() as stack:
         if isinstance(runner, OrtRunner):
@@ -93,6 +97,10 @@ def _paths(bundle: Bundle, runner: Runner) -> Iterator[list[Path]]:
             runner.ops.rounding = recorder
             stack.callback(setattr, runner.ops, "rounding", round_named)
             yield [Path(SESSION, runner, lambda: recorder.seen)]
+        elif isinstance(runner, EtRunner):
+            folder = stack.enter_context(TemporaryDirectory())
+            exposed = stack.enter_context(ExposedEtRunner(bundle, reference.runner.form, FilePath(folder)))
+            yield [Path(SESSION, exposed, lambda: exposed.seen, runner)]
         else:
             raise InputError(
                 f"--student with backend {runner.backend} and a bundle that rounds inputs",

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from linmu.bundle import Bundle
+from linmu.calibration.record import record_of
 from linmu.decoder_file import DECODER_FILE, read_decoder_file
 from linmu.errors import InputError
 from linmu.export.weights_hash import student_weights_hash
@@ -23,11 +24,15 @@ from linmu.model.folders import load_student
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.convert import write_processor
+from linmu.quantize.form import preset_choice, quantize_form
+from linmu.quantize.presets import find_preset
 from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
 from linmu.runtimes.torch_runner import bundle_form
+from linmu.step.form import DecoderForm
+from linmu.step.pack import decoder_form
 from linmu.verification.compare import (
     Meter,
     Tolerance,
@@ -103,8 +108,12 @@ class Reference:
     images: tuple[Path, ...]
 
 
-def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
-    """Load the bundle's student; raises InputError when it was made of another one; files go to `scratch`."""
+def open_reference(bundle: Bundle, folder: Path, scratch: Path, calibration: Path | None = None) -> Reference:
+    """Load the bundle's student; files go to `scratch`.
+
+    calibration: the record of a quantized phone bundle, whose program does not give its integers back. Raises
+    InputError when the bundle was made of another student, and for a record that is missing or of no use.
+    """
     found, wanted = student_weights_hash(folder), bundle.manifest.model.weights_hash
     if found != wanted:
         raise InputError(
@@ -115,6 +124,8 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
     if (bundle.folder / DECODER_FILE).is_file() and read_decoder_file(bundle.folder).packing:
         form = bundle_form(bundle)  # the very integers: calibration is not repeated here
         round_vision(student, bundle.manifest.precision)
+    elif bundle.manifest.program and "floats" in bundle.manifest.precision:
+        form = _quantized_again(bundle, student, calibration)
     else:
         round_student(student, bundle.manifest.precision)
     write_processor(folder, scratch)  # the student's own: a bundle with other settings must not agree with itself
@@ -128,15 +139,25 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path) -> Reference:
     return Reference(student, runner, StudentRunner(student, runner), inputs, prompt, images)
 
 
+def _quantized_again(bundle: Bundle, student: PreTrainedModel, calibration: Path | None) -> DecoderForm:
+    preset, target = str(bundle.manifest.precision["weights"]), bundle.manifest.target
+    if calibration is None:
+        raise InputError(f"--student with a bundle of preset {preset}", got="no calibration record",
+                         expected="the one that it was exported with", fix="add --calib FILE")  # fmt: skip
+    record = record_of(calibration, bundle.manifest.model.weights_hash)
+    return quantize_form(decoder_form(student), record, preset_choice(find_preset(target, preset))).form
+
+
 def student_checks(
-    bundle: Bundle, folder: Path, runners: Sequence[Runner], tolerance: Tolerance, steps: int
+    bundle: Bundle, folder: Path, runners: Sequence[Runner], tolerance: Tolerance, steps: int,
+    calibration: Path | None = None,
 ) -> tuple[list[Check], list[Curve], str | None]:
     """Every runner against the student: checks, curves, and the first stage that differs (None if all agree)."""
     checks: list[Check] = []
     curves: list[Curve] = []
     culprit: str | None = None
     with tempfile.TemporaryDirectory() as scratch, one_thread():
-        reference = open_reference(bundle, folder, Path(scratch))
+        reference = open_reference(bundle, folder, Path(scratch), calibration)
         for runner in runners:
             name = runner.backend
             if reference.runner.rounds:

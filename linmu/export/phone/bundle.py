@@ -12,7 +12,15 @@ from transformers import PreTrainedModel
 
 from linmu import __version__
 from linmu.errors import CheckFailed, InputError
-from linmu.export.bundle_writer import ExportReport, Plan, Progress, generation_facts, vision_manifest, write_planned
+from linmu.export.bundle_writer import (
+    ExportReport,
+    Plan,
+    Progress,
+    generation_facts,
+    stored_precision,
+    vision_manifest,
+    write_planned,
+)
 from linmu.export.decoder_graphs import manifest_states
 from linmu.export.phone.lowering import LEAST_SHARE, MethodReport, lower
 from linmu.export.phone.methods import STYLE, decoder_methods, vision_method
@@ -26,6 +34,7 @@ from linmu.manifest import Manifest, state_bytes
 from linmu.processing import Processor
 from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.quantize.form import QuantizedForm
+from linmu.quantize.presets import find_preset, planned
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
 from linmu.verification.compare import TOLERANCES
@@ -39,17 +48,19 @@ TOKEN_STEP, MOST_TOKENS = 64, 2048
 
 
 def write_phone_bundle(
-    target: str, student: Path, out: Path, *, precision: str | None = None, overwrite: bool = False,
-    progress: Progress | None = None,
+    target: str, student: Path, out: Path, *, precision: str | None = None, calibration: Path | None = None,
+    overwrite: bool = False, progress: Progress | None = None,
 ) -> ExportReport:  # fmt: skip
     """Export the student folder `student` to the bundle folder `out` for target "android" or "ios".
 
-    precision: "none" or "fp32". Raises InputError for an unusable student, family or preset, CheckFailed where XNNPACK
-    takes less than LEAST_SHARE of a method's multiply-accumulates; nothing is left behind then.
+    precision: "none" or "fp32", or a preset of linmu.quantize.presets, which needs `calibration`, a record of this
+    student (and is 8da4w unless said). Raises InputError for an unusable student, family or preset, CheckFailed
+    where XNNPACK takes less than LEAST_SHARE of a method's multiply-accumulates; nothing is left behind then.
     """
-    if precision not in (None, "none", "fp32"):
-        raise InputError(f"preset of target {target!r}", got=repr(precision), expected="none or fp32")
-    plan = Plan(target, BACKENDS, "fp32", "fp32", STYLE, OPSET, writer=write_program)
+    quantization = planned(target, precision, calibration)
+    if quantization is None and precision not in (None, "none", "fp32"):
+        find_preset(target, precision)
+    plan = Plan(target, BACKENDS, "fp32", "fp32", STYLE, OPSET, writer=write_program, quantization=quantization)
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)
 
 
@@ -58,7 +69,7 @@ def write_program(
     quantized: QuantizedForm | None = None,
 ) -> tuple[Manifest, dict[str, MethodReport]]:
     """model.pte with every method: a manifest without golden vectors and hashes, and a report of each method."""
-    form = decoder_form(model)
+    form = decoder_form(model) if quantized is None else quantized.form
     refuse(form)
     match_everything(folder / "tokenizer" / "tokenizer.json")
     processor = Processor.from_folder(folder)
@@ -77,8 +88,7 @@ def write_program(
         model=model_facts(student, model, form),
         target=plan.target,
         backends=plan.backends,
-        precision={"weights": "fp32", "group_size": None, "activations": "fp32", "state": form.state,
-                   "ops": STYLE.ops, "delegate": "xnnpack"},
+        precision={**stored_precision(plan, form), "state": form.state, "ops": STYLE.ops, "delegate": "xnnpack"},
         graphs={name: method.spec for name, method in methods.items()},
         state=states,
         state_bytes=state_bytes(states),

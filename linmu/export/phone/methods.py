@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linmu.export.decoder_graphs import GraphStyle, prefill_inputs, step_inputs
-from linmu.export.phone.ops import PhoneOps
-from linmu.export.phone.weights import Buffers
+from linmu.export.phone.ops import PhoneOps, table_rows
+from linmu.export.phone.weights import TABLES, Buffers
 from linmu.export.plain_ops import PlainOps
 from linmu.export.vision_towers import VisionTower
 from linmu.specs import GraphSpec, TensorSpec
@@ -71,14 +70,13 @@ class Step(_Decoder):
 class Embedding(nn.Module):
     """input_ids [1,S] -> embeddings [1,S,D + extra]; the extra channels are 0 (linmu.export.phone.stock)."""
 
-    def __init__(self, table: Tensor, extra: int):
+    def __init__(self, weights: Mapping[str, Tensor], extra: int):
         super().__init__()
-        self.register_buffer("table", table)
-        self.extra = extra
+        self.table, self.extra = Buffers(self, weights), extra
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """See the class."""
-        return nn.functional.pad(nn.functional.embedding(input_ids, self.table), (0, self.extra))
+        return nn.functional.pad(table_rows(input_ids, self.table, "token_embedding"), (0, self.extra))
 
 
 def decoder_methods(form: DecoderForm, weights: Mapping[str, Tensor], file: str, extra: int = 0) -> dict[str, Method]:
@@ -89,26 +87,27 @@ def decoder_methods(form: DecoderForm, weights: Mapping[str, Tensor], file: str,
     ids = TensorSpec("input_ids", "int64", (1, "tokens"))
     rows = TensorSpec("inputs_embeds", "float32", (1, "tokens", form.hidden + extra))
     prefill, step = prefill_inputs(form, STYLE), step_inputs(form, 1)
-    used = _used(weights)
     return {
         "token_embedding": Method(
-            Embedding(weights["token_embedding"], extra), GraphSpec(file, (ids,), (rows,))
+            Embedding(table_weights(weights, "token_embedding"), extra), GraphSpec(file, (ids,), (rows,))
         ),
         "prefill": Method(
-            Prefill(form, used(("token_embedding",) if form.tied else ("head",)), prefill),
-            GraphSpec(file, tuple(prefill), outputs),
+            Prefill(form, used_weights(form, weights), prefill), GraphSpec(file, tuple(prefill), outputs)
         ),
-        "step": Method(Step(form, used(("token_embedding", "head")), step), GraphSpec(file, tuple(step), outputs)),
+        "step": Method(Step(form, weights, step), GraphSpec(file, tuple(step), outputs)),
     }
 
 
-def _used(weights: Mapping[str, Tensor]) -> Any:
-    """A choice of weights: all of the layers', and the named tables."""
+def table_weights(weights: Mapping[str, Tensor], table: str) -> dict[str, Tensor]:
+    """A table, or the parts of a quantized one."""
+    return {name: x for name, x in weights.items() if name.split(".")[0] == table}
 
-    def choose(tables: tuple[str, ...]) -> dict[str, Tensor]:
-        return {n: x for n, x in weights.items() if n not in ("token_embedding", "head") or n in tables}
 
-    return choose
+def used_weights(form: DecoderForm, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a method needs that takes embeddings: the layers' weights, and the table that the head multiplies by."""
+    head = "token_embedding" if form.tied else "head"
+    unused = {name for table in TABLES if table != head for name in table_weights(weights, table)}
+    return {name: x for name, x in weights.items() if name not in unused}
 
 
 def vision_method(tower: VisionTower, file: str) -> Method:

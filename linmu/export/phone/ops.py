@@ -9,15 +9,18 @@ Masks and indices are made once per call, by portable kernels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 from torch import Tensor
 from torch.nn import functional
 
 from linmu.export.phone.parts import Parts, Value, each, grouped, whole
 from linmu.export.phone.weights import Buffers
+from linmu.matrix_format import MatrixFormat, part
 from linmu.step.form import DecoderForm
 from linmu.step.torch_ops import TorchOps
 
@@ -58,40 +61,65 @@ class PhoneOps(TorchOps):
     def __init__(self, form: DecoderForm, weights: Buffers):
         self.form, self.weights = form, weights
         self.causal: Causal | None = None
+        self.rounded_inputs: dict[str, Tensor] = {}  # of the last run, by matrix, as they are before they are rounded
 
     # ---- matrix products -----------------------------------------------------------------------------------------
     def product(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return functional.linear(x, y)
 
+    def embed(self, ids: Tensor, weight: str) -> Tensor:  # noqa: D102
+        return table_rows(ids, self.weights, weight)
+
     def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        return self.product(x, self.weights[weight])
+        product: Tensor = self._products(x, weight)
+        return product
 
     def rounded(self, x: Value, weight: str) -> Value:  # noqa: D102
-        return x
+        return x  # every product rounds its rows by itself: a row's codes are the same wherever it stands
 
     def linear(self, x: Value, weight: str) -> Value:  # noqa: D102
         return self.multiply(x, weight)
 
     def multiply(self, x: Value, weight: str) -> Value:  # noqa: D102
         assert isinstance(x, Tensor)
-        y = self._every(weight, lambda matrix: self.product(x, matrix))
-        return self.add_bias(y, weight + "_bias") if self._has(weight + "_bias") else y
+        y = self._products(x, weight)
+        return self.add_bias(y, weight + "_bias") if self._names(weight + "_bias") else y
 
-    def _has(self, weight: str) -> bool:
-        return weight in self.weights or weight + ".0" in self.weights
+    def _products(self, x: Tensor, weight: str) -> Value:
+        """X times every part of a matrix, which may be quantized."""
+        names, format = self._names(weight), self.form.quantized.get(weight)
+        if format is None:
+            found = tuple(self.product(x, self.weights[name]) for name in names)
+        else:
+            if (factor := part(weight, "pre")) in self.weights:
+                x = x * self.weights[factor]
+            self.rounded_inputs[weight] = x
+            x = rounded_rows(x)
+            found = tuple(self.product(x, self._value(name, format)) for name in names)
+        return found[0] if names == [weight] else found
 
-    def _every(self, weight: str, function: Any) -> Value:
-        if weight in self.weights:
-            return function(self.weights[weight])
-        return tuple(function(matrix) for matrix in self._parts(weight))
+    def _value(self, name: str, format: MatrixFormat) -> Tensor:
+        """A quantized matrix [out, in] as the pattern that XNNPACK multiplies without unpacking it."""
+        q, scale, zero = (self.weights[part(name, kind)] for kind in ("q", "scale", "zero"))
+        ops = torch.ops.quantized_decomposed
+        if format.group:
+            return ops.dequantize_per_channel_group(q, scale, zero, -8, 7, torch.int8, format.group, torch.float32)
+        return ops.dequantize_per_channel(q, scale, zero, 0, -128, 127, torch.int8)
+
+    def _names(self, weight: str) -> list[str]:
+        """Names of a weight's parts; its own where it is in one piece; none: there is no such weight."""
+        if self._has(weight):
+            return [weight]
+        found = list[str]()
+        while self._has(f"{weight}.{len(found)}"):
+            found.append(f"{weight}.{len(found)}")
+        return found
+
+    def _has(self, name: str) -> bool:
+        return name in self.weights or part(name, "q") in self.weights
 
     def _parts(self, weight: str) -> Parts:
-        if weight in self.weights:
-            return (self.weights[weight],)
-        found = list[Tensor]()
-        while f"{weight}.{len(found)}" in self.weights:
-            found.append(self.weights[f"{weight}.{len(found)}"])
-        return tuple(found)
+        return tuple(self.weights[name] for name in self._names(weight))
 
     def _paired(self, x: Value, weight: str) -> zip:
         return zip(whole(x), self._parts(weight), strict=True)
@@ -204,10 +232,10 @@ class PhoneOps(TorchOps):
     # ---- branches ------------------------------------------------------------------------------------------------
     def causal_conv(self, x: Value, weight: str, past: Tensor | None) -> tuple[Value, Tensor]:  # noqa: D102
         done, tails, start = [], [], 0
-        for number, (part, taps) in enumerate(self._paired(x, weight)):
-            width, before = part.shape[-1], taps.shape[-1] - 1
+        for number, (piece, taps) in enumerate(self._paired(x, weight)):
+            width, before = piece.shape[-1], taps.shape[-1] - 1
             head = torch.zeros(1, before, width) if past is None else past[..., start : start + width]
-            joined = torch.cat([head, part], 1)  # [1, K-1+S, C]
+            joined = torch.cat([head, piece], 1)  # [1, K-1+S, C]
             bias = self._parts(weight + "_bias")[number]
             y = functional.conv1d(joined.permute(0, 2, 1), taps, bias, groups=width)
             done.append(y.permute(0, 2, 1).contiguous())
@@ -271,6 +299,26 @@ class PhoneOps(TorchOps):
         weights = torch.softmax(scores + bias, -1).view(-1, length, length)
         y = torch.bmm(weights, rows(v)).view(-1, heads, length, size)
         return y.permute(0, 2, 1, 3).contiguous().view(1, -1, heads * size)
+
+
+def rounded_rows(x: Tensor) -> Tensor:
+    """X [1, S, C] rounded to int8 row by row ("int8_rows"): the pattern that XNNPACK computes as its own kernels do.
+
+    Run by torch instead of XNNPACK, a code may differ by one where it is a tie.
+    """
+    ops = torch.ops.quantized_decomposed
+    scale, zero = ops.choose_qparams_per_token_asymmetric(x, torch.int8)
+    codes = ops.quantize_per_token(x, scale, zero, -128, 127, torch.int8)
+    return ops.dequantize_per_token(codes, scale, zero, -128, 127, torch.int8, torch.float32)
+
+
+def table_rows(ids: Tensor, weights: Mapping[str, Tensor], table: str) -> Tensor:
+    """Rows of a table [V, D], which may be quantized, for ids [1, S] -> [1, S, D]."""
+    if table in weights:
+        return functional.embedding(ids, weights[table])
+    flat = ids.view(-1)
+    scale = weights[part(table, "scale")].index_select(0, flat)
+    return (weights[part(table, "q")].index_select(0, flat).float() * scale.view(-1, 1)).unsqueeze(0)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from linmu.config import MMateConfig
-from linmu.export.phone.methods import Method, vision_method
+from linmu.export.phone.methods import Method, used_weights, vision_method
 from linmu.export.phone.ops import MASKED, Causal, Mask, PhoneOps, Straight, causal_constants
 from linmu.export.phone.weights import Buffers
 from linmu.export.vision_towers import VisionTower
@@ -158,13 +158,12 @@ def stock_methods(
     if tower is None:
         ids = TensorSpec("input_ids", "int64", (1, "tokens"))
         return {"forward": Method(StockText(form, weights), GraphSpec(file, (ids, positions), (logits,)))}
-    tables = ("token_embedding",) if form.tied else ("head",)
-    used = {n: x for n, x in weights.items() if n not in ("token_embedding", "head") or n in tables}
     embeds = TensorSpec("inputs_embeds", "float32", (1, "tokens", form.hidden + EXTRA))
     image = vision_method(tower, file).spec
     rows = TensorSpec("embeddings", "float32", (*image.outputs[0].shape[:2], form.hidden + EXTRA))
+    decoder = StockDecoder(form, used_weights(form, weights))
     return {
-        "text_decoder": Method(StockDecoder(form, used), GraphSpec(file, (embeds, positions), (logits,))),
+        "text_decoder": Method(decoder, GraphSpec(file, (embeds, positions), (logits,))),
         "vision_encoder": Method(StockEncoder(tower, form.mmate, grid), GraphSpec(file, image.inputs, (rows,))),
     }
 

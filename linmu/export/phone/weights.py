@@ -1,4 +1,8 @@
-"""A step form's weights as an ExecuTorch program takes them: matrices [out, in], packed ones split into parts."""
+"""A step form's weights as an ExecuTorch program takes them: matrices [out, in], packed ones split into parts.
+
+Of a quantized matrix W: W.q [out, in] int8, W.scale [out] or [out, in / group], and zero points W.zero, all 0, which
+XNNPACK's pattern asks for; W.pre [in] as in the form. Parts are W.0.q, W.1.q ...
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from linmu.export.phone.parts import part_widths
+from linmu.matrix_format import part
 from linmu.step.form import DecoderForm, is_matrix
 
 TABLES = ("token_embedding", "head")  # [V, D] in a form already
 
 
 def program_weights(form: DecoderForm) -> dict[str, Tensor]:
-    """All weights of a float form by name; part n of a split one is `name.n`.
+    """All weights of a form by name; part n of a split one is `name.n`.
 
     Every method's module refers to these very tensors: their bytes are equal, so the file holds them once.
     """
     found: dict[str, Tensor] = {}
     for name, thunk in form.weights.items():
+        matrix, _, kind = name.rpartition(".")
+        if matrix in form.quantized:
+            found |= _quantized_part(matrix, kind, thunk().detach(), form)
+            continue
         value = thunk().detach().float()
         if is_matrix(name) and name not in TABLES:
             value = value.T  # [out, in]
@@ -35,6 +44,23 @@ def program_weights(form: DecoderForm) -> dict[str, Tensor]:
     found["mean.hidden"] = torch.full((1, form.hidden), 1.0 / form.hidden)
     found["sum.head"] = torch.ones(1, size)
     found["turn"] = _quarter_turn(size)
+    return found
+
+
+def _quantized_part(matrix: str, kind: str, value: Tensor, form: DecoderForm) -> dict[str, Tensor]:
+    """Integers or scales (and zero points) of a matrix [in, out], by the names that parts have."""
+    if kind == "pre":
+        return {part(matrix, kind): value.float().contiguous()}
+    assert kind in ("q", "scale"), "rows have no static scales"
+    value = value.T if value.ndim == 2 else value
+    widths = part_widths(matrix, form, value)
+    pieces = value.split(list(widths)) if widths else (value,)
+    found: dict[str, Tensor] = {}
+    for number, piece in enumerate(pieces):
+        name = f"{matrix}.{number}" if widths else matrix
+        found[part(name, kind)] = piece.clone(memory_format=torch.contiguous_format)
+        if kind == "scale":
+            found[part(name, "zero")] = torch.zeros(piece.shape, dtype=torch.int32 if piece.ndim == 2 else torch.int64)
     return found
 
 
