@@ -1,5 +1,5 @@
 # make setup   a virtual environment with everything the workstation needs
-# make demo    export the shipped demo student, verify it, ask it about pictures and clips
+# make demo    export the shipped demo student, verify it, ask it about pictures and clips; then for Jetson and phones
 # make test    what CI runs: setup, check, then the tests
 PYTHON ?= python3
 VENV := .venv

@@ -2,8 +2,8 @@
 
 Runtimes that share a process disturb each other: threads of the one still spin while the other is being timed. Here
 everyone has a process, as a user would, and all but one of them sleep. `Contender` is the parent's side; run as a
-script, this file is the child: a JSON line says what to open, then every line on stdin is a number of steps and every
-line on stdout a number of seconds.
+script, this file is the child: a JSON line says what to open, then every line on stdin is a question (`Contender.ask`)
+and every line on stdout its answer.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import numpy as np
 from harness import Bandwidth, timed
 from ours import OurGraph, OurSession, step_file
 from peer import PeerGenerator, PeerGraph
+from peer_executorch import PIECE, Program
 from peer_llama import PeerLlama
 
 from linmu.errors import LinmuError
+from linmu.meter import peak_bytes
 
 WARM_STEPS = 3  # of every turn, not timed: caches and threads are cold after the others' turns
 WAKE_S = 0.4  # of plain arithmetic before that: a core that slept runs slower for some tenths of a second
@@ -39,11 +41,11 @@ class Contender:
         self.name = job["name"]
         command = [sys.executable, str(Path(__file__).resolve())]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ttft_s: float | None = self._ask(json.dumps(job))
+        self.ttft_s: float | None = self.ask(json.dumps(job))
 
     def seconds(self, steps: int) -> float:
         """Mean seconds of one of `steps` steps in a row."""
-        return self._ask(str(steps))
+        return self.ask(str(steps))
 
     def close(self) -> None:
         """End the process."""
@@ -51,7 +53,8 @@ class Contender:
         self.process.stdin.close()
         self.process.wait()
 
-    def _ask(self, line: str) -> Any:
+    def ask(self, line: str) -> Any:
+        """The answer to a line: "open" (seconds without reading the prompt), "peak" (bytes) or a number of steps."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             print(line, file=self.process.stdin, flush=True)
@@ -134,7 +137,30 @@ def _torch_bf16(job: dict[str, Any], prompt: np.ndarray) -> tuple[Burst, float]:
     return lambda _: 0.0, ttft_s
 
 
+def _our_forward(job: dict[str, Any], prompt: np.ndarray) -> tuple[Burst, float]:
+    bundle = Path(job["phone"])
+    piece = json.loads((bundle / "manifest.json").read_text())["program"]["piece_tokens"]
+    program = Program(bundle / "model.pte", job["threads"], piece, whole=True)
+    ttft_s = timed(lambda: program.read(prompt))
+    return _bursts(program.step, job["threads"]), ttft_s
+
+
+def _our_step(job: dict[str, Any], prompt: np.ndarray) -> tuple[Burst, float]:
+    session = OurSession(Path(job["phone"]), job["threads"], "executorch")
+    return _bursts(session.step, job["threads"]), timed(lambda: session.prefill(prompt))
+
+
+def _peer_executorch(job: dict[str, Any], prompt: np.ndarray) -> tuple[Burst, float]:
+    program = Program(Path(job["program"]), job["threads"], PIECE, whole=False)
+    ttft_s = timed(lambda: program.read(prompt))
+    return _bursts(program.step, job["threads"]), ttft_s
+
+
 JOBS = {
+    "our forward": _our_forward,
+    "our step": _our_step,
+    "our onnxruntime": _our_runtime,
+    "peer executorch": _peer_executorch,
     "peer graph": _peer_graph,
     "peer runtime": _peer_runtime,
     "peer llama.cpp": _llama,
@@ -147,10 +173,19 @@ JOBS = {
 
 def main() -> None:
     """The child: open, then a burst for every line."""
-    burst, ttft_s = open_job(json.loads(sys.stdin.readline()))
+    job, started = json.loads(sys.stdin.readline()), time.perf_counter()
+    burst, ttft_s = open_job(job)
+    open_s = time.perf_counter() - started - (ttft_s or 0.0)
     print(json.dumps(ttft_s), flush=True)
     for line in sys.stdin:
-        print(json.dumps(burst(int(line))), flush=True)
+        match line.strip():
+            case "open":
+                answer = open_s
+            case "peak":
+                answer = peak_bytes()
+            case steps:
+                answer = burst(int(steps))
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ PIECE = 2048
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
-def build_bundle(teacher: Path, out: Path, quant: str = "none") -> Path:
-    """Convert the teacher and export it for ONNX Runtime through the command line, once: `out`, or `out`-`quant`.
+def build_bundle(teacher: Path, out: Path, quant: str = "none", target: str = "onnx") -> Path:
+    """Convert the teacher and export it for a target through the command line, once: `out`, or `out`-`quant`.
 
     Quantized: calibrated on noise, which speed does not depend on.
     """
@@ -35,7 +35,7 @@ def build_bundle(teacher: Path, out: Path, quant: str = "none") -> Path:
             few = ("--samples", "2", "--decode-tokens", "4", "--long-tokens", "16")
             _linmu("calibrate", str(student), "--allow-random", *few, "-o", str(record))
         options = () if quant == "none" else ("--calib", str(record))
-        _linmu("export", str(student), "--target", "onnx", "--quant", quant, *options, "-o", str(bundle))
+        _linmu("export", str(student), "--target", target, "--quant", quant, *options, "-o", str(bundle))
     return bundle
 
 
@@ -100,11 +100,12 @@ class OurSession:
     A prompt is read in pieces of at most PIECE tokens: a piece after another equals one call, and bounds the memory.
     """
 
-    def __init__(self, bundle: Path, threads: int):
-        """Open a text-only bundle on ONNX Runtime with `threads` threads."""
+    def __init__(self, bundle: Path, threads: int, backend: str = "onnxruntime"):
+        """Open a text-only bundle with `threads` threads."""
         import linmu
 
-        self.session = linmu.load(bundle, backend="onnxruntime", threads=threads)
+        self.session = linmu.load(bundle, backend=backend, threads=threads)
+        self.piece = int(self.session.bundle.manifest.program.get("piece_tokens", PIECE))  # a program takes no more
         self.runner = self.session.runner
         self.state = self.runner.new_state()
         self.length = 0
@@ -114,8 +115,8 @@ class OurSession:
         from linmu.runtimes.base import PromptPiece
 
         self.state.zero()
-        for start in range(0, len(ids), PIECE):
-            piece = ids[start : start + PIECE].astype(np.int64)
+        for start in range(0, len(ids), self.piece):
+            piece = ids[start : start + self.piece].astype(np.int64)
             positions = np.arange(start, start + len(piece), dtype=np.int64)[None]
             self.runner.prefill(PromptPiece(self.runner.embed(piece)[None], positions, {}, None, start), self.state)
         self.length = len(ids)

@@ -1,4 +1,4 @@
-"""The main job on the demo student that linmu ships: export, verify, questions; then calibrate and export for Jetson.
+"""The main job on the demo student that linmu ships: export, verify, questions; then for Jetson and for phones.
 
     python examples/demo.py [--out DIR] [--seed N]
 
@@ -97,18 +97,34 @@ def sheet(answers: list[Answer]) -> Image.Image:
     return page
 
 
-def for_jetson(out: Path, seed: int) -> None:
-    """Calibrate on the demo's own questions, export int4 (TensorRT-RTX compiles it), verify what can be here."""
+def calibrate(out: Path, seed: int) -> Path:
+    """Calibrate on the demo's own questions, once for every target -> the record."""
     write_data_folder(out / "samples", lines(samples("train", seed, CALIBRATION_SAMPLES, tuple(TASKS))))
-    record, bundle = out / "calib.safetensors", out / "jetson"
-    call("calibrate", "--data", str(out / "samples"), "-o", str(record))
+    call("calibrate", "--data", str(out / "samples"), "-o", str(out / "calib.safetensors"))
+    return out / "calib.safetensors"
+
+
+def for_jetson(out: Path, record: Path) -> None:
+    """Export int4 (TensorRT-RTX compiles it), verify what can be here."""
+    bundle = out / "jetson"
     call("export", "--target", "jetson", "--quant", "int4", "--calib", str(record), "-o", str(bundle))
     call("verify", str(bundle), "--steps", "64")
     print(f"{bundle}: copy it to the Jetson, then linmu build, linmu verify, linmu run (docs/jetson.md)")
 
 
+def for_phone(out: Path, record: Path, seed: int) -> None:
+    """Export 8da4w (minutes: ExecuTorch lowers six methods), verify with the phones' own runner, ask about a picture."""
+    bundle = out / "phone"
+    call("export", "--target", "android", "--quant", "8da4w", "--calib", str(record), "-o", str(bundle))
+    call("verify", str(bundle), "--steps", "64")
+    answer = ask(bundle, sample("position", "test", seed, 0), out / "pictures")
+    question = answer.sample.question
+    print(f"on ExecuTorch: {question.prompt} {answer.text.strip()} (expected {question.answer})")
+    print(f"{bundle}: copy model.pte and tokenizer/tokenizer.json to the phone (docs/android.md, docs/ios.md)")
+
+
 def main() -> None:
-    """Export, verify, ask; then the same student with int4 weights for a Jetson."""
+    """Export, verify, ask; then the same student with int4 weights for a Jetson and for a phone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--seed", type=int, default=2026)
@@ -126,7 +142,9 @@ def main() -> None:
         mark = "right" if answer.right else f"expected {question.answer!r}"
         print(f"{question.task:10} {question.prompt:50} {answer.text.strip():16} {mark}   {answer.ttft_ms:.0f} ms")
     print(f"{sum(a.right for a in answers)} of {len(answers)} right")
-    for_jetson(args.out, args.seed)
+    record = calibrate(args.out, args.seed)
+    for_jetson(args.out, record)
+    for_phone(args.out, record, args.seed)
     print(f"{time.perf_counter() - started:.0f} s in all")
     print(f"look at {args.out / 'answers.png'}; ask the pictures in {pictures} something else:")
     print(f'linmu run {bundle} --image {pictures / "position-1.png"} --prompt "How many objects are there?"')

@@ -38,7 +38,7 @@ class EtRunner:
     def __init__(self, bundle: Bundle, threads: int | None = None):
         self.bundle, self.state_specs = bundle, bundle.manifest.state
         if threads is not None:
-            print("backend executorch chooses its number of threads itself; --threads is not used", file=sys.stderr)
+            set_threads(threads)
         self._methods: dict[str, Any] = {}
         self._program: Any = open_program(self._file())
         for name in bundle.manifest.graphs:
@@ -134,6 +134,16 @@ class EtRunner:
                 if isinstance(dim, str):
                     found[dim] = size
         return found
+
+
+def set_threads(count: int) -> None:
+    """Let ExecuTorch compute with so many threads, in the whole process; no method may be running."""
+    import torch  # noqa: F401  # first: ExecuTorch's library needs it in the process
+
+    with muted():
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+        _unsafe_reset_threadpool(count)
 
 
 def open_program(path: Path) -> Any:

@@ -28,7 +28,7 @@ from linmu.verification.eager import StudentRunner
 from linmu.verification.players import RunnerPlayer
 
 # 1 step of 150 that 4 times the noise calls sure was not, with XNNPACK on the demo student
-ROWS_ROOM = 4 * NOISE_ROOM
+ROWS_ROOM = 2 * NOISE_ROOM
 LEAST_NOISE = 1e-8  # of an input's range: what one call measures may be luck
 BLOCK = 16  # channels that share a noise
 TRIES = (32, 480)  # candidates for a token, each batch looked at before the next

@@ -87,3 +87,14 @@ def test_verify_with_the_student_asks_for_the_record(place, capsys):
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no calibration record" in said and "--calib" in said
     assert json.loads((bundle / "manifest.json").read_text("utf-8"))["target"] == "ios"
+
+
+def test_threads_are_set(place):
+    from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count
+
+    from linmu.runtimes.session import load
+
+    for threads in (1, 2):
+        with load(place[2], threads=threads) as session:
+            assert _threadpool_get_thread_count() == threads
+            assert session.generate("a", max_new_tokens=2) is not None

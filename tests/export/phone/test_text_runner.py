@@ -45,11 +45,16 @@ def greedy(module, ids: list[int]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("prompt", ("What is the answer?", "x"))
+LONG = "What is the answer to a question that goes on and on? " * 3  # the runner cuts it into calls of at most MOST
+
+
+@pytest.mark.parametrize("prompt", ("What is the answer?", "x", LONG))
 def test_it_says_what_the_module_says(program, prompt):
     folder, module, _ = program
     tokenizer = tiny_tokenizer("llama")
-    wanted = tokenizer.decode(greedy(module, tokenizer(prompt, add_special_tokens=False)["input_ids"]))
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert (len(ids) > 2 * MOST) == (prompt == LONG)
+    wanted = tokenizer.decode(greedy(module, ids))
     runner = stock.TextLLMRunner(str(folder / "model.pte"), str(folder / "student" / "tokenizer.json"))
     for _ in range(2):  # the second time the buffers hold what was said
         said = []
