@@ -113,7 +113,7 @@ def for_jetson(out: Path, record: Path) -> None:
 
 
 def for_phone(out: Path, record: Path, seed: int) -> None:
-    """Export 8da4w (minutes: ExecuTorch lowers six methods), verify with the phones' own runner, ask about a picture."""
+    """Export 8da4w (minutes: ExecuTorch lowers six methods), verify with the phones' own runner, ask a picture."""
     bundle = out / "phone"
     call("export", "--target", "android", "--quant", "8da4w", "--calib", str(record), "-o", str(bundle))
     call("verify", str(bundle), "--steps", "64")

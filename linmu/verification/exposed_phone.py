@@ -51,7 +51,7 @@ class ExposedEtRunner(EtRunner):
         self.matrices = tuple(name for name in form.quantized if not name.endswith(".swin"))
         methods = decoder_methods(form, program_weights(form), PROGRAM)
         exposed = {
-            name: Method(ExposedMethod(methods[name].module, self.matrices), methods[name].spec)  # type: ignore
+            name: Method(ExposedMethod(methods[name].module, self.matrices), methods[name].spec)
             for name in METHODS
         }
         program, _ = lower(exposed, {name: largest(bundle.manifest, name) for name in METHODS})

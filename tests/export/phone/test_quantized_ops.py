@@ -25,11 +25,11 @@ from linmu.step.pack import decoder_form
 from linmu.step.torch_formats import round_input
 from linmu.step.torch_ops import TorchOps
 from tests.folders import student_folder
+from tests.quantize.test_form import FAST
 from tests.step.prompts import run_student, step_positions, torch_layout, worst
 from tests.tiny import VISION_NAMES, tiny_inputs, tiny_tokenizer
 
 ROWS = MatrixFormat("int8", input="int8_rows")
-FAST = {"samples": 4, "decode_tokens": 4, "long_tokens": 4, "state_tokens": 5, "kept_rows": 40}
 
 
 @pytest.fixture(scope="module", params=["smolvlm", "llama"])
