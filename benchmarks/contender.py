@@ -21,7 +21,7 @@ import numpy as np
 from harness import Bandwidth, timed
 from ours import OurGraph, OurSession, step_file
 from peer import PeerGenerator, PeerGraph
-from peer_executorch import PIECE, Program
+from peer_executorch import Program
 from peer_llama import PeerLlama
 
 from linmu.errors import LinmuError
@@ -138,9 +138,7 @@ def _torch_bf16(job: dict[str, Any], prompt: np.ndarray) -> tuple[Burst, float]:
 
 
 def _our_forward(job: dict[str, Any], prompt: np.ndarray) -> tuple[Burst, float]:
-    bundle = Path(job["phone"])
-    piece = json.loads((bundle / "manifest.json").read_text())["program"]["piece_tokens"]
-    program = Program(bundle / "model.pte", job["threads"], piece, whole=True)
+    program = Program(Path(job["phone"]) / "model.pte", job["threads"], whole=True)
     ttft_s = timed(lambda: program.read(prompt))
     return _bursts(program.step, job["threads"]), ttft_s
 
@@ -151,7 +149,7 @@ def _our_step(job: dict[str, Any], prompt: np.ndarray) -> tuple[Burst, float]:
 
 
 def _peer_executorch(job: dict[str, Any], prompt: np.ndarray) -> tuple[Burst, float]:
-    program = Program(Path(job["program"]), job["threads"], PIECE, whole=False)
+    program = Program(Path(job["program"]), job["threads"], whole=False)
     ttft_s = timed(lambda: program.read(prompt))
     return _bursts(program.step, job["threads"]), ttft_s
 

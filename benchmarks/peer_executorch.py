@@ -83,18 +83,20 @@ def export(teacher: Path, program: Path, context: int) -> None:
 class Program:
     """A `forward` of ids [1, S] and positions that keeps its own past: the peer's, or one of ours.
 
-    piece: most tokens of a call. whole: positions are those of all tokens; else that of the first one.
+    A call takes as many tokens as the program was planned for. whole: positions are those of all tokens; else that of
+    the first one.
     """
 
-    def __init__(self, program: Path, threads: int, piece: int, whole: bool):
+    def __init__(self, program: Path, threads: int, whole: bool):
         import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  # the peer's attention kernel
         import executorch.kernels.quantized  # noqa: F401  # the peer's table of embeddings
 
         from linmu.runtimes.et_runner import muted, open_program, set_threads
 
         set_threads(threads)
-        self.piece, self.whole, self.position = piece, whole, 0
+        self.whole, self.position = whole, 0
         self.program: Any = open_program(program)
+        self.piece = int(self.program.metadata("forward").input_tensor_meta(0).sizes()[1])
         with muted():
             self.method: Any = self.program.load_method("forward")
 
