@@ -225,7 +225,7 @@ def test_a_bad_student_leaves_nothing(damage, message, student_of, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "android", "precision": "int8"}, "preset of target 'android'; got 'int8'; expected none or fp32"),
+        ({"target": "android", "precision": "int8"}, "preset of target 'android'; got 'int8'; expected one of none"),
         ({"target": "onnx", "compile_check": False}, "option compile_check of target onnx"),
         ({"target": "windows"}, "expected one of onnx, jetson, android, ios"),
         ({"precision": "int4"}, "--quant int4 needs a calibration record"),
