@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("executorch")
 
@@ -16,10 +17,12 @@ from linmu.cli import main  # noqa: E402
 from linmu.errors import CheckFailed, InputError  # noqa: E402
 from linmu.export.phone.bundle import BACKENDS, PROGRAM, require_delegated  # noqa: E402
 from linmu.export.phone.lowering import LEAST_SHARE, MethodReport  # noqa: E402
+from linmu.export.phone.stock import EXTRA  # noqa: E402
 from linmu.export.phone.weights import program_weights  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
 from linmu.manifest import MANIFEST_NAME, Manifest  # noqa: E402
 from linmu.model.folders import load_student  # noqa: E402
+from linmu.runtimes.et_runner import open_program  # noqa: E402
 from linmu.runtimes.session import load  # noqa: E402
 from linmu.step.pack import decoder_form  # noqa: E402
 from linmu.verify import verify  # noqa: E402
@@ -86,6 +89,23 @@ def test_it_agrees_with_its_reference(exported, student):
     assert report.ok, report.to_text()
     levels = {check.level for check in report.checks}
     assert {"contract", "graph", "rollout", "greedy", "prompt", "student", "bisect"} <= levels
+
+
+def test_what_was_said_is_forgotten_at_position_0(exported):
+    width = open_bundle(exported[0]).manifest.model.hidden_size
+    rows = torch.zeros(1, 3, width + EXTRA)
+    rows[..., :width] = torch.linspace(-1, 1, 3 * width).view(1, 3, width)
+    decoder, positions = open_program(exported[0] / PROGRAM).load_method("text_decoder"), torch.arange(3)
+
+    def logits(embeds, first):
+        return decoder.execute([embeds, positions + first])[0].clone()
+
+    first, going_on = logits(rows, 0), logits(rows, 3)
+    assert torch.isfinite(first).all() and not torch.equal(first, going_on)
+    broken = rows.clone()
+    broken[..., :width] = torch.nan
+    assert logits(broken, 6).isnan().any() and logits(rows, 9).isnan().any()
+    assert torch.equal(logits(rows, 0), first)
 
 
 def test_states_move_to_onnx_runtime_and_back(exported, student, tmp_path):

@@ -60,7 +60,7 @@ def test_pieces_give_the_step_forms_states(family, settings):
     pieces = _pieces(prompt)
     assert sum(bool(vision[start]) for start, _ in pieces) >= 2
     with torch.no_grad():
-        said = torch.cat([torch.ones(1, 5, form.hidden), torch.zeros(1, 5, EXTRA)], -1)
+        said = torch.cat([torch.full((1, 5, form.hidden), torch.nan), torch.zeros(1, 5, EXTRA)], -1)
         module(said, torch.arange(5))  # is dropped when a call begins at position 0
         for start, stop in pieces:
             extra = channels if vision[start] else torch.zeros(stop - start, EXTRA)
