@@ -40,6 +40,11 @@ def export_command(
             "--state", help="Recurrent state between calls: fp32 or fp16.", show_default="fp32; chosen by --quant auto"
         ),
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", help="Who computes on the phone: xnnpack; ios: coreml; android: vulkan.",
+                     show_default="xnnpack"),
+    ] = None,
     plain_ops: Annotated[bool, typer.Option("--plain-ops", help="onnx: standard operators only.")] = False,
     compile_check: Annotated[
         bool,
@@ -54,6 +59,7 @@ def export_command(
     """Write a bundle: graphs, weights, tokenizer, golden vectors and a manifest with every hash."""
     from linmu.cli import _progress, _require, _require_separate, _results, _say, _show
     from linmu.demo import student_folder
+    from linmu.export.phone.delegates import find_delegate
     from linmu.export.targets import find_target, stored_precision, write_bundle
     from linmu.quantize.presets import planned
     from linmu.state_precision import state_precision
@@ -63,6 +69,8 @@ def export_command(
     if planned(target, quant, calib, budget) is None:
         stored_precision(quant, row)
     state_precision(state)
+    if backend is not None and "backend" in row.options:
+        find_delegate(target, backend, calib is not None or quant not in (None, "none", "fp32"))
     student = student or student_folder()
     _require_separate(student, out)
     _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
@@ -72,7 +80,7 @@ def export_command(
             report = write_bundle(
                 student, out, target=target, precision=quant, plain_ops=plain_ops or None,
                 compile_check=None if compile_check else False, calibration=calib, budget_bytes=budget,
-                state=state, overwrite=overwrite, progress=progress,
+                state=state, backend=backend, overwrite=overwrite, progress=progress,
             )  # fmt: skip
         _show(export_view(report))
         _say(f"bundle written to {out}")

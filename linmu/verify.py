@@ -88,7 +88,9 @@ def _verify(
     golden = read_golden(bundle) if bundle.manifest.golden or student is None else None
     checks, curves, culprit = [contract], list[Curve](), None
     if not backends:
-        raise InputError("no backend of this bundle is installed here", expected=" or ".join(bundle.manifest.backends))
+        reasons = [f"{name}: {unusable(bundle, name)}" for name in bundle.manifest.backends if name in BACKENDS]
+        raise InputError("no backend of this bundle can run here", got="; ".join(reasons),
+                         expected=" or ".join(bundle.manifest.backends))  # fmt: skip
     with ExitStack() as stack:
         runners: list[Runner] = []
         for backend in backends:

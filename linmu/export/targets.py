@@ -32,9 +32,11 @@ TARGETS: dict[str, Target] = {
     "onnx": Target("fp32", "linmu.export.onnx_bundle", ("plain_ops", "calibration", "budget_bytes", "state")),
     "jetson": Target("fp16", "linmu.export.jetson_bundle", ("compile_check", "calibration", "budget_bytes", "state")),
     "android": Target(
-        "fp32", "linmu.export.android_bundle", ("calibration",), packages=("executorch",), extra="mobile"
+        "fp32", "linmu.export.android_bundle", ("calibration", "backend"), packages=("executorch",), extra="mobile"
     ),
-    "ios": Target("fp32", "linmu.export.ios_bundle", ("calibration",), packages=("executorch",), extra="mobile"),
+    "ios": Target(
+        "fp32", "linmu.export.ios_bundle", ("calibration", "backend"), packages=("executorch",), extra="mobile"
+    ),
 }
 # Preset -> how matrices are stored. Target onnx computes everything in float32, jetson multiplies as it stores.
 PRECISIONS: dict[str, str] = {"none": "fp32", "fp32": "fp32", "fp16": "fp16"}

@@ -41,7 +41,9 @@ BACKENDS: dict[str, Backend] = {  # in order of preference for "auto"
         fix="pip install 'linmu[jetson]' on a Jetson with JetPack's TensorRT (docs/jetson.md)",
     ),
     "onnxruntime": Backend("linmu.runtimes.ort_runner", "open_ort", ("onnxruntime",)),
-    "executorch": Backend("linmu.runtimes.et_runner", "open_et", ("executorch", "torch"), extra="mobile"),
+    "executorch": Backend(
+        "linmu.runtimes.et_runner", "open_et", ("executorch", "torch"), extra="mobile", probe="unusable"
+    ),
     "torch": Backend("linmu.runtimes.torch_runner", "open_torch", ("torch",), extra="convert"),
 }  # fmt: skip
 

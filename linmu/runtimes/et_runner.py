@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from linmu.bundle import Bundle
-from linmu.errors import BundleError, InputError
+from linmu.errors import BundleError, InputError, MissingComponentError
 from linmu.pte_file import check_program_file
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.torch_state import TorchState
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 # ExecuTorch's numbers of element types (its ScalarType)
 SCALAR_TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
+
+
+XNNPACK = "xnnpack"  # in every build of ExecuTorch
+REGISTERED = {"coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}
+DEVICES = {"coreml": "Apple's systems", "vulkan": "Android with a Vulkan driver"}
 
 
 class EtRunner:
@@ -228,6 +233,25 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
+def unusable(bundle: Bundle) -> str | None:
+    """Why the ExecuTorch that is installed cannot run a bundle's program, or None."""
+    delegate = str(bundle.manifest.precision.get("delegate", XNNPACK))
+    if delegate == XNNPACK:
+        return None
+    import torch  # noqa: F401  # first: ExecuTorch's library needs it in the process
+
+    with muted():
+        from executorch.runtime import Runtime
+
+        names = Runtime.get().backend_registry.registered_backend_names
+    if REGISTERED.get(delegate) in names:
+        return None
+    return f"its program is for {delegate}, which ExecuTorch has not here, but on {DEVICES.get(delegate, 'phones')}"
+
+
 def open_et(bundle: Bundle, threads: int | None) -> EtRunner:
-    """Open the ExecuTorch runner."""
+    """Open the ExecuTorch runner; raises MissingComponentError where the program's delegate is not in ExecuTorch."""
+    if (reason := unusable(bundle)) is not None:
+        raise MissingComponentError(f"the program's delegate: {reason}", needed_for="backend executorch",
+                                    fix="run it on the phone, or export it with --backend xnnpack")  # fmt: skip
     return EtRunner(bundle, threads)

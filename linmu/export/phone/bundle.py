@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -22,6 +23,7 @@ from linmu.export.bundle_writer import (
     write_planned,
 )
 from linmu.export.decoder_graphs import manifest_states
+from linmu.export.phone.delegates import XNNPACK, find_delegate
 from linmu.export.phone.lowering import LEAST_SHARE, MethodReport, lower
 from linmu.export.phone.methods import STYLE, decoder_methods, vision_method
 from linmu.export.phone.stock import extra_of, metadata, stock_methods
@@ -49,24 +51,27 @@ TOKEN_STEP, MOST_TOKENS = 64, 2048
 
 def write_phone_bundle(
     target: str, student: Path, out: Path, *, precision: str | None = None, calibration: Path | None = None,
-    overwrite: bool = False, progress: Progress | None = None,
+    backend: str | None = None, overwrite: bool = False, progress: Progress | None = None,
 ) -> ExportReport:  # fmt: skip
     """Export the student folder `student` to the bundle folder `out` for target "android" or "ios".
 
     precision: "none" or "fp32", or a preset of linmu.quantize.presets, which needs `calibration`, a record of this
-    student (and is 8da4w unless said). Raises InputError for an unusable student, family or preset, CheckFailed
-    where XNNPACK takes less than LEAST_SHARE of a method's multiply-accumulates; nothing is left behind then.
+    student (and is 8da4w unless said). backend: a name of linmu.export.phone.delegates (default: xnnpack). Raises
+    InputError for an unusable student, family, preset or backend, CheckFailed where the delegate takes less than
+    LEAST_SHARE of a method's multiply-accumulates; nothing is left behind then.
     """
     quantization = planned(target, precision, calibration)
     if quantization is None and precision not in (None, "none", "fp32"):
         find_preset(target, precision)
-    plan = Plan(target, BACKENDS, "fp32", "fp32", STYLE, OPSET, writer=write_program, quantization=quantization)
+    delegate = find_delegate(target, backend, quantization is not None)
+    writer = partial(write_program, delegate=delegate)
+    plan = Plan(target, BACKENDS, "fp32", "fp32", STYLE, OPSET, writer=writer, quantization=quantization)
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)
 
 
 def write_program(
     folder: Path, student: Path, model: PreTrainedModel, plan: Plan, say: Progress,
-    quantized: QuantizedForm | None = None,
+    quantized: QuantizedForm | None = None, *, delegate: str = XNNPACK,
 ) -> tuple[Manifest, dict[str, MethodReport]]:
     """model.pte with every method: a manifest without golden vectors and hashes, and a report of each method."""
     form = decoder_form(model) if quantized is None else quantized.form
@@ -88,7 +93,7 @@ def write_program(
         model=model_facts(student, model, form),
         target=plan.target,
         backends=plan.backends,
-        precision={**stored_precision(plan, form), "state": form.state, "ops": STYLE.ops, "delegate": "xnnpack"},
+        precision={**stored_precision(plan, form), "state": form.state, "ops": STYLE.ops, "delegate": delegate},
         graphs={name: method.spec for name, method in methods.items()},
         state=states,
         state_bytes=state_bytes(states),
@@ -102,8 +107,8 @@ def write_program(
     most.pop("vision_encoder", None)
     say("lowering " + ", ".join(methods | stock))
     facts = metadata(form, tokens, _first_token(processor), processor.eos_token_ids)
-    program, reports = lower(methods | stock, most, facts)
-    require_delegated(reports)
+    program, reports = lower(methods | stock, most, facts, delegate)
+    require_delegated(reports, delegate)
     say(f"writing {PROGRAM}")
     with (folder / PROGRAM).open("wb") as file:
         program.write_to_file(file)
@@ -147,12 +152,13 @@ def largest(manifest: Manifest, method: str) -> dict[str, int]:
     return found
 
 
-def require_delegated(reports: dict[str, MethodReport]) -> None:
-    """Raise CheckFailed naming the method that XNNPACK takes too little of, and what it leaves."""
+def require_delegated(reports: dict[str, MethodReport], delegate: str = XNNPACK) -> None:
+    """Raise CheckFailed naming the method that the delegate takes too little of, and what it leaves."""
     for name, report in reports.items():
         if report.share < LEAST_SHARE:
             left = ", ".join(f"{count:.1e} of {kind}" for kind, count in report.left_macs.items())
             raise CheckFailed(
-                f"XNNPACK takes {report.share:.1%} of the multiply-accumulates of method {name}", got=f"left: {left}",
+                f"{delegate} takes {report.share:.1%} of the multiply-accumulates of method {name}",
+                got=f"left: {left}",
                 expected=f"at least {LEAST_SHARE:.0%}", fix="--target onnx, and report it",
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Methods to one ExecuTorch program: capture, XNNPACK, and how many of the multiply-accumulates XNNPACK took."""
+"""Methods to one ExecuTorch program: capture, a delegate, and how many multiply-accumulates the delegate took."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from typing import Any
 import torch
 from torch import fx
 
+from linmu.export.phone.delegates import XNNPACK, partitioner
 from linmu.export.phone.methods import Method, example_inputs
 from linmu.export.phone.ops import PhoneOps
 from linmu.runtimes.et_runner import muted
 
 LEAST_SHARE = 0.95  # of a method's multiply-accumulates; below, an export says so and fails
 EXAMPLE_TOKENS = 64  # lengths that methods are captured with, and that their multiply-accumulates are counted at
-# XNNPACK reduces large angles in float32, and positions make them large; and it has one GELU, whichever is asked for
-EXACT = ("SinConfig", "CosConfig", "GeluConfig")
 
 
 @dataclass(frozen=True)
 class MethodReport:
-    """One method: multiply-accumulates at its example lengths, those of XNNPACK, calls of it, kernels left by name."""
+    """One method: multiply-accumulates at its example lengths, those delegated, calls of the delegate, kernels left."""
 
     macs: int
     delegated_macs: int
@@ -37,7 +36,7 @@ class MethodReport:
 
     @property
     def share(self) -> float:
-        """Share of the multiply-accumulates that XNNPACK computes."""
+        """Share of the multiply-accumulates that the delegate computes."""
         return self.delegated_macs / self.macs if self.macs else 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -46,9 +45,10 @@ class MethodReport:
 
 
 def lower(
-    methods: Mapping[str, Method], most: Mapping[str, Mapping[str, int]], constants: Mapping[str, Any] | None = None
-) -> tuple[Any, dict[str, MethodReport]]:
-    """Lower methods for XNNPACK -> (ExecuTorch's program manager, a report of each).
+    methods: Mapping[str, Method], most: Mapping[str, Mapping[str, int]], constants: Mapping[str, Any] | None = None,
+    delegate: str = XNNPACK,
+) -> tuple[Any, dict[str, MethodReport]]:  # fmt: skip
+    """Lower methods for a delegate -> (ExecuTorch's program manager, a report of each).
 
     most: {method: {symbolic dimension: largest size}}; constants: constant methods (metadata) by name.
     """
@@ -57,7 +57,7 @@ def lower(
 
         programs = {name: capture(method, most.get(name, {})) for name, method in methods.items()}
         edge = to_edge_transform_and_lower(
-            programs, partitioner=[partitioner()], constant_methods=dict(constants or {}),
+            programs, partitioner=[partitioner(delegate)], constant_methods=dict(constants or {}),
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )  # fmt: skip
         reports = {name: method_report(edge.exported_program(name).graph_module) for name in methods}
@@ -83,16 +83,8 @@ def capture(method: Method, most: Mapping[str, int]) -> torch.export.ExportedPro
         )
 
 
-def partitioner() -> Any:
-    """XNNPACK's partitioner without the operations that it computes less exactly than portable kernels do."""
-    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
-    return XnnpackPartitioner(configs=[item for item in ALL_PARTITIONER_CONFIGS if item.__name__ not in EXACT])
-
-
 def method_report(module: fx.GraphModule) -> MethodReport:
-    """What XNNPACK took of a lowered method, and what it left to portable kernels."""
+    """What the delegate took of a lowered method, and what it left to portable kernels."""
     taken, delegates = Counter[str](), 0
     left, left_macs = Counter[str](), Counter[str]()
     for node in module.graph.nodes:
@@ -164,7 +156,7 @@ def without_provenance() -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' notices (optional kernels that are not there, deprecations of their own) off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torchao", "executorch")]
+    loggers = [logging.getLogger(name) for name in ("torch", "torchao", "executorch", "coremltools")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -135,11 +135,11 @@ class PhoneOps(TorchOps):
     def add_rms_norm(self, x, update, weight: str, eps: float):  # noqa: D102
         x = x if update is None else x + update
         mean = self.product(x * x, self.weights["mean.hidden"])
-        return x * torch.rsqrt(mean + eps) * self.weights[weight], x
+        return x * torch.rsqrt(mean + self.weights["eps.hidden"]) * self.weights[weight], x
 
     def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
         heads = x.view(-1, form.heads, form.head_dim)
-        normed = heads * torch.rsqrt(self.product(heads * heads, self.weights["mean.head"]) + form.mmate.norm_eps)
+        normed = heads * torch.rsqrt(self.product(heads * heads, self.weights["mean.head"]) + self.weights["eps.head"])
         return (normed * self.weights[weight].view(form.heads, -1)).view(1, -1, form.heads * form.head_dim)
 
     def qk_norm(self, qkv: Value, weight: str, form: DecoderForm) -> Value:  # noqa: D102
@@ -149,7 +149,7 @@ class PhoneOps(TorchOps):
     def _qk_norm(self, x: Tensor, scale: Tensor, form: DecoderForm) -> Tensor:
         heads = x.view(-1, len(scale), form.head_dim)
         mean = self.product(heads * heads, self.weights["mean.head"])
-        return (heads * torch.rsqrt(mean + form.qk_norm_eps) * scale).view(1, -1, len(scale) * form.head_dim)
+        return (heads * torch.rsqrt(mean + self.weights["eps.qk"]) * scale).view(1, -1, len(scale) * form.head_dim)
 
     def sigmoid(self, x: Value) -> Value:  # noqa: D102
         return each(torch.sigmoid, x)

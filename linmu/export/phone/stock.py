@@ -81,8 +81,8 @@ class StockDecoder(nn.Module):
     def _past(self, going_on: Tensor) -> dict[str, Tensor]:
         """The states, or zeros where a call begins at position 0.
 
-        A branch of the program, because copies are fast: ExecuTorch's `where` goes element by element (a third of a
-        decode step and more), and a product with 0 would keep a state that is not finite.
+        A branch of the program, because copies are fast: ExecuTorch's `where` goes element by element (two thirds of
+        a decode step), and a product with 0 would keep a state that is not finite.
         """
         names = [spec.name for spec in self.states]
         states = tuple(getattr(self, _buffer(name)) for name in names)

@@ -42,6 +42,9 @@ def program_weights(form: DecoderForm) -> dict[str, Tensor]:
     size = form.head_dim
     found["mean.head"] = torch.full((1, size), 1.0 / size)
     found["mean.hidden"] = torch.full((1, form.hidden), 1.0 / form.hidden)
+    # sums with a plain number: Core ML's compiler takes them for a product's bias, and stops
+    sums = {"hidden": form.eps, "head": form.mmate.norm_eps, "qk": form.qk_norm_eps}
+    found |= {f"eps.{name}": torch.tensor([float(value)]) for name, value in sums.items()}
     found["sum.head"] = torch.ones(1, size)
     found["turn"] = _quarter_turn(size)
     return found
