@@ -5,7 +5,7 @@ Glossary
     running     weights and one sequence's state, on target jetson with the decoder twice: prefill and step are engines
                 of their own; there the embedding table stays on disk, rows of it are looked up
 On phones a table that is head and embeddings at once stands twice in the program: once as XNNPACK's matrix, once to be
-looked up.
+looked up. One that is only looked up is int8 there in quantized presets.
     building    the forecast peak of `linmu build` for the larger decoder engine
 Vectors (norms, biases, conv taps, rotary tables) count as part of the tower, though a bundle has those of the decoder
 in float32: below 1% of a model with 100 million parameters, more in tiny ones.
@@ -126,6 +126,8 @@ def preset_memory(decoder: Decoder, parameters: int) -> tuple[PresetMemory, ...]
         table = unit * decoder.table
         if decoder.tied:
             table = head if preset.target in PHONES else 0
+        elif preset.target in PHONES and preset.head is not None:
+            table = stored_bytes((decoder.sizes.hidden_size, decoder.vocab), MatrixFormat("int8"), unit)
         weights = layers + head + table + unit * rest
         if preset.target == "jetson":
             running, build = 2 * (layers + head) + unit * rest + state, forecast_build(layers + head, 0).peak_bytes

@@ -78,7 +78,7 @@ def test_bytes_of_a_known_model():
     blocks = 2 * (layer // 2 + 2 * layer // 32 + 2 * controls) + table + 2 * table // 32
     assert found["onnx", "int4"].weight_bytes == blocks + 2 * (table + tower)
     phone = layer // 2 + 2 * layer // 32 + 4 * controls
-    assert found["ios", "8da4w"].weight_bytes == 2 * phone + table + 2 * 100 + 4 * (table + tower)
+    assert found["ios", "8da4w"].weight_bytes == 2 * phone + 2 * (table + 2 * 100) + 4 * tower
     tied = {(item.target, item.preset): item for item in preset_memory(replace(decoder, tied=True), parameters - table)}
     assert tied["android", "8da4w"].weight_bytes == 2 * phone + 2 * (table + 2 * 100) + 4 * tower
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 UNCHANGED = ("swin", "out_proj", "down")  # no factor is folded into these where they stay float
 
+TABLE = "table"  # what `choose` is asked for a table of embeddings that is not the head
+
 Choose = Callable[[str], Scheme | None]
 
 
@@ -38,8 +40,9 @@ class QuantizedForm:
 
 
 def preset_choice(preset: Preset) -> Choose:
-    """Every matrix as the preset says."""
-    return lambda name: preset.head if name in ("head", "token_embedding") else preset.layers
+    """Every matrix as the preset says: "head" is what multiplies, TABLE one that is only looked up."""
+    named = {"head": preset.head, "token_embedding": preset.head, TABLE: preset.table}
+    return lambda name: named.get(name, preset.layers)
 
 
 def quantize_form(form: DecoderForm, record: CalibrationRecord, choose: Choose) -> QuantizedForm:
@@ -68,6 +71,9 @@ def quantize_form(form: DecoderForm, record: CalibrationRecord, choose: Choose) 
     scheme = choose(head)
     if scheme is not None:
         formats |= _head(head, scheme, form, record, weights, quantized.reports)
+    if not form.tied and (scheme := choose(TABLE)) is not None:
+        formats["token_embedding"] = scheme.format
+        _store_table(form, scheme.format, weights, quantized.reports)
     if not formats:  # then it is the student's own form, whose input projections are not cut in two
         return QuantizedForm(form, _all_float(form))
     quantized.form = replace(form, weights=weights, quantized=formats)
@@ -157,3 +163,16 @@ def _head(
     if matrix.input_scale is not None:
         weights[part(head, "input_scale")] = lambda: torch.from_numpy(matrix.input_scale)
     return {head: fitted.format}
+
+
+def _store_table(
+    form: DecoderForm, format: MatrixFormat, weights: dict[str, Weight], reports: dict[str, MatrixReport]
+) -> None:
+    """Quantize a table of embeddings [V, D] as its transpose [D, V]: a scale for every token."""
+    name = "token_embedding"
+    weight = weights.pop(name)().detach().float().numpy().T
+    matrix = round_matrix(weight, format)
+    error = float(np.linalg.norm(matrix.value() - weight) / np.linalg.norm(weight))
+    reports[name] = MatrixReport(name, format.weights, error, format.stored_bytes(*weight.shape))
+    weights[part(name, "q")] = lambda: torch.from_numpy(np.ascontiguousarray(matrix.q))
+    weights[part(name, "scale")] = lambda: torch.from_numpy(np.ascontiguousarray(matrix.scale))

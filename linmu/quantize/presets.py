@@ -25,10 +25,11 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Preset:
-    """Schemes of the layers' matrices and of the head (None: float)."""
+    """Schemes of the layers' matrices, of the head, and of a table of embeddings that is not the head (None: float)."""
 
     layers: Scheme | None
     head: Scheme | None = None
+    table: Scheme | None = None
 
 
 INT8 = Scheme(MatrixFormat("int8", input="int8"), "smoothquant")
@@ -39,7 +40,11 @@ INT4_32 = Scheme(MatrixFormat("int4", group=32, input="int8_blocks"), "awq_lite"
 INT8_ROWS = Scheme(MatrixFormat("int8", input="int8_rows"), "max")
 INT8_ROWS_SMOOTH = Scheme(MatrixFormat("int8", input="int8_rows"), "smoothquant")
 INT4_ROWS = Scheme(MatrixFormat("int4", group=32, input="int8_rows"), "awq_lite")
-PHONE = {"8da4w": Preset(INT4_ROWS, head=INT8_ROWS), "8da8w": Preset(INT8_ROWS_SMOOTH, head=INT8_ROWS)}
+INT8_TABLE = Scheme(MatrixFormat("int8"), "max")  # looked up, not multiplied: a scale for every token
+PHONE = {
+    "8da4w": Preset(INT4_ROWS, head=INT8_ROWS, table=INT8_TABLE),
+    "8da8w": Preset(INT8_ROWS_SMOOTH, head=INT8_ROWS, table=INT8_TABLE),
+}
 
 # (target, preset): each needs a calibration record.
 PRESETS: dict[str, dict[str, Preset]] = {

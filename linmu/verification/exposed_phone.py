@@ -48,7 +48,9 @@ class ExposedEtRunner(EtRunner):
         super().__init__(bundle)
         self.seen: dict[str, np.ndarray] = {}
         # windows take tokens of an input that is exposed
-        self.matrices = tuple(name for name in form.quantized if not name.endswith(".swin"))
+        self.matrices = tuple(
+            name for name, format in form.quantized.items() if format.input and not name.endswith(".swin")
+        )
         methods = decoder_methods(form, program_weights(form), PROGRAM)
         exposed = {
             name: Method(ExposedMethod(methods[name].module, self.matrices), methods[name].spec)

@@ -18,6 +18,7 @@ from linmu.quantize.form import preset_choice, quantize_form
 from linmu.quantize.layer import fitting
 from linmu.quantize.presets import PRESETS, Preset, Scheme, find_preset
 from linmu.step.pack import decoder_form
+from linmu.step.torch_ops import TorchOps
 from linmu.verification.eager import StudentRunner
 from linmu.verification.players import RunnerPlayer
 from tests.folders import student_folder
@@ -88,6 +89,19 @@ def test_presets_are_close_and_reported(place: Place, target: str, preset: str) 
         short = name.rpartition(".")[2]
         if short in ("controls", "a_log") or short.startswith(("dt_", "decay_", "conv_", "norm", "gates")):
             assert thunk().dtype == torch.float32, name
+
+
+def test_phones_look_up_integers_too(place: Place) -> None:
+    form = quantize_form(place.form, place.record, preset_choice(find_preset("ios", "8da4w"))).form
+    if place.form.tied:  # the head's
+        assert form.quantized["token_embedding"] == MatrixFormat("int8", input="int8_rows")
+        return
+    assert form.quantized["token_embedding"] == MatrixFormat("int8")  # a scale of every token, nothing is multiplied
+    table, found = place.form.weights["token_embedding"]().detach(), TorchOps(form).weights["token_embedding"]
+    step = table.abs().amax(1, keepdim=True) / 127
+    assert found.shape == table.shape and ((found - table).abs() <= 0.51 * step).all()
+    form = quantize_form(place.form, place.record, preset_choice(find_preset("onnx", "int4"))).form
+    assert "token_embedding" not in form.quantized and "token_embedding" in form.weights
 
 
 def test_the_forms_json_knows_the_formats(place: Place) -> None:
