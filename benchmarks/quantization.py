@@ -26,7 +26,7 @@ from linmu.export.student_manifest import student_manifest
 from linmu.export.weights_hash import student_weights_hash
 from linmu.model.folders import load_student
 from linmu.processing import ModelInputs
-from linmu.quantize.form import preset_choice, quantize_form
+from linmu.quantize.form import preset_form
 from linmu.quantize.presets import PRESETS, Preset
 from linmu.step.pack import decoder_form
 from linmu.verification.eager import StudentRunner
@@ -88,7 +88,7 @@ def main() -> None:
     for name, preset in variants().items():
         if args.only not in name:
             continue
-        quantized = quantize_form(form, record, preset_choice(preset))
+        quantized = preset_form(form, record, preset)
         found = log_probabilities(StudentRunner(model, form=quantized.form), manifest, samples)
         kl = (wanted.exp() * (wanted - found)).sum(-1)
         errors = [report.error for report in quantized.reports.values() if report.error]

@@ -20,7 +20,7 @@ from linmu.export.half_range import too_wide
 from linmu.export.student_manifest import student_manifest
 from linmu.manifest import Manifest
 from linmu.model.folders import load_student
-from linmu.quantize.form import preset_choice, quantize_form
+from linmu.quantize.form import preset_form
 from linmu.quantize.presets import PRESETS
 from linmu.state_precision import STATE_PRECISIONS
 from linmu.step import decoder
@@ -68,7 +68,7 @@ def open_variant(folder: Path, variant: Variant, record: CalibrationRecord) -> t
         round_student(model, precision)
         return StudentRunner(model, precision=precision), manifest
     precision |= {"weights": variant.preset, "floats": "fp16"}
-    quantized = quantize_form(decoder_form(model), record, preset_choice(PRESETS[variant.target][variant.preset]))
+    quantized = preset_form(decoder_form(model), record, PRESETS[variant.target][variant.preset])
     round_vision(model, precision)
     return StudentRunner(model, precision=precision, form=stored_form(quantized.form, precision)), manifest
 

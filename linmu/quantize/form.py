@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 UNCHANGED = ("swin", "out_proj", "down")  # no factor is folded into these where they stay float
 
-TABLE = "table"  # what `choose` is asked for a table of embeddings that is not the head
-
 Choose = Callable[[str], Scheme | None]
 
 
@@ -40,15 +38,17 @@ class QuantizedForm:
 
 
 def preset_choice(preset: Preset) -> Choose:
-    """Every matrix as the preset says: "head" is what multiplies, TABLE one that is only looked up."""
-    named = {"head": preset.head, "token_embedding": preset.head, TABLE: preset.table}
-    return lambda name: named.get(name, preset.layers)
+    """Every matrix as the preset says."""
+    return lambda name: preset.head if name in ("head", "token_embedding") else preset.layers
 
 
-def quantize_form(form: DecoderForm, record: CalibrationRecord, choose: Choose) -> QuantizedForm:
+def quantize_form(
+    form: DecoderForm, record: CalibrationRecord, choose: Choose, table: Scheme | None = None
+) -> QuantizedForm:
     """The form with the chosen matrices as integers and scales; unchosen ones stay float.
 
-    One layer is held at a time. Raises InputError when the record does not know a matrix, or knows it in other sizes.
+    table: for a table of embeddings that is not the head; nothing is multiplied by it, it is only looked up. One layer
+    is held at a time. Raises InputError when the record does not know a matrix, or knows it in other sizes.
     """
     quantized = QuantizedForm(form)
     formats: dict[str, MatrixFormat] = {}
@@ -71,13 +71,18 @@ def quantize_form(form: DecoderForm, record: CalibrationRecord, choose: Choose) 
     scheme = choose(head)
     if scheme is not None:
         formats |= _head(head, scheme, form, record, weights, quantized.reports)
-    if not form.tied and (scheme := choose(TABLE)) is not None:
-        formats["token_embedding"] = scheme.format
-        _store_table(form, scheme.format, weights, quantized.reports)
+    if table is not None and not form.tied:
+        formats["token_embedding"] = table.format
+        _store_table(table.format, weights, quantized.reports)
     if not formats:  # then it is the student's own form, whose input projections are not cut in two
         return QuantizedForm(form, _all_float(form))
     quantized.form = replace(form, weights=weights, quantized=formats)
     return quantized
+
+
+def preset_form(form: DecoderForm, record: CalibrationRecord, preset: Preset) -> QuantizedForm:
+    """`quantize_form` with everything as the preset says."""
+    return quantize_form(form, record, preset_choice(preset), preset.table)
 
 
 def matrix_elements(form: DecoderForm, name: str) -> int:
@@ -165,9 +170,7 @@ def _head(
     return {head: fitted.format}
 
 
-def _store_table(
-    form: DecoderForm, format: MatrixFormat, weights: dict[str, Weight], reports: dict[str, MatrixReport]
-) -> None:
+def _store_table(format: MatrixFormat, weights: dict[str, Weight], reports: dict[str, MatrixReport]) -> None:
     """Quantize a table of embeddings [V, D] as its transpose [D, V]: a scale for every token."""
     name = "token_embedding"
     weight = weights.pop(name)().detach().float().numpy().T

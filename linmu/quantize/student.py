@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from linmu.calibration.record import record_of
 from linmu.export.weights_hash import student_weights_hash
 from linmu.quantize.auto import choose_by_budget
-from linmu.quantize.form import QuantizedForm, preset_choice, quantize_form
+from linmu.quantize.form import QuantizedForm, preset_form, quantize_form
 from linmu.quantize.presets import AUTO_SCHEMES, Quantization, find_preset
 from linmu.step.pack import decoder_form
 
@@ -27,7 +27,7 @@ def quantize_student(
     record = record_of(asked.record, student_weights_hash(folder))
     if asked.budget_bytes is None:
         preset = find_preset(asked.target, asked.preset)
-        return quantize_form(form, record, preset_choice(preset if asked.head else replace(preset, head=None)))
+        return preset_form(form, record, preset if asked.head else replace(preset, head=None))
     found = choose_by_budget(
         form, record, AUTO_SCHEMES[asked.target], asked.budget_bytes, say, asked.head, asked.state
     )

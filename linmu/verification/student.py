@@ -24,7 +24,7 @@ from linmu.model.folders import load_student
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.convert import write_processor
-from linmu.quantize.form import preset_choice, quantize_form
+from linmu.quantize.form import preset_form
 from linmu.quantize.presets import find_preset
 from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
@@ -145,7 +145,7 @@ def _quantized_again(bundle: Bundle, student: PreTrainedModel, calibration: Path
         raise InputError(f"--student with a bundle of preset {preset}", got="no calibration record",
                          expected="the one that it was exported with", fix="add --calib FILE")  # fmt: skip
     record = record_of(calibration, bundle.manifest.model.weights_hash)
-    return quantize_form(decoder_form(student), record, preset_choice(find_preset(target, preset))).form
+    return preset_form(decoder_form(student), record, find_preset(target, preset)).form
 
 
 def student_checks(

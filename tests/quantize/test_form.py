@@ -14,7 +14,7 @@ from linmu.errors import InputError
 from linmu.export.student_manifest import student_manifest
 from linmu.matrix_format import MatrixFormat, part
 from linmu.model.folders import load_student
-from linmu.quantize.form import preset_choice, quantize_form
+from linmu.quantize.form import preset_choice, preset_form, quantize_form
 from linmu.quantize.layer import fitting
 from linmu.quantize.presets import PRESETS, Preset, Scheme, find_preset
 from linmu.step.pack import decoder_form
@@ -78,7 +78,7 @@ def test_factors_on_inputs_cancel(place: Place, algorithm: str, monkeypatch) -> 
 
 @pytest.mark.parametrize(("target", "preset"), [(target, name) for target, names in PRESETS.items() for name in names])
 def test_presets_are_close_and_reported(place: Place, target: str, preset: str) -> None:
-    quantized = quantize_form(place.form, place.record, preset_choice(find_preset(target, preset)))
+    quantized = preset_form(place.form, place.record, find_preset(target, preset))
     off = distance(place.logits(quantized.form), place.logits())
     assert 1e-4 < off < (1.0 if preset == "int4" else 0.5)  # noise weights are the hardest there are
     assert set(quantized.reports) >= set(quantized.form.quantized)
@@ -92,7 +92,8 @@ def test_presets_are_close_and_reported(place: Place, target: str, preset: str) 
 
 
 def test_phones_look_up_integers_too(place: Place) -> None:
-    form = quantize_form(place.form, place.record, preset_choice(find_preset("ios", "8da4w"))).form
+    preset = find_preset("ios", "8da4w")
+    form = preset_form(place.form, place.record, preset).form
     if place.form.tied:  # the head's
         assert form.quantized["token_embedding"] == MatrixFormat("int8", input="int8_rows")
         return
@@ -100,8 +101,7 @@ def test_phones_look_up_integers_too(place: Place) -> None:
     table, found = place.form.weights["token_embedding"]().detach(), TorchOps(form).weights["token_embedding"]
     step = table.abs().amax(1, keepdim=True) / 127
     assert found.shape == table.shape and ((found - table).abs() <= 0.51 * step).all()
-    form = quantize_form(place.form, place.record, preset_choice(find_preset("onnx", "int4"))).form
-    assert "token_embedding" not in form.quantized and "token_embedding" in form.weights
+    assert all(preset.table is None for target in ("onnx", "jetson") for preset in PRESETS[target].values())
 
 
 def test_the_forms_json_knows_the_formats(place: Place) -> None:

@@ -17,7 +17,7 @@ from linmu.export.phone.ops import PhoneOps
 from linmu.export.phone.weights import Buffers, program_weights
 from linmu.matrix_format import MatrixFormat
 from linmu.model.folders import load_student
-from linmu.quantize.form import preset_choice, quantize_form
+from linmu.quantize.form import preset_form
 from linmu.quantize.presets import PHONE, find_preset
 from linmu.specs import GraphSpec, TensorSpec
 from linmu.step import decoder
@@ -46,7 +46,7 @@ def test_prefill_and_step_equal_the_quantized_form(place, preset, monkeypatch):
     """The same integers behind inputs that are not rounded: a tie would make two right results differ."""
     monkeypatch.setattr(phone_ops, "rounded_rows", lambda x: x)
     family, student, record = place
-    form = quantize_form(decoder_form(student), record, preset_choice(find_preset("android", preset))).form
+    form = preset_form(decoder_form(student), record, find_preset("android", preset)).form
     weights = program_weights(form)
     eager, phone = TorchOps(float_inputs(form)), PhoneOps(form, Buffers(nn.Module(), weights))
     kind = "two_images" if family in VISION_NAMES else "text"
