@@ -16,7 +16,8 @@ def register(app: typer.Typer) -> None:
 EXPORT_EXAMPLES = (
     "Example: linmu export student -o bundle, or linmu export student --target jetson --quant int4 --calib "
     "calib.safetensors -o bundle, or linmu export student --quant auto --budget 3000000 --calib calib.safetensors "
-    "-o bundle, or linmu export student --state fp16 -o bundle, or linmu export student --target android -o bundle"
+    "-o bundle, or linmu export student --state fp16 -o bundle, or linmu export student --target android -o bundle, or "
+    "linmu export student --target ios --backend coreml -o bundle"
 )
 
 
