@@ -54,8 +54,7 @@ def measure(student: Path, record: Path, family: str, case: str, steps: int) -> 
         row["float_matrices"] = [found.name for found in report.matrices if found.reason]
         verified = verify(bundle, student=student, backends=("onnxruntime",), steps=steps).to_json()
     found = next(c for c in verified["checks"] if c["level"] == "student" and "steps" in c["name"])
-    worst = found["worst_by_kind"]
-    row |= {"ok": verified["ok"], "logits": worst["logits"]["error"], "states": worst["states"]["error"]}
+    row |= {"ok": verified["ok"]} | {kind: worst["error"] for kind, worst in found["worst_by_kind"].items()}
     if not verified["ok"]:
         row["failed"] = "; ".join(f"{c['level']} {c['name']}: {c['note']}" for c in verified["checks"] if not c["ok"])
     return row | {"seconds": round(time.perf_counter() - start, 1)}

@@ -21,6 +21,9 @@ from linmu.specs import GraphSpec, StateSpec, TensorSpec
 TILES_AT_ONCE = 4  # of one vision call
 PROVIDER = "CPUExecutionProvider"
 EXPOSED = "exposed/"
+# it makes Gemm of a product with a bias, and ONNX Runtime's change of int8 weights to uint8 then breaks the graph: the
+# zero points that it adds are one scalar beside a scale per column
+UNWANTED = ["MatMulAddFusion"]
 ORT_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -251,7 +254,9 @@ class OrtRunner:
     def _open(self, name: str, spec: GraphSpec) -> ort.InferenceSession:
         options, path = self._options(name), self.bundle.folder / spec.file
         try:
-            session = ort.InferenceSession(self._source(path, options), options, providers=[PROVIDER])
+            session = ort.InferenceSession(
+                self._source(path, options), options, providers=[PROVIDER], disabled_optimizers=UNWANTED
+            )
         except _ort_errors() as error:
             raise BundleError(f"{path} cannot be loaded", got=_first_line(error), fix="export it again") from error
         # what verification adds to a graph's outputs (linmu.verification.exposed) stands behind those of the bundle
