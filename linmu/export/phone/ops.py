@@ -254,9 +254,10 @@ class PhoneOps(TorchOps):
     def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm):  # noqa: D102
         owners, repeat = form.state_heads, form.heads // form.state_heads
         q, k, v = (self._by_head(x) for x in (q * form.head_dim**-0.5, k, v))  # [H or M, N, d]
-        if q.shape[1] == 1 and restart is None:
-            new = torch.exp(g).view(-1, 1, 1) * _heads(past) + k.permute(0, 2, 1) * v
-            y = torch.bmm(q.view(owners, -1, form.head_dim), new)
+        if q.shape[1] == 1 and restart is None:  # what stands below for one token: the same sums, the same bits
+            q, decay = q.view(owners, -1, form.head_dim), torch.exp(g).view(-1, 1, 1)
+            y = torch.bmm(q, k.permute(0, 2, 1)) * v + torch.bmm(q * decay, _heads(past))
+            new = decay * _heads(past) + k.permute(0, 2, 1) * v
             return self._packed(y.view(form.heads, -1, form.head_dim)), new.view(past.shape)
         q = q.contiguous().view(owners, -1, form.head_dim)  # [M, r * N, d]: query heads of one state side by side
         causal: Any = self.causal if restart is None else restart

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
+from linmu.bundle import open_bundle
 from linmu.export.targets import write_bundle
 from linmu.model.folders import load_student
+from linmu.runtimes.et_runner import EtRunner, muted, open_program
 from tests import tiny
 from tests.folders import student_folder
 
@@ -30,3 +32,23 @@ def one_layer(family: str, root: Path, monkeypatch) -> Path:
 def phone_bundle(student: Path, out: Path, target: str = "android"):
     """(bundle folder, export report)."""
     return out, write_bundle(student, out, target=target)
+
+
+def unequal_steps(folder: Path, tokens: int) -> list[int]:
+    """Positions at which `step` and what the stock runners call on one token give other logits, to the bit."""
+    bundle = open_bundle(folder)
+    program = open_program(folder / "model.pte")
+    text_only = "forward" in program.method_names
+    with muted():
+        stock = program.load_method("forward" if text_only else "text_decoder")
+        table = program.load_method("token_embedding")
+    found, letters = [], [3 + 7 * place % 40 for place in range(tokens)]
+    with EtRunner(bundle) as runner:
+        state = runner.new_state()
+        for place, token in enumerate(letters):
+            ids = torch.tensor([[token]])
+            given = ids if text_only else table.execute([ids])[0]
+            said = stock.execute([given, torch.tensor([place])])[0].clone()
+            if not torch.equal(said[0, 0], torch.from_numpy(runner.step(token, place, place, state))):
+                found.append(place)
+    return found

@@ -26,7 +26,7 @@ from linmu.runtimes.et_runner import open_program  # noqa: E402
 from linmu.runtimes.session import load  # noqa: E402
 from linmu.step.pack import decoder_form  # noqa: E402
 from linmu.verify import verify  # noqa: E402
-from tests.export.phone.students import one_layer, phone_bundle  # noqa: E402
+from tests.export.phone.students import one_layer, phone_bundle, unequal_steps  # noqa: E402
 from tests.folders import student_folder  # noqa: E402
 from tests.tiny import tiny_image  # noqa: E402
 
@@ -74,6 +74,10 @@ def test_the_manifest(exported):
         assert method["share"] >= LEAST_SHARE, name
         assert (method["macs"] > 0) == (name != "token_embedding"), name
     assert json.loads(json.dumps(report.to_json()))["graphs"]["prefill"]["share"] == methods["prefill"]["share"]
+
+
+def test_a_step_gives_the_bits_that_the_stock_runner_gets(exported):
+    assert unequal_steps(exported[0], 50) == []
 
 
 def test_weights_stand_once_in_the_file(exported, student):

@@ -15,7 +15,7 @@ from linmu.calibration.collect import calibrate  # noqa: E402
 from linmu.cli import main  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
 from linmu.verify import verify  # noqa: E402
-from tests.export.phone.students import one_layer  # noqa: E402
+from tests.export.phone.students import one_layer, unequal_steps  # noqa: E402
 from tests.quantize.test_form import FAST  # noqa: E402
 
 
@@ -48,6 +48,11 @@ def test_every_input_is_followed_and_the_stock_runner_agrees(place):
     assert any(check.level == "stock" for check in report.checks)
     followed = next(check for check in report.checks if check.name == "session: prompt and 40 steps")
     assert "codes compared" in followed.note
+
+
+def test_a_step_gives_the_bits_that_the_stock_runner_gets(place):
+    """Otherwise a code that falls on the other side of a border lets two texts of one program part."""
+    assert unequal_steps(place[2], 50) == []
 
 
 def test_other_integers_do_not_pass(place, tmp_path):
