@@ -4,7 +4,9 @@ For each family a tiny student (random weights, noise on every new parameter) is
 every preset of --target jetson and onnx. Jetson graphs are held against the list of TensorRT 10.3's operators and
 compiled by TensorRT-RTX for the manifest's profiles, no GPU (each graph in a process of its own). Then `linmu verify
 --student` reads a prompt (with a picture where the family has a tower) and takes the same --steps tokens in ONNX
-Runtime and in the quantized reference, comparing every logit and every state element at every step.
+Runtime and in the quantized reference, comparing every logit and every state element at every step. Presets of --target
+android run only when they are named: their programs take minutes each to lower; "share" is what XNNPACK takes, at
+least, of a method's multiply-accumulates, and what phones refuse is said with its reason.
 
     python benchmarks/family_presets.py out/family-presets.jsonl [--families smolvlm ...] [--presets jetson:int8 ...]
 
@@ -27,13 +29,15 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.harness import finish, say, table  # noqa: E402
 from linmu.calibration.collect import calibrate  # noqa: E402
 from linmu.doctor import require  # noqa: E402
-from linmu.errors import CheckFailed  # noqa: E402
+from linmu.errors import CheckFailed, InputError  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
 from linmu.verify import verify  # noqa: E402
 from tests.folders import student_folder  # noqa: E402
 from tests.tiny import FAMILY_NAMES  # noqa: E402
 
 CASES = ("jetson:fp16", "jetson:int8", "jetson:int4", "jetson:fp8", "onnx:int8", "onnx:int4")
+PHONES = ("android:fp32", "android:8da4w", "android:8da8w")
+FLOAT = ("fp16", "fp32")  # presets without a calibration record
 CALIBRATION = {"samples": 4, "decode_tokens": 8, "long_tokens": 64}
 GRAPHS = ("vision", "prefill", "step")
 
@@ -45,14 +49,21 @@ def measure(student: Path, record: Path, family: str, case: str, steps: int) -> 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"
-        options = {} if preset == "fp16" else {"calibration": record}
+        phone, options = target == "android", {} if preset in FLOAT else {"calibration": record}
         try:
             report = write_bundle(student, bundle, target=target, precision=preset, **options)
         except CheckFailed as error:
             return row | {"failed": str(error)}
+        except InputError as error:
+            return row | {"refused": str(error)}
         row |= {"check": report.check, "export_s": round(time.perf_counter() - start, 1)}
+        if phone:
+            row["share"] = min(method.share for method in report.graphs.values())
         row["float_matrices"] = [found.name for found in report.matrices if found.reason]
-        verified = verify(bundle, student=student, backends=("onnxruntime",), steps=steps).to_json()
+        verified = verify(
+            bundle, student=student, calibration=options.get("calibration") if phone else None,
+            backends=("executorch",) if phone else ("onnxruntime",), steps=steps,
+        ).to_json()  # fmt: skip
     found = next(c for c in verified["checks"] if c["level"] == "student" and "steps" in c["name"])
     row |= {"ok": verified["ok"]} | {kind: worst["error"] for kind, worst in found["worst_by_kind"].items()}
     if not verified["ok"]:
@@ -68,7 +79,8 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
         engine = graphs.get(name)
         cells[f"{name} s, MB"] = f"{engine['seconds']:.1f}, {engine['engine_bytes'] / 1e6:.1f}" if engine else ""
     cells |= {name: f"{row[name]:.1e}" if name in row else "" for name in ("logits", "states")}
-    return cells | {"verdict": row.get("failed", "ok")}
+    cells["share"] = f"{row['share']:.1%}" if "share" in row else ""
+    return cells | {"verdict": row.get("failed", row.get("refused", "ok"))}
 
 
 def main() -> int:
@@ -76,7 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
     parser.add_argument("--families", nargs="*", default=list(FAMILY_NAMES))
-    parser.add_argument("--presets", nargs="*", default=list(CASES), choices=CASES)
+    parser.add_argument("--presets", nargs="*", default=list(CASES), choices=CASES + PHONES)
     parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
     require("tensorrt_rtx", needed_for="this benchmark")
