@@ -1,14 +1,14 @@
 r"""Teach the demo's teacher real pictures: Tux Paint's stamps (see stamps.py for where they come from).
 
-    python examples/stamps_teacher.py SOURCE out/stamps-teacher [--start TEACHER] [--steps 2500]
+    python examples/stamps_teacher.py SOURCE out/stamps-teacher [--start TEACHER] [--steps 1600]
 
 Training goes on from the demo's teacher; a fifth of each step stays with the demo's questions. Then:
 
-    python examples/stamps.py SOURCE out/stamps-data --train 15000 --test 1500
+    python examples/stamps.py SOURCE out/stamps-data --train 12000 --test 1500
     linmu convert out/stamps-teacher -o out/stamps-converted --set window_frames=2 --set window_rows=4 \
         --set window_columns=4 --set chunk_size=64
     linmu distill out/stamps-converted --teacher out/stamps-teacher --data out/stamps-data/train \
-        -o out/stamps-student --recipe examples/demo_student.yaml
+        -o out/stamps-student --recipe examples/stamps_student.yaml
     linmu eval out/stamps-student --teacher out/stamps-teacher --data out/stamps-data/test
 
 The pictures are GPL-2: ship no model trained on them under another licence.
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="the .deb file, the unpacked package or the stamps folder")
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, default=teacher_folder())
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--resume", action="store_true")
