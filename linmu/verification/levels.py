@@ -240,7 +240,8 @@ def greedy_note(
             return "logits are not finite"
         if found != wanted and not tie:
             meter.add(Worst(np.inf, tolerance.logits, "tokens", step, f"token {found} instead of {wanted}"))
-            return f"diverges at token {step} (the reference's lead is {gaps[step]:.1e} std)"
+            lead = f"lead is {gaps[step]:.1e} std, its noise {noise[step]:.1e}"
+            return f"diverges at token {step} (the reference's {lead})"
         if found != wanted:
             ties.append(step)
         meter.add(Worst(0.0, tolerance.logits, "tokens", step))
