@@ -48,7 +48,7 @@ def _answer(bundle: Bundle, prompt: dict[str, Any]) -> Check:
         return Check("stock", EtRunner.backend, name, True, note=NOTHING)
     said = "".join(stock_answer(bundle, prompt["prompt"], images, count))
     ends = [processor.tokenizer.id_to_token(token) or "" for token in processor.eos_token_ids]
-    wanted = processor.decode([token for token in ids[:count] if token not in processor.eos_token_ids])
+    wanted = written(processor, [token for token in ids[:count] if token not in processor.eos_token_ids])
     if said in (wanted, *(wanted + end for end in ends)):
         note = "" if count == len(ids) else f"{count} of {len(ids)} tokens: the next one is part of a character"
         return Check("stock", EtRunner.backend, name, True, note=note)
@@ -64,6 +64,12 @@ def _first_difference(processor: Processor, prompt: dict[str, Any], said: str) -
     """The first step whose token the text does not have."""
     ids = prompt["token_ids"]
     for count in range(1, len(ids) + 1):
-        if not said.startswith(processor.decode(ids[:count])):
+        if not said.startswith(written(processor, ids[:count])):
             return count - 1
     return len(ids) - 1
+
+
+def written(processor: Processor, ids: list[int]) -> str:
+    """The text of tokens as stock runners pass it on: special ones are written out."""
+    text: str = processor.tokenizer.decode(ids, skip_special_tokens=False)
+    return text
