@@ -61,7 +61,9 @@ def build_peer(teacher: Path, out: Path, precision: str = "fp32") -> Path:
 
 def _call(what: str, *arguments: str) -> None:
     say(f"{what} ...")
-    safe = {**os.environ, "PYTHONSAFEPATH": "1"}  # modules of this folder must not stand in for the builder's own
+    safe = dict(os.environ)
+    if arguments[0] == "-m":
+        safe["PYTHONSAFEPATH"] = "1"  # modules of this folder must not stand in for the builder's own
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=safe)
     if done.returncode != 0:
         raise LinmuError(f"{what} failed", got=(done.stderr.strip().splitlines() or ["no message"])[-1])

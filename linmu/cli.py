@@ -22,6 +22,7 @@ from linmu import cli_device, cli_export, cli_training
 from linmu.errors import CheckFailed, InputError, LinmuError
 
 INTERRUPTED = 130
+PIPED_WIDTH = 120  # columns of a table that goes to a file or a pipe
 # What transformers loads where ExecuTorch is installed, too: warnings about kernels for GPUs that nobody asked for.
 TALKATIVE = ("torchao", "torch.utils._pytree")
 
@@ -304,7 +305,10 @@ class _Results:
         self.text(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
 
     def view(self, view: RenderableType) -> None:
-        Console(file=self._stream).print(view)
+        console = Console(file=self._stream)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = PIPED_WIDTH  # rich's 80 would cut tables in files and pipes
+        console.print(view)
 
     def report(self, report: Any, json_output: bool) -> None:
         self.json(report.to_json()) if json_output else self.text(report.to_text().rstrip("\n") + "\n")

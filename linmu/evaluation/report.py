@@ -194,7 +194,8 @@ def evaluation_view(found: Evaluation) -> RenderableType:
 
 
 def _table(first: str, rows: Mapping[str, Row], teacher: bool) -> Table:
-    table = Table(first, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column(first, overflow="fold", min_width=min(12, max(map(len, (first, *rows)))))
     columns = ["n", "% right (95%)", *(["teacher", "difference (95%)", "of teacher"] if teacher else [])]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

@@ -10,6 +10,7 @@ import pytest
 
 from linmu.errors import InputError, MissingComponentError
 from linmu.evaluation.benchmarks import FORMATS, detect, read_questions
+from linmu.evaluation.benchmarks.data import parts_of
 from linmu.evaluation.benchmarks.files import inside, parquet_rows
 from linmu.evaluation.questions import check
 from linmu.evaluation.scoring import RULES
@@ -216,3 +217,20 @@ def test_names_stay_inside(tmp_path, name):
     with pytest.raises(InputError, match="outside its folder"):
         inside(tmp_path, name)
     assert inside(tmp_path, "a/b c.mp4") == tmp_path / "a" / "b c.mp4"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "labels"),
+    [
+        (["a", "b"], [(), ()]),
+        (["a/x", "b"], [(), ()]),
+        (["s/a/x", "s/b/x", "s/a/y"], [
+            (("part 2 of the task", "a"), ("part 3 of the task", "x")),
+            (("part 2 of the task", "b"), ("part 3 of the task", "x")),
+            (("part 2 of the task", "a"), ("part 3 of the task", "y")),
+        ]),
+        (["s/a", "s/a"], [(), ()]),
+    ],
+)  # fmt: skip
+def test_parts_of_task_names_are_labels(tasks, labels):
+    assert parts_of(tasks) == labels
