@@ -21,8 +21,8 @@ from linmu.specs import GraphSpec, StateSpec, TensorSpec
 TILES_AT_ONCE = 4  # of one vision call
 PROVIDER = "CPUExecutionProvider"
 EXPOSED = "exposed/"
-# it makes Gemm of a product with a bias, and ONNX Runtime's change of int8 weights to uint8 then breaks the graph: the
-# zero points that it adds are one scalar beside a scale per column
+# Off where matrices have int8 inputs: it makes Gemm of a product with a bias, and ONNX Runtime's change of int8 weights to
+# uint8 then breaks the graph (the zero points that it adds are one scalar beside a scale per column).
 UNWANTED = ["MatMulAddFusion"]
 ORT_TYPES = {
     "tensor(float)": "float32",
@@ -253,9 +253,10 @@ class OrtRunner:
 
     def _open(self, name: str, spec: GraphSpec) -> ort.InferenceSession:
         options, path = self._options(name), self.bundle.folder / spec.file
+        unwanted = UNWANTED if "int8" in str(self.bundle.manifest.precision.get("matrix_inputs")) else []
         try:
             session = ort.InferenceSession(
-                self._source(path, options), options, providers=[PROVIDER], disabled_optimizers=UNWANTED
+                self._source(path, options), options, providers=[PROVIDER], disabled_optimizers=unwanted
             )
         except _ort_errors() as error:
             raise BundleError(f"{path} cannot be loaded", got=_first_line(error), fix="export it again") from error
