@@ -21,8 +21,8 @@ from linmu.specs import GraphSpec, StateSpec, TensorSpec
 TILES_AT_ONCE = 4  # of one vision call
 PROVIDER = "CPUExecutionProvider"
 EXPOSED = "exposed/"
-# Off where matrices have int8 inputs: it makes Gemm of a product with a bias, and ONNX Runtime's change of int8 weights to
-# uint8 then breaks the graph (the zero points that it adds are one scalar beside a scale per column).
+# Off where matrices have int8 inputs: it makes Gemm of a product with a bias, and ONNX Runtime's change of int8 weights
+# to uint8 then breaks the graph (the zero points that it adds are one scalar beside a scale per column).
 UNWANTED = ["MatMulAddFusion"]
 ORT_TYPES = {
     "tensor(float)": "float32",
