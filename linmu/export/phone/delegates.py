@@ -64,10 +64,23 @@ def partitioner(name: str) -> Any:
         return _coreml()
     if name == "vulkan":
         return _vulkan()
+    return _xnnpack()
+
+
+def _xnnpack() -> Any:
+    """XNNPACK without what it rounds otherwise than torch."""
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import ViewCopyConfig
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-    return XnnpackPartitioner(configs=[item for item in ALL_PARTITIONER_CONFIGS if item.__name__ not in EXACT])
+    class Views(ViewCopyConfig):
+        """Leaves views of a method's inputs: to XNNPACK a view is a copy, to ExecuTorch the same bytes."""
+
+        def check_constraints(self, node: Any, ep: Any) -> bool:
+            return node.args[0].name not in ep.graph_signature.user_inputs and super().check_constraints(node, ep)
+
+    configs = [item for item in ALL_PARTITIONER_CONFIGS if item.__name__ not in EXACT and item is not ViewCopyConfig]
+    return XnnpackPartitioner(configs=[*configs, Views])
 
 
 def _vulkan() -> Any:

@@ -258,7 +258,7 @@ class PhoneOps(TorchOps):
             q, decay = q.view(owners, -1, form.head_dim), torch.exp(g).view(-1, 1, 1)
             y = torch.bmm(q, k.permute(0, 2, 1)) * v + torch.bmm(q * decay, _heads(past))
             new = decay * _heads(past) + k.permute(0, 2, 1) * v
-            return self._packed(y.view(form.heads, -1, form.head_dim)), new.view(past.shape)
+            return self._packed(y.view(form.heads, -1, form.head_dim)), _shaped(new, past)
         q = q.contiguous().view(owners, -1, form.head_dim)  # [M, r * N, d]: query heads of one state side by side
         causal: Any = self.causal if restart is None else restart
         if causal.restarts is not None:
@@ -273,7 +273,7 @@ class PhoneOps(TorchOps):
         y = y + torch.bmm(q * _copies(torch.exp(at_token), repeat, 1), state)
         written = torch.bmm((k * torch.exp(end - at_token)).permute(0, 2, 1), v)
         y = y.view(form.heads, -1, form.head_dim)
-        return self._packed(y), (torch.exp(end) * state + written).view(past.shape)
+        return self._packed(y), _shaped(torch.exp(end) * state + written, past)
 
     def _by_head(self, x: Tensor) -> Tensor:
         size = self.form.head_dim
@@ -342,8 +342,13 @@ def causal_constants(index: Tensor, restart: Tensor | None) -> Causal:
 
 
 def _heads(state: Tensor) -> Tensor:
-    """A state [1, M, d, d] without its batch axis."""
-    return state.view(state.shape[1:])
+    """A state [1, M, d, d] without its batch axis, or one that has none: every view is a copy in XNNPACK."""
+    return state if state.ndim == 3 else state.view(state.shape[1:])
+
+
+def _shaped(state: Tensor, like: Tensor) -> Tensor:
+    """A state [M, d, d] with a batch axis where another one has it."""
+    return state if like.ndim == 3 else state.view(like.shape)
 
 
 def _copies(x: Tensor, times: int, axis: int) -> Tensor:

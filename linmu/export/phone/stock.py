@@ -64,7 +64,8 @@ class StockDecoder(nn.Module):
         super().__init__()
         self.form, self.ops, self.states = form, StockOps(form, Buffers(self, weights)), form.state_specs()
         for spec in self.states:
-            self.register_buffer(_buffer(spec.name), torch.zeros(spec.shape))
+            shape = spec.shape[1:] if len(spec.shape) == 4 else spec.shape  # a sequence: as the products take it
+            self.register_buffer(_buffer(spec.name), torch.zeros(shape))
 
     def forward(self, embeds: Tensor, positions: Tensor) -> Tensor:
         """See the class."""
