@@ -54,13 +54,15 @@ def log_probabilities(runner: StudentRunner, manifest, samples: list[Calibration
 
 
 def variants() -> dict[str, Preset]:
-    """Every preset, and the same without its algorithm; int4 also with AWQ's clipping and with other heads."""
-    found = {}
+    """Every preset, and the same without its algorithm; int4 also without AWQ's clipping and with other heads."""
+    found: dict[str, Preset] = {}
     for target, presets in PRESETS.items():
         for name, preset in presets.items():
+            if preset in found.values():
+                continue  # android's and ios's are the same
             found[f"{target} {name}"] = preset
             assert preset.layers is not None
-            others = {"max"} | ({"awq_full"} if preset.layers.format.weights == "int4" else set())
+            others = {"max"} | ({"awq_lite"} if preset.layers.format.weights == "int4" else set())
             for other in sorted(others - {preset.layers.algorithm}):
                 found[f"{target} {name}, {other}"] = replace(preset, layers=replace(preset.layers, algorithm=other))
     int4 = PRESETS["onnx"]["int4"]

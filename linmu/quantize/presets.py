@@ -17,7 +17,10 @@ LAYER_MATRICES = ("in_proj", "swin", "out_proj", "gate_up", "down")
 
 @dataclass(frozen=True)
 class Scheme:
-    """A matrix format and the algorithm that prepares for it: "max", "smoothquant", "awq_lite" or "awq_full"."""
+    """A matrix format and the algorithm that prepares for it: "max", "smoothquant", "awq_lite" or "awq_full".
+
+    awq_full: AWQ's factors on inputs (lite), then its search for a largest |w| by group (Lin et al. 2024, 2306.00978).
+    """
 
     format: MatrixFormat
     algorithm: str
@@ -35,11 +38,11 @@ class Preset:
 INT8 = Scheme(MatrixFormat("int8", input="int8"), "smoothquant")
 INT8_32 = Scheme(MatrixFormat("int8", group=32, input="int8_blocks"), "max")
 FP8 = Scheme(MatrixFormat("fp8", input="fp8"), "max")
-INT4_128 = Scheme(MatrixFormat("int4", group=128), "awq_lite")
-INT4_32 = Scheme(MatrixFormat("int4", group=32, input="int8_blocks"), "awq_lite")
+INT4_128 = Scheme(MatrixFormat("int4", group=128), "awq_full")
+INT4_32 = Scheme(MatrixFormat("int4", group=32, input="int8_blocks"), "awq_full")
 INT8_ROWS = Scheme(MatrixFormat("int8", input="int8_rows"), "max")
 INT8_ROWS_SMOOTH = Scheme(MatrixFormat("int8", input="int8_rows"), "smoothquant")
-INT4_ROWS = Scheme(MatrixFormat("int4", group=32, input="int8_rows"), "awq_lite")
+INT4_ROWS = Scheme(MatrixFormat("int4", group=32, input="int8_rows"), "awq_full")
 INT8_TABLE = Scheme(MatrixFormat("int8"), "max")  # looked up, not multiplied: a scale for every token
 PHONE = {
     "8da4w": Preset(INT4_ROWS, head=INT8_ROWS, table=INT8_TABLE),

@@ -52,7 +52,7 @@ def distance(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
 
 
-@pytest.mark.parametrize("algorithm", ["smoothquant", "awq_lite"])
+@pytest.mark.parametrize("algorithm", ["smoothquant", "awq_lite", "awq_full"])
 def test_factors_on_inputs_cancel(place: Place, algorithm: str, monkeypatch) -> None:
     """With rounding switched off, a quantized form computes what the student does, whatever the factors are."""
     from linmu.quantize import layer
