@@ -87,12 +87,12 @@ class EtRunner:
         Raises InputError for a piece that is longer than the method takes.
         """
         feeds = {"inputs_embeds": piece.inputs_embeds, "position_ids": piece.position_ids, **piece.layout}
-        return self._advance("prefill", feeds, state)
+        return self._advance("prefill", feeds, piece.past_length, state)
 
     def step(self, token: int, position: int, past_length: int, state: TorchState) -> np.ndarray:
         """One decode step -> logits [V] float32."""
         feeds = {"input_ids": np.array([[token]], np.int64), "position_ids": np.array([[position]], np.int64)}
-        return self._advance("step", feeds, state)
+        return self._advance("step", feeds, past_length, state)
 
     def run(self, name: str, feeds: Mapping[str, Any], states: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A method on arrays by input name (and states as tensors) -> tensors by output name."""
@@ -112,7 +112,9 @@ class EtRunner:
         found: Sequence[Any] = self._method(name).execute(arguments)
         return found
 
-    def _advance(self, name: str, feeds: dict[str, np.ndarray], state: TorchState) -> np.ndarray:
+    def _advance(self, name: str, feeds: dict[str, np.ndarray], past_length: int, state: TorchState) -> np.ndarray:
+        if any(spec.name == "past_length" for spec in self.bundle.manifest.graphs[name].inputs):
+            feeds["past_length"] = np.array([past_length], np.int64)
         made = self.run(name, feeds, state.tensors)
         state.advance(made)
         logits: np.ndarray = made["logits"].numpy()[0, 0]

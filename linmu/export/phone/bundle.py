@@ -128,9 +128,6 @@ def refuse(form: DecoderForm) -> None:
             f"family {form.family.name} for a phone", got="a vision tower for pictures of any size",
             expected="a text family, or one whose pictures are tiles", fix="--target onnx or jetson",
         )  # fmt: skip
-    if form.mmate.text_window:
-        raise InputError("a student with a text window for a phone", got=f"text_window {form.mmate.text_window}",
-                         expected="text_window 0", fix="--target onnx or jetson")  # fmt: skip
 
 
 def most_tokens(form: DecoderForm, vision: dict[str, Any]) -> int:

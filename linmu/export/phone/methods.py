@@ -54,7 +54,8 @@ class Prefill(_Decoder):
         named = self.named(values)
         layout = {name.removeprefix("layout."): x for name, x in named.items() if name.startswith("layout.")} or None
         embeds, positions = named["inputs_embeds"], named["position_ids"]
-        return self.results(*decoder.prefill(self.ops, self.form, embeds, positions, named, layout, None, None))
+        fill = named.get("past_length")
+        return self.results(*decoder.prefill(self.ops, self.form, embeds, positions, named, layout, None, fill))
 
 
 class Step(_Decoder):
@@ -64,7 +65,7 @@ class Step(_Decoder):
         """See the class."""
         named = self.named(values)
         ids, positions = named["input_ids"], named["position_ids"]
-        return self.results(*decoder.step(self.ops, self.form, ids, positions, named, None))
+        return self.results(*decoder.step(self.ops, self.form, ids, positions, named, named.get("past_length")))
 
 
 class Embedding(nn.Module):

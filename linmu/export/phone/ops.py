@@ -61,6 +61,7 @@ class PhoneOps(TorchOps):
     def __init__(self, form: DecoderForm, weights: Buffers):
         self.form, self.weights = form, weights
         self.causal: Causal | None = None
+        self.recent: Tensor | None = None  # the mask of text windows, made by the first layer of a call
         self.rounded_inputs: dict[str, Tensor] = {}  # of the last run, by matrix, as they are before they are rounded
 
     # ---- matrix products -----------------------------------------------------------------------------------------
@@ -172,10 +173,13 @@ class PhoneOps(TorchOps):
 
     # ---- tokens --------------------------------------------------------------------------------------------------
     def token_index(self, x: Tensor) -> Any:  # noqa: D102
-        self.causal = causal_constants(torch.arange(x.shape[1]), None)
-        return Straight()
+        index = torch.arange(x.shape[1])
+        self.causal, self.recent = causal_constants(index, None), None
+        extended = self.form.vision and self.form.mmate.text_window  # the tables have a row more, for padding
+        return index if extended else Straight()
 
     def batch_index(self, position_ids: Tensor, form: DecoderForm) -> Any:  # noqa: D102
+        self.recent = None
         return Straight()
 
     def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
@@ -258,7 +262,7 @@ class PhoneOps(TorchOps):
             q, decay = q.view(owners, -1, form.head_dim), torch.exp(g).view(-1, 1, 1)
             y = torch.bmm(q, k.permute(0, 2, 1)) * v + torch.bmm(q * decay, _heads(past))
             new = decay * _heads(past) + k.permute(0, 2, 1) * v
-            return self._packed(y.view(form.heads, -1, form.head_dim)), _shaped(new, past)
+            return self._packed(y), _shaped(new, past)
         q = q.contiguous().view(owners, -1, form.head_dim)  # [M, r * N, d]: query heads of one state side by side
         causal: Any = self.causal if restart is None else restart
         if causal.restarts is not None:
@@ -268,11 +272,10 @@ class PhoneOps(TorchOps):
         decay = _copies(torch.exp(at_token - before + causal.bias), repeat, 1)
         y = torch.bmm(torch.bmm(q, k.permute(0, 2, 1)) * decay, v)
         if past is None:  # of the backward direction nothing is carried on
-            return self._packed(y.view(form.heads, -1, form.head_dim)), None
+            return self._packed(y), None
         state, end = _heads(past), torch.bmm(causal.row, g).view(-1, 1, 1)  # [M, d, d], [M, 1, 1]
         y = y + torch.bmm(q * _copies(torch.exp(at_token), repeat, 1), state)
         written = torch.bmm((k * torch.exp(end - at_token)).permute(0, 2, 1), v)
-        y = y.view(form.heads, -1, form.head_dim)
         return self._packed(y), _shaped(torch.exp(end) * state + written, past)
 
     def _by_head(self, x: Tensor) -> Tensor:
@@ -280,13 +283,30 @@ class PhoneOps(TorchOps):
         return x.view(-1, x.shape[-1] // size, size).permute(1, 0, 2)
 
     def _packed(self, y: Tensor) -> Tensor:
-        return y.permute(1, 0, 2).contiguous().view(1, -1, y.shape[0] * y.shape[2])
+        """[M, r * N, d], query heads of one owner side by side -> [1, N, H * d]."""
+        owners, heads, size = y.shape[0], self.form.heads, y.shape[2]
+        if owners == heads:
+            return y.permute(1, 0, 2).contiguous().view(1, -1, heads * size)
+        apart = y.view(owners, heads // owners, -1, size)  # in two views: torch.export cannot follow [H, N, d] at once
+        return apart.permute(2, 0, 1, 3).contiguous().view(1, -1, heads * size)
 
     def subtract_own(self, y, q, k, v, form: DecoderForm) -> Tensor:  # noqa: D102
         every, size = form.heads // form.state_heads, form.head_dim
         k, v = self.repeat_heads(k, every, size), self.repeat_heads(v, every, size)
         own = self.product((q * k).view(-1, form.heads, size), self.weights["sum.head"]) * size**-0.5  # [N, H, 1]
         return y - self.scale_heads(v, own, form)
+
+    def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):  # noqa: D102
+        window, owners, size = form.mmate.text_window, form.kv_heads, form.head_dim
+        if self.recent is None:
+            self.recent = _copies(recent_bias(q.shape[1], window, fill), form.heads // owners, 1)
+        q = self._by_head(q * size**-0.5).contiguous().view(owners, -1, size)  # [G, r * S, d], as in the recurrence
+        keys, values = (  # of copies in order: torch.export finds no strides of a concatenation otherwise
+            torch.cat([_heads(past), self._by_head(x).contiguous()], 1) for past, x in ((past_key, k), (past_value, v))
+        )
+        y = torch.bmm(torch.softmax(torch.bmm(q, keys.permute(0, 2, 1)) + self.recent, -1), values)
+        key, value = (_shaped(x[:, -window:], past_key) for x in (keys, values))
+        return self._packed(y), key, value
 
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
         heads, size, length = form.heads, form.head_dim, bias.shape[-1]
@@ -339,6 +359,17 @@ def causal_constants(index: Tensor, restart: Tensor | None) -> Causal:
         bias = bias + (span[:, None] != span[None, :]).float()[None] * MASKED
         restarts = 1 - restart.float().view(1, -1, 1)
     return Causal(triangle, bias, torch.ones_like(index).float().view(1, 1, -1), restarts)
+
+
+def recent_bias(tokens: int, window: int, fill: Tensor) -> Tensor:
+    """[1, S, W + S]: 0 where one of S tokens sees a key, else MASKED; fill [1] int64: tokens seen before this call.
+
+    Keys are the last W seen before, those that there were, and the call's own; a token sees W of them, itself the last.
+    """
+    place = torch.arange(window + tokens)
+    offset = place[None, :] - torch.arange(tokens)[:, None]
+    seen = (offset >= 1) & (offset <= window) & (place >= window - fill)[None, :]
+    return ((1 - seen.float()) * MASKED)[None]
 
 
 def _heads(state: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ MOST_CONTEXT = 1 << 24  # positions that float32 counts exactly; the state has n
 class StockOps(PhoneOps):
     """PhoneOps for a piece that is all text or all one span: nothing is padded, windows are a mask over the piece."""
 
+    def token_index(self, x: Tensor) -> Any:  # noqa: D102
+        super().token_index(x)
+        return Straight()
+
     def extend_rows(self, table: Tensor, backward: Any) -> Tensor:  # noqa: D102
         return table
 
@@ -73,7 +77,7 @@ class StockDecoder(nn.Module):
         rows = embeds[..., : self.form.hidden] if self.form.vision else embeds
         layout = self._layout(embeds[..., self.form.hidden :]) if self.form.vision else None
         logits, present = decoder.prefill(
-            self.ops, self.form, rows, positions.view(1, -1), past, layout, None, None
+            self.ops, self.form, rows, positions.view(1, -1), past, layout, None, positions[:1]
         )
         for spec in self.states:
             getattr(self, _buffer(spec.name)).copy_(present[spec.output])

@@ -14,10 +14,10 @@ from tests import tiny
 from tests.folders import student_folder
 
 
-def one_layer(family: str, root: Path, monkeypatch) -> Path:
+def one_layer(family: str, root: Path, monkeypatch, **settings) -> Path:
     """A student folder with one decoder layer that says letters only: runners cannot pass parts of characters."""
     monkeypatch.setattr(tiny, "LAYERS", 1)
-    folder = student_folder(family, root)
+    folder = student_folder(family, root, **settings)
     student = load_student(folder)
     vocab = tiny.tiny_tokenizer(family).get_vocab()
     letters = [place for token, place in vocab.items() if len(token) == 1 and token.isascii()]

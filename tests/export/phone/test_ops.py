@@ -21,6 +21,7 @@ SETTINGS = {
     "kv_head, skip, 3 taps": {"decay": "kv_head", "skip": True, "taps": 3},
     "causal windows, one way": {"causal_windows": True, "backward": False},
     "no windows, no rope": {"local_swin": False, "rope": False, "scan": "raster"},
+    "text window": {"text_window": 5},
 }
 
 
@@ -38,13 +39,15 @@ def test_prefill_and_step_equal_the_step_form(family, setting):
     deepstack = None if prompt.deepstack is None else torch.from_numpy(prompt.deepstack)
     arguments = (
         form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past, torch_layout(prompt.layout),
-        deepstack, None,
+        deepstack,
     )  # fmt: skip
     ids, positions = torch.tensor([[7]]), step_positions(form, prompt.next_position)
     with torch.no_grad():
-        _compare(decoder.prefill(phone, *arguments), decoder.prefill(eager, *arguments))
-        wanted = decoder.step(eager, form, ids, positions, past, None)
-        _compare(decoder.step(phone, form, ids, positions, past, None), wanted)
+        for seen in (0, 3, 11) if form.mmate.text_window else (0,):
+            fill = torch.tensor([seen])
+            _compare(decoder.prefill(phone, *arguments, fill), decoder.prefill(eager, *arguments, fill))
+            wanted = decoder.step(eager, form, ids, positions, past, fill)
+            _compare(decoder.step(phone, form, ids, positions, past, fill), wanted)
 
 
 def _compare(found, wanted) -> None:

@@ -30,7 +30,7 @@ def _reference(family, kind, **settings):
     with torch.no_grad():
         logits, present = decoder.prefill(
             TorchOps(form), form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past,
-            torch_layout(prompt.layout), None, None,
+            torch_layout(prompt.layout), None, torch.tensor([0]),
         )  # fmt: skip
     return student, form, prompt, logits, present
 
@@ -50,7 +50,10 @@ def _pieces(prompt) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("family", TILES)
-@pytest.mark.parametrize("settings", ({}, {"causal_windows": True, "decay": "kv_head"}), ids=("default", "kv_head"))
+@pytest.mark.parametrize(
+    "settings", ({}, {"causal_windows": True, "decay": "kv_head"}, {"text_window": 7}),
+    ids=("default", "kv_head", "text_window"),
+)  # fmt: skip
 def test_pieces_give_the_step_forms_states(family, settings):
     student, form, prompt, logits, present = _reference(family, "two_images", **settings)
     module = StockDecoder(form, program_weights(form))
