@@ -341,8 +341,8 @@ def _answer(
     """A prompt and its greedy answer, as far as the reference's own noise lets anyone be held to it."""
     inputs = processor.encode(prompt, [folder / file for file in pictures])
     players = [RunnerPlayer(runner, manifest, inputs) for runner in runners]
-    made, tokens, gaps, noise = [player.start() for player in players], [], [], [0.0]
-    most = new_tokens
+    made, most = [player.start() for player in players], new_tokens
+    tokens, gaps, noise = list[int](), list[float](), [0.0]
     while len(tokens) < new_tokens:
         moved = max(noise[-1], *(logits_noise(made[0], other, runners[0].quantum) for other in made[1:]))
         gap = top_gap(made[0])

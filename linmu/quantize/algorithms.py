@@ -22,7 +22,7 @@ from linmu.quantize.presets import Scheme
 
 SMOOTH_ALPHA = 0.5  # how much of the difficulty moves from the input to the weights (SmoothQuant, eq. 4)
 AWQ_STEP = 0.1  # grid of AWQ's exponent
-# of a group's largest |w|; from 0.5 on (the library's default) errors are within 1.5% and the search takes twice the time
+# of a group's largest |w|; from 0.5 on, the default, errors are within 1.5% and the search takes twice the time
 CLIP = {"min_clip_ratio": 0.8, "shrink_step": 0.05}
 
 
