@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--samples", type=int, help="a seeded part of the data, every task with its share")
     parser.add_argument("--bundle", type=Path, action="append", default=[])
+    parser.add_argument("--only", default="", help="part of a variant's name; float32 is always asked")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -134,6 +135,8 @@ def main() -> None:
     inputs = {item.id: processor.encode(item.prompt, item.pictures(), item.video, item.video_fps) for item in questions}
     record = record_of(args.record, student_hash)
     for variant in variants():
+        if args.only not in variant.name and variant != FLOAT:
+            continue
         started = time.perf_counter()
         if f"{variant.name}; state fp32" not in said:
             found = answers(*open_variant(args.student, variant, record), inputs, processor, room)
