@@ -301,9 +301,7 @@ class PhoneOps(TorchOps):
         if self.recent is None:
             self.recent = _copies(recent_bias(q.shape[1], window, fill), form.heads // owners, 1)
         q = self._by_head(q * size**-0.5).contiguous().view(owners, -1, size)  # [G, r * S, d], as in the recurrence
-        keys, values = (  # of copies in order: torch.export finds no strides of a concatenation otherwise
-            torch.cat([_heads(past), self._by_head(x).contiguous()], 1) for past, x in ((past_key, k), (past_value, v))
-        )
+        keys, values = (torch.cat([_heads(past), self._by_head(x)], 1) for past, x in ((past_key, k), (past_value, v)))
         y = torch.bmm(torch.softmax(torch.bmm(q, keys.permute(0, 2, 1)) + self.recent, -1), values)
         key, value = (_shaped(x[:, -window:], past_key) for x in (keys, values))
         return self._packed(y), key, value
