@@ -9,8 +9,6 @@ from linmu.doctor import require
 from linmu.errors import InputError
 
 XNNPACK = "xnnpack"
-# XNNPACK reduces large angles in float32, and positions make them large; and it has one GELU, whichever is asked for
-EXACT = ("SinConfig", "CosConfig", "GeluConfig")
 
 
 @dataclass(frozen=True)
@@ -68,19 +66,9 @@ def partitioner(name: str) -> Any:
 
 
 def _xnnpack() -> Any:
-    """XNNPACK without what it rounds otherwise than torch."""
-    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-    from executorch.backends.xnnpack.partition.config.generic_node_configs import ViewCopyConfig
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from linmu.export.phone.xnnpack import partitioner
 
-    class Views(ViewCopyConfig):
-        """Leaves views of a method's inputs: to XNNPACK a view is a copy, to ExecuTorch the same bytes."""
-
-        def check_constraints(self, node: Any, ep: Any) -> bool:
-            return node.args[0].name not in ep.graph_signature.user_inputs and super().check_constraints(node, ep)
-
-    configs = [item for item in ALL_PARTITIONER_CONFIGS if item.__name__ not in EXACT and item is not ViewCopyConfig]
-    return XnnpackPartitioner(configs=[*configs, Views])
+    return partitioner()
 
 
 def _vulkan() -> Any:

@@ -1,16 +1,18 @@
 """The step form's operations as a program for ExecuTorch: TorchOps in what XNNPACK computes at any prompt length.
 
-One sequence, tensors [1, S, C]. XNNPACK takes matrix products, convolutions and arithmetic with a dynamic length, but
-no slices, sums, comparisons or integers. Hence: packed values are kept in parts (parts.py); means, sums over a head and
-the halves of rotary embedding are products with small constant matrices; cumulative sums are one with a triangle of
-ones (XNNPACK's products are true float32); masks are added before the exponential. A piece is one chunk of the scan.
-Masks and indices are made once per call, by portable kernels.
+One sequence. Activations are [1, S, C]; queries, keys and values by head are [H, S, d] from the convolution to the norm
+(one head is both), because to XNNPACK every view and every permutation is a copy. It takes matrix products,
+convolutions, arithmetic and slices along axes of fixed length, but no sums, comparisons or integers. Hence means, sums
+over a head and the halves of rotary embedding are products with small constant matrices; cumulative sums are one with a
+triangle of ones (XNNPACK's products are true float32); masks are added before the exponential. A piece is one chunk of
+the scan. Masks and indices are made once per call, by portable kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +20,6 @@ import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decom
 from torch import Tensor
 from torch.nn import functional
 
-from linmu.export.phone.parts import Parts, Value, each, grouped, whole
 from linmu.export.phone.weights import Buffers
 from linmu.matrix_format import MatrixFormat, part
 from linmu.step.form import DecoderForm
@@ -72,32 +73,27 @@ class PhoneOps(TorchOps):
         return table_rows(ids, self.weights, weight)
 
     def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
-        product: Tensor = self._products(x, weight)
-        return product
+        return self._product(x, weight)
 
-    def rounded(self, x: Value, weight: str) -> Value:  # noqa: D102
+    def rounded(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
         return x  # every product rounds its rows by itself: a row's codes are the same wherever it stands
 
-    def linear(self, x: Value, weight: str) -> Value:  # noqa: D102
+    def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
         return self.multiply(x, weight)
 
-    def multiply(self, x: Value, weight: str) -> Value:  # noqa: D102
-        assert isinstance(x, Tensor)
-        y = self._products(x, weight)
-        return self.add_bias(y, weight + "_bias") if self._names(weight + "_bias") else y
+    def multiply(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+        y = self._product(x, weight)
+        return self.add_bias(y, weight + "_bias") if weight + "_bias" in self.weights else y
 
-    def _products(self, x: Tensor, weight: str) -> Value:
-        """X times every part of a matrix, which may be quantized."""
-        names, format = self._names(weight), self.form.quantized.get(weight)
+    def _product(self, x: Tensor, weight: str) -> Tensor:
+        """X times a matrix, which may be quantized."""
+        format = self.form.quantized.get(weight)
         if format is None:
-            found = tuple(self.product(x, self.weights[name]) for name in names)
-        else:
-            if (factor := part(weight, "pre")) in self.weights:
-                x = x * self.weights[factor]
-            self.rounded_inputs[weight] = x
-            x = rounded_rows(x)
-            found = tuple(self.product(x, self._value(name, format)) for name in names)
-        return found[0] if names == [weight] else found
+            return self.product(x, self.weights[weight])
+        if (factor := part(weight, "pre")) in self.weights:
+            x = x * self.weights[factor]
+        self.rounded_inputs[weight] = x
+        return self.product(rounded_rows(x), self._value(weight, format))
 
     def _value(self, name: str, format: MatrixFormat) -> Tensor:
         """A quantized matrix [out, in] as the pattern that XNNPACK multiplies without unpacking it."""
@@ -107,30 +103,14 @@ class PhoneOps(TorchOps):
             return ops.dequantize_per_channel_group(q, scale, zero, -8, 7, torch.int8, format.group, torch.float32)
         return ops.dequantize_per_channel(q, scale, zero, 0, -128, 127, torch.int8)
 
-    def _names(self, weight: str) -> list[str]:
-        """Names of a weight's parts; its own where it is in one piece; none: there is no such weight."""
-        if self._has(weight):
-            return [weight]
-        found = list[str]()
-        while self._has(f"{weight}.{len(found)}"):
-            found.append(f"{weight}.{len(found)}")
-        return found
-
-    def _has(self, name: str) -> bool:
-        return name in self.weights or part(name, "q") in self.weights
-
-    def _parts(self, weight: str) -> Parts:
-        return tuple(self.weights[name] for name in self._names(weight))
-
-    def _paired(self, x: Value, weight: str) -> zip:
-        return zip(whole(x), self._parts(weight), strict=True)
-
-    def add_bias(self, x: Value, weight: str) -> Value:  # noqa: D102
-        done = tuple(part + bias for part, bias in self._paired(x, weight))
-        return done if isinstance(x, tuple) else done[0]
-
-    def split(self, x: Value, sizes: tuple[int, ...]) -> list[Value]:  # noqa: D102
-        return grouped(x, tuple(sizes))
+    def split(self, x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:  # noqa: D102
+        if len(sizes) == 1:
+            return [x]
+        ends, size = list(accumulate(sizes)), self.form.head_dim
+        places = list(zip([0, *ends], ends, strict=False))
+        if x.shape[-1] == size < ends[-1]:  # by head
+            return [x[start // size : end // size] for start, end in places]
+        return [x[..., start:end] for start, end in places]
 
     # ---- elementwise ---------------------------------------------------------------------------------------------
     def add_rms_norm(self, x, update, weight: str, eps: float):  # noqa: D102
@@ -139,24 +119,19 @@ class PhoneOps(TorchOps):
         return x * torch.rsqrt(mean + self.weights["eps.hidden"]) * self.weights[weight], x
 
     def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
-        heads = x.view(-1, form.heads, form.head_dim)
-        normed = heads * torch.rsqrt(self.product(heads * heads, self.weights["mean.head"]) + self.weights["eps.head"])
-        return (normed * self.weights[weight].view(form.heads, -1)).view(1, -1, form.heads * form.head_dim)
+        mean = self.product(x * x, self.weights["mean.head"])
+        return self._packed(x * torch.rsqrt(mean + self.weights["eps.head"]) * self.weights[weight])
 
-    def qk_norm(self, qkv: Value, weight: str, form: DecoderForm) -> Value:  # noqa: D102
-        q, k, v = whole(qkv)
-        return (*(self._qk_norm(part, scale, form) for part, scale in self._paired((q, k), weight)), v)
-
-    def _qk_norm(self, x: Tensor, scale: Tensor, form: DecoderForm) -> Tensor:
-        heads = x.view(-1, len(scale), form.head_dim)
+    def qk_norm(self, qkv: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
+        scale = self.weights[weight]  # [H + kv heads, d]
+        qk, v = self.split(qkv, (scale.numel(), form.kv_heads * form.head_dim))
+        heads = qk.view(-1, len(scale), form.head_dim)
         mean = self.product(heads * heads, self.weights["mean.head"])
-        return (heads * torch.rsqrt(mean + self.weights["eps.qk"]) * scale).view(1, -1, len(scale) * form.head_dim)
+        normed = heads * torch.rsqrt(mean + self.weights["eps.qk"]) * scale
+        return torch.cat([normed.view(1, -1, scale.numel()), v], -1)
 
-    def sigmoid(self, x: Value) -> Value:  # noqa: D102
-        return each(torch.sigmoid, x)
-
-    def silu_mul(self, x: Value) -> Tensor:  # noqa: D102
-        gate, up = whole(x)
+    def silu_mul(self, x: Tensor) -> Tensor:  # noqa: D102
+        gate, up = self.split(x, (x.shape[-1] // 2,) * 2)
         return gate * torch.sigmoid(gate) * up
 
     def where(self, mask: Mask, x: Tensor, other: Tensor | float) -> Tensor:  # noqa: D102
@@ -186,10 +161,10 @@ class PhoneOps(TorchOps):
         rows = position_ids.view(form.rope_axes, -1, 1).float()  # [P, S, 1]
         angles = (rows * self.weights["rope"][:, None]).sum(0)  # exact: one axis owns each frequency
         angles = torch.cat([angles, angles], -1)
-        return angles.cos() * form.rope_scale, angles.sin() * form.rope_scale
+        return (angles.cos() * form.rope_scale)[None], (angles.sin() * form.rope_scale)[None]  # [1, S, d]
 
     def extend_rows(self, table: Tensor, backward: Tensor) -> Tensor:  # noqa: D102
-        return torch.cat([table, table.new_zeros(1, table.shape[1])])  # all padding indices are S
+        return torch.cat([table, table.new_zeros(1, 1, table.shape[2])], 1)  # all padding indices are S
 
     def prepare_layout(self, layout: dict[str, Tensor], form: DecoderForm) -> dict[str, Any]:  # noqa: D102
         ready: dict[str, Any] = {
@@ -218,93 +193,91 @@ class PhoneOps(TorchOps):
     def last_token(self, x: Tensor) -> Tensor:  # noqa: D102
         return x[:, -1:]
 
-    def take(self, x: Value, index: Tensor) -> Value:  # noqa: D102
-        return each(lambda part: part.index_select(1, index), x)
+    def take(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
+        return x.index_select(1, index)
 
-    def take_or_zero(self, x: Value, index: Tensor) -> Value:  # noqa: D102
-        def taken(part: Tensor) -> Tensor:
-            zero = torch.zeros(1, 1, part.shape[2])
-            return torch.cat([part, zero], 1).index_select(1, index)
-
-        return each(taken, x)
+    def take_or_zero(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([x, torch.zeros(1, 1, x.shape[2])], 1).index_select(1, index)
 
     def repeat_heads(self, x: Tensor, times: int, head_dim: int) -> Tensor:  # noqa: D102
         if times == 1:
             return x
-        return _copies(x.view(-1, x.shape[-1] // head_dim, head_dim), times, 2).view(1, -1, x.shape[-1] * times)
+        heads = self._by_head(x).contiguous()  # [M, S, d]
+        owners = heads.shape[0]
+        repeated = heads.view(owners, 1, -1, head_dim) * self.weights[f"ones.{times}"]
+        return repeated.view(owners * times, -1, head_dim)
 
     # ---- branches ------------------------------------------------------------------------------------------------
-    def causal_conv(self, x: Value, weight: str, past: Tensor | None) -> tuple[Value, Tensor]:  # noqa: D102
-        done, tails, start = [], [], 0
-        for number, (piece, taps) in enumerate(self._paired(x, weight)):
-            width, before = piece.shape[-1], taps.shape[-1] - 1
-            head = torch.zeros(1, before, width) if past is None else past[..., start : start + width]
-            joined = torch.cat([head, piece], 1)  # [1, K-1+S, C]
-            bias = self._parts(weight + "_bias")[number]
-            y = functional.conv1d(joined.permute(0, 2, 1), taps, bias, groups=width)
-            done.append(y.permute(0, 2, 1).contiguous())
-            tails.append(joined[:, -before:])
-            start += width
-        return tuple(done), torch.cat(tails, -1)
+    def causal_conv(self, x: Tensor, weight: str, past: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        taps, size = self.weights[weight], self.form.head_dim
+        before, channels = taps.shape[-1] - 1, taps.shape[0]
+        joined = torch.cat([torch.zeros(1, before, channels) if past is None else past, x], 1)  # [1, K-1+S, C]
+        y = functional.conv1d(joined.permute(0, 2, 1), taps, self.weights[weight + "_bias"], groups=channels)
+        heads = y.view(channels // size, size, -1).permute(0, 2, 1).contiguous()  # [C / d, S, d]
+        return heads, joined[:, -before:]
 
     def rotary(self, x: Tensor, cos: Tensor, sin: Tensor, index: Any, heads: int) -> Tensor:  # noqa: D102
         if not isinstance(index, Straight):
-            cos, sin = cos.index_select(0, index), sin.index_select(0, index)
-        size = self.form.head_dim
-        split = x.view(-1, heads, size)
-        cos, sin = cos.view(-1, 1, size), sin.view(-1, 1, size)
-        return (split * cos + self.product(split, self.weights["turn"]) * sin).view(1, -1, heads * size)
+            cos, sin = cos.index_select(1, index), sin.index_select(1, index)
+        x = self._by_head(x)
+        return x * cos + self.product(x, self.weights["turn"]) * sin
 
     def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm):  # noqa: D102
         owners, repeat = form.state_heads, form.heads // form.state_heads
-        q, k, v = (self._by_head(x) for x in (q * form.head_dim**-0.5, k, v))  # [H or M, N, d]
-        if q.shape[1] == 1 and restart is None:  # what stands below for one token: the same sums, the same bits
-            q, decay = q.view(owners, -1, form.head_dim), torch.exp(g).view(-1, 1, 1)
-            y = torch.bmm(q, k.permute(0, 2, 1)) * v + torch.bmm(q * decay, _heads(past))
-            new = decay * _heads(past) + k.permute(0, 2, 1) * v
-            return self._packed(y), _shaped(new, past)
-        q = q.contiguous().view(owners, -1, form.head_dim)  # [M, r * N, d]: query heads of one state side by side
+        q = self._by_owner(q * form.head_dim**-0.5, owners)  # k and v: [M, N, d]
+        keys = k.permute(0, 2, 1)  # [M, d, N]
+        if v.shape[1] == 1 and restart is None:  # what stands below for one token: the same sums, the same bits
+            decay = torch.exp(g).view(-1, 1, 1)
+            y = torch.bmm(q, keys) * v + torch.bmm(q * decay, _heads(past))
+            new = decay * _heads(past) + keys * v
+            return self._apart(y), _shaped(new, past)
         causal: Any = self.causal if restart is None else restart
         if causal.restarts is not None:
             g = g * causal.restarts
         total = torch.bmm(causal.triangle, g)  # [1, N, M]
         at_token, before = total.permute(2, 1, 0), total.permute(2, 0, 1)  # [M, N, 1], [M, 1, N]
         decay = _copies(torch.exp(at_token - before + causal.bias), repeat, 1)
-        y = torch.bmm(torch.bmm(q, k.permute(0, 2, 1)) * decay, v)
+        y = torch.bmm(torch.bmm(q, keys) * decay, v)
         if past is None:  # of the backward direction nothing is carried on
-            return self._packed(y), None
+            return self._apart(y), None
         state, end = _heads(past), torch.bmm(causal.row, g).view(-1, 1, 1)  # [M, d, d], [M, 1, 1]
         y = y + torch.bmm(q * _copies(torch.exp(at_token), repeat, 1), state)
-        written = torch.bmm((k * torch.exp(end - at_token)).permute(0, 2, 1), v)
-        return self._packed(y), _shaped(torch.exp(end) * state + written, past)
+        written = torch.bmm(keys * torch.exp(end - before), v)
+        return self._apart(y), _shaped(torch.exp(end) * state + written, past)
 
     def _by_head(self, x: Tensor) -> Tensor:
+        """[1, S, H * d] -> [H, S, d]; what is by head stays as it is."""
         size = self.form.head_dim
-        return x.view(-1, x.shape[-1] // size, size).permute(1, 0, 2)
+        return x if x.shape[-1] == size else x.view(-1, x.shape[-1] // size, size).permute(1, 0, 2)
+
+    def _by_owner(self, q: Tensor, owners: int) -> Tensor:
+        """[H, S, d] -> [M, r * S, d]: query heads of one state side by side."""
+        return q if q.shape[0] == owners else q.contiguous().view(owners, -1, q.shape[2])
+
+    def _apart(self, y: Tensor) -> Tensor:
+        """[M, r * S, d], query heads of one owner side by side -> [H, S, d]."""
+        owners, heads, size = y.shape[0], self.form.heads, y.shape[2]
+        # in two views: torch.export cannot follow one
+        return y if owners == heads else y.view(owners, heads // owners, -1, size).view(heads, -1, size)
 
     def _packed(self, y: Tensor) -> Tensor:
-        """[M, r * N, d], query heads of one owner side by side -> [1, N, H * d]."""
-        owners, heads, size = y.shape[0], self.form.heads, y.shape[2]
-        if owners == heads:
-            return y.permute(1, 0, 2).contiguous().view(1, -1, heads * size)
-        apart = y.view(owners, heads // owners, -1, size)  # in two views: torch.export cannot follow [H, N, d] at once
-        return apart.permute(2, 0, 1, 3).contiguous().view(1, -1, heads * size)
+        """[H, S, d] -> [1, S, H * d]."""
+        return y.permute(1, 0, 2).contiguous().view(1, -1, y.shape[0] * y.shape[2])
 
     def subtract_own(self, y, q, k, v, form: DecoderForm) -> Tensor:  # noqa: D102
         every, size = form.heads // form.state_heads, form.head_dim
         k, v = self.repeat_heads(k, every, size), self.repeat_heads(v, every, size)
-        own = self.product((q * k).view(-1, form.heads, size), self.weights["sum.head"]) * size**-0.5  # [N, H, 1]
-        return y - self.scale_heads(v, own, form)
+        return y - v * (self.product(q * k, self.weights["sum.head"]) * size**-0.5)
 
     def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):  # noqa: D102
         window, owners, size = form.mmate.text_window, form.kv_heads, form.head_dim
         if self.recent is None:
             self.recent = _copies(recent_bias(q.shape[1], window, fill), form.heads // owners, 1)
-        q = self._by_head(q * size**-0.5).contiguous().view(owners, -1, size)  # [G, r * S, d], as in the recurrence
+        q = self._by_owner(self._by_head(q * size**-0.5), owners)  # as in the recurrence
         keys, values = (torch.cat([_heads(past), self._by_head(x)], 1) for past, x in ((past_key, k), (past_value, v)))
         y = torch.bmm(torch.softmax(torch.bmm(q, keys.permute(0, 2, 1)) + self.recent, -1), values)
         key, value = (_shaped(x[:, -window:], past_key) for x in (keys, values))
-        return self._packed(y), key, value
+        return self._packed(self._apart(y)), key, value
 
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
         heads, size, length = form.heads, form.head_dim, bias.shape[-1]
@@ -312,9 +285,10 @@ class PhoneOps(TorchOps):
         k, v = self.repeat_heads(k, repeat, size), self.repeat_heads(v, repeat, size)
 
         def rows(x: Tensor) -> Tensor:  # [W * H, L, d]
-            return x.view(-1, length, heads, size).permute(0, 2, 1, 3).contiguous().view(-1, length, size)
+            apart = self._by_head(x).contiguous().view(heads, -1, length, size)
+            return apart.permute(1, 0, 2, 3).contiguous().view(-1, length, size)
 
-        scores = torch.bmm(rows(q) * size**-0.5, rows(k).permute(0, 2, 1)).view(-1, heads, length, length)
+        scores = torch.bmm(rows(q * size**-0.5), rows(k).permute(0, 2, 1)).view(-1, heads, length, length)
         weights = torch.softmax(scores + bias, -1).view(-1, length, length)
         y = torch.bmm(weights, rows(v)).view(-1, heads, length, size)
         return y.permute(0, 2, 1, 3).contiguous().view(1, -1, heads * size)

@@ -1,7 +1,7 @@
-"""A step form's weights as an ExecuTorch program takes them: matrices [out, in], packed ones split into parts.
+"""A step form's weights as an ExecuTorch program takes them: matrices [out, in], vectors by head [H, 1, d].
 
 Of a quantized matrix W: W.q [out, in] int8, W.scale [out] or [out, in / group], and zero points W.zero, all 0, which
-XNNPACK's pattern asks for; W.pre [in] as in the form. Parts are W.0.q, W.1.q ...
+XNNPACK's pattern asks for; W.pre [in] as in the form.
 """
 
 from __future__ import annotations
@@ -11,34 +11,28 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from linmu.export.phone.parts import part_widths
 from linmu.matrix_format import part
 from linmu.step.form import DecoderForm, is_matrix
 
 TABLES = ("token_embedding", "head")  # [V, D] in a form already
+BY_HEAD = ("norm_f", "norm_b", "skip_f", "skip_b")  # what scales values [H, S, d]
 
 
 def program_weights(form: DecoderForm) -> dict[str, Tensor]:
-    """All weights of a form by name; part n of a split one is `name.n`.
+    """All weights of a form by name.
 
     Every method's module refers to these very tensors: their bytes are equal, so the file holds them once.
     """
     found: dict[str, Tensor] = {}
     for name, thunk in form.weights.items():
         matrix, _, kind = name.rpartition(".")
+        value = thunk().detach()
         if matrix in form.quantized:
-            found |= _quantized_part(matrix, kind, thunk().detach(), form)
-            continue
-        value = thunk().detach().float()
-        if is_matrix(name) and name not in TABLES:
-            value = value.T  # [out, in]
-        widths = part_widths(name, form, value)
-        if widths is None:
-            found[name] = value.contiguous()
-            continue
-        for number, piece in enumerate(value.split(list(widths))):
-            # a copy: of a view, ExecuTorch may write the storage that it views
-            found[f"{name}.{number}"] = piece.clone(memory_format=torch.contiguous_format)
+            found |= _quantized_part(matrix, kind, value)
+        elif name.rpartition(".")[2] in BY_HEAD:
+            found[name] = value.float().reshape(form.heads, 1, -1)
+        else:
+            found[name] = (value.T if is_matrix(name) and name not in TABLES else value).float().contiguous()
     size = form.head_dim
     found["mean.head"] = torch.full((1, size), 1.0 / size)
     found["mean.hidden"] = torch.full((1, form.hidden), 1.0 / form.hidden)
@@ -46,25 +40,23 @@ def program_weights(form: DecoderForm) -> dict[str, Tensor]:
     sums = {"hidden": form.eps, "head": form.mmate.norm_eps, "qk": form.qk_norm_eps}
     found |= {f"eps.{name}": torch.tensor([float(value)]) for name, value in sums.items()}
     found["sum.head"] = torch.ones(1, size)
+    for times in {form.state_heads // form.kv_heads, form.heads // form.state_heads, form.heads // form.kv_heads}:
+        found[f"ones.{times}"] = torch.ones(1, times, 1, 1)  # broadcast over copies of a head
     found["turn"] = _quarter_turn(size)
     return found
 
 
-def _quantized_part(matrix: str, kind: str, value: Tensor, form: DecoderForm) -> dict[str, Tensor]:
-    """Integers or scales (and zero points) of a matrix [in, out], by the names that parts have."""
+def _quantized_part(matrix: str, kind: str, value: Tensor) -> dict[str, Tensor]:
+    """Integers or scales (and zero points) of a matrix [in, out], by the names that a program has for them."""
     if kind == "pre":
         return {part(matrix, kind): value.float().contiguous()}
     assert kind in ("q", "scale"), "rows have no static scales"
-    value = value.T if value.ndim == 2 else value
-    widths = part_widths(matrix, form, value)
-    pieces = value.split(list(widths)) if widths else (value,)
-    found: dict[str, Tensor] = {}
-    for number, piece in enumerate(pieces):
-        name = f"{matrix}.{number}" if widths else matrix
-        found[part(name, kind)] = piece.clone(memory_format=torch.contiguous_format)
-        if kind == "scale":
-            found[part(name, "zero")] = torch.zeros(piece.shape, dtype=torch.int32 if piece.ndim == 2 else torch.int64)
-    return found
+    # a copy: of a view, ExecuTorch may write the storage that it views
+    value = (value.T if value.ndim == 2 else value).clone(memory_format=torch.contiguous_format)
+    if kind == "q":
+        return {part(matrix, kind): value}
+    zero = torch.zeros(value.shape, dtype=torch.int32 if value.ndim == 2 else torch.int64)
+    return {part(matrix, kind): value, part(matrix, "zero"): zero}
 
 
 def _quarter_turn(size: int) -> Tensor:
