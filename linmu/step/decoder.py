@@ -157,10 +157,7 @@ def _direction(ops: Ops, form: DecoderForm, name: str, tag: str, qkv, dt, tables
     """Conv, rotation and recurrence of one direction over an ordered sequence -> y [B,N,H*d], state."""
     m = form.mmate
     convolved, conv = ops.causal_conv(qkv, name + f"conv_{tag}", past and past["conv"])
-    q, k, v = ops.split(convolved, (form.heads * form.head_dim,) + (form.kv_heads * form.head_dim,) * 2)
-    if m.rope:
-        q = ops.rotary(q, tables.cos, tables.sin, index, form.heads)
-        k = ops.rotary(k, tables.cos, tables.sin, index, form.kv_heads)
+    q, k, v = _turned(ops, form, convolved, tables, index, m.rope)
     repeat = form.state_heads // form.kv_heads
     k, v = ops.repeat_heads(k, repeat, form.head_dim), ops.repeat_heads(v, repeat, form.head_dim)
     g = ops.log_decay(dt, name + f"dt_bias_{tag}", name + f"decay_{tag}")
@@ -228,6 +225,13 @@ def _swin_qkv(ops: Ops, form: DecoderForm, name: str, seen, tables: Tables, inde
     qkv = ops.multiply(seen, name + "swin")
     if form.has(name + "swin_qk_norm"):
         qkv = ops.qk_norm(qkv, name + "swin_qk_norm", form)
-    q, k, v = ops.split(qkv, (form.heads * form.head_dim,) + (form.kv_heads * form.head_dim,) * 2)
-    q = ops.rotary(q, tables.cos, tables.sin, index, form.heads)
-    return [q, ops.rotary(k, tables.cos, tables.sin, index, form.kv_heads), v]
+    return _turned(ops, form, qkv, tables, index, True)
+
+
+def _turned(ops: Ops, form: DecoderForm, qkv, tables: Tables, index, rope: bool) -> list[Tensor]:
+    """Packed q | k | v -> [q, k, v], with queries and keys rotated in one go."""
+    q, k = form.heads * form.head_dim, form.kv_heads * form.head_dim
+    if not rope:
+        return ops.split(qkv, (q, k, k))
+    qk, v = ops.split(qkv, (q + k, k))
+    return [*ops.split(ops.rotary(qk, tables.cos, tables.sin, index, form.heads + form.kv_heads), (q, k)), v]
