@@ -1,8 +1,10 @@
 """A bundle's bytes against what its integers and scales need: decoder weights, and the whole folder by kind of file.
 
-The theory: integers at their bits, every scale a float16 number, whatever stayed float as it is stored.
+The theory: integers at their bits, every scale a float16 number, whatever stayed float as it is stored. A phone's
+bundle is one program: its theory is that of the decoder and of the vision tower, and needs the student (and the record
+of a quantized one), because a program cannot be read back.
 
-    python benchmarks/bundle_size.py BUNDLE [BUNDLE ...]
+    python benchmarks/bundle_size.py BUNDLE [BUNDLE ...] [--student STUDENT [--calib RECORD]]
 """
 
 from __future__ import annotations
@@ -15,9 +17,16 @@ from typing import Any
 import numpy as np
 from harness import finish, say, table
 
-from linmu.bundle import open_bundle
-from linmu.decoder_file import DecoderFile, map_weights, plain_parts, read_decoder_file
+from linmu.bundle import Bundle, open_bundle
+from linmu.calibration.record import record_of
+from linmu.decoder_file import DECODER_FILE, DecoderFile, map_weights, plain_parts, read_decoder_file
+from linmu.export.phone.bundle import PROGRAM
+from linmu.export.vision_graph import build_vision
 from linmu.matrix_format import part
+from linmu.model.folders import load_student
+from linmu.quantize.form import preset_form
+from linmu.quantize.presets import find_preset
+from linmu.step.pack import decoder_form
 
 
 def theory_bytes(folder: Path, decoder: DecoderFile) -> tuple[int, int]:
@@ -34,9 +43,34 @@ def theory_bytes(folder: Path, decoder: DecoderFile) -> tuple[int, int]:
     return quantized, sum(prod(entry.shape) * np.dtype(entry.dtype).itemsize for entry in rest)
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def program_theory_bytes(bundle: Bundle, student: Path, record: Path | None) -> int:
+    """Bytes that the weights of a phone's program need: the decoder's and the vision tower's (float32)."""
+    model, precision = load_student(student), bundle.manifest.precision
+    form = decoder_form(model)
+    tower = build_vision(model, form.family.name).parameters() if form.vision else ()
+    if record is not None:
+        known = record_of(record, bundle.manifest.model.weights_hash)
+        form = preset_form(form, known, find_preset(bundle.manifest.target, precision["weights"])).form
+    needed = 4 * sum(parameter.numel() for parameter in tower)
+    for name, thunk in form.weights.items():
+        matrix, _, kind = name.rpartition(".")
+        if matrix in form.quantized and kind in ("q", "scale"):
+            needed += form.quantized[matrix].stored_bytes(*thunk().shape) if kind == "q" else 0
+        else:
+            needed += 4 * thunk().numel()
+    return needed
+
+
+def measure(folder: Path, student: Path | None, record: Path | None) -> dict[str, Any]:
     """One bundle's row."""
-    bundle, decoder = open_bundle(folder), read_decoder_file(folder)
+    bundle = open_bundle(folder)
+    if not (folder / DECODER_FILE).is_file():
+        if student is None:
+            raise SystemExit(f"{folder} is one program: give --student, and --calib if it is quantized")
+        stored, theory = (folder / PROGRAM).stat().st_size, program_theory_bytes(bundle, student, record)
+        return {"bundle": folder.name, "quant": bundle.manifest.precision["weights"], "weights_bytes": stored,
+                "theory_bytes": theory, "ratio": stored / theory}  # fmt: skip
+    decoder = read_decoder_file(folder)
     quantized, rest = theory_bytes(folder, decoder)
     stored = (folder / decoder.data).stat().st_size
     sizes = {name: entry.bytes for name, entry in bundle.manifest.files.items()}
@@ -53,7 +87,10 @@ def main() -> None:
     """Measure every bundle and print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
-    rows = [measure(folder) for folder in parser.parse_args().bundles]
+    parser.add_argument("--student", type=Path, help="of phones' bundles")
+    parser.add_argument("--calib", type=Path, metavar="RECORD", help="of quantized phones' bundles")
+    given = parser.parse_args()
+    rows = [measure(folder, given.student, given.calib) for folder in given.bundles]
     say(table(rows))
     finish({"benchmark": "bundle_size", "rows": rows})
 

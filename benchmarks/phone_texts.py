@@ -68,7 +68,7 @@ def main() -> int:
     questions = choose([question for question in questions if question.video is None], args.count, 0)
     processor, spoken = Processor.from_folder(args.bundle), session_tokens(args.bundle, questions, args.tokens)
     counts = [whole_characters(processor, ids) for ids in spoken]
-    asked = [place for place, count in enumerate(counts) if count]
+    asked = [place for place, count in enumerate(counts) if count or not spoken[place]]  # an answer may end at once
     questions, spoken, counts = ([items[place] for place in asked] for items in (questions, spoken, counts))
     wanted = [written(processor, ids[:count]) for ids, count in zip(spoken, counts, strict=True)]
     # an answer that ends earlier than it may is asked for a token more, so that the runner has to end it, too
@@ -84,7 +84,8 @@ def main() -> int:
         for question, text, other in zip(questions, texts, wanted, strict=True):
             if text != other:
                 print(f"  {question.id}: {text!r}, the session {other!r}", file=sys.stderr)
-    print(json.dumps({"questions": len(questions), "with_pictures": pictures, "tokens": sum(counts), "equal": found}))
+    print(json.dumps({"questions": len(questions), "with_pictures": pictures, "tokens": sum(counts),
+                      "ended_at_once": sum(not ids for ids in spoken), "equal": found}))  # fmt: skip
     return 0 if found["stock runner"] == len(questions) else 1
 
 

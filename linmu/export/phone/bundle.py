@@ -26,6 +26,7 @@ from linmu.export.decoder_graphs import manifest_states
 from linmu.export.phone.delegates import XNNPACK, find_delegate
 from linmu.export.phone.lowering import LEAST_SHARE, MethodReport, lower
 from linmu.export.phone.methods import STYLE, decoder_methods, vision_method
+from linmu.export.phone.segments import share_segments
 from linmu.export.phone.stock import extra_of, metadata, stock_methods
 from linmu.export.phone.tokenizer import match_everything
 from linmu.export.phone.weights import program_weights
@@ -112,6 +113,7 @@ def write_program(
     say(f"writing {PROGRAM}")
     with (folder / PROGRAM).open("wb") as file:
         program.write_to_file(file)
+    share_segments(folder / PROGRAM)
     found = {"piece_tokens": PIECE_TOKENS, "methods": {name: report.to_json() for name, report in reports.items()}}
     return replace(manifest, program=found), reports
 

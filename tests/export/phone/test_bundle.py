@@ -76,6 +76,14 @@ def test_the_manifest(exported):
     assert json.loads(json.dumps(report.to_json()))["graphs"]["prefill"]["share"] == methods["prefill"]["share"]
 
 
+def test_the_tied_table_is_there_once(exported, student):
+    """Lookups and the head's products read the same bytes."""
+    form = decoder_form(load_student(student))
+    table = program_weights(form)["token_embedding"]
+    assert "head" not in form.weights
+    assert (exported[0] / PROGRAM).read_bytes().count(table.numpy().tobytes()) == 1
+
+
 def test_a_step_gives_the_bits_that_the_stock_runner_gets(exported):
     assert unequal_steps(exported[0], 50) == []
 
