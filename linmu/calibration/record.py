@@ -133,7 +133,7 @@ def _parse(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Ca
 def record_of(path: Path, student_hash: str) -> CalibrationRecord:
     """A finished record of this very student, for an export.
 
-    Raises InputError when the record is unfinished, of another student, or was made on random data.
+    Raises InputError when the record is unfinished or of another student.
     """
     record = read_record(path)
     if not record.complete:

@@ -9,6 +9,7 @@ pytest.importorskip("executorch")
 import torch  # noqa: E402
 from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program  # noqa: E402
 from executorch.exir._serialize._program import _get_extended_header, deserialize_pte_binary  # noqa: E402
+from executorch.runtime import Runtime, Verification  # noqa: E402
 from torch import nn  # noqa: E402
 
 from linmu.export.phone.lowering import lower  # noqa: E402
@@ -78,6 +79,12 @@ def test_results_are_the_same_to_the_bit(files):
         assert len(after) == 4
         assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
         assert torch.allclose(after[1], Tied()(torch.tensor(ids))[1], atol=1e-4)
+
+
+def test_its_own_verification_accepts_it(files):
+    for path in files[:2]:
+        program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
+        assert program.load_method("forward").metadata.num_inputs() == 1
 
 
 def test_executorchs_reader_finds_the_same_parts(files):
