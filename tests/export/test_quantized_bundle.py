@@ -118,6 +118,7 @@ def test_records_budgets_and_presets_that_do_not_fit(place, tmp_path, capsys) ->
         assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"target": "jetson", "compile_check": False}])
 def test_a_budget_is_kept(place, tmp_path, options) -> None:
     """With standard operators the head stays float: a tied one is read row by row as the table of embeddings."""

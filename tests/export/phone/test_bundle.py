@@ -30,6 +30,8 @@ from tests.export.phone.students import one_layer, phone_bundle, unequal_steps  
 from tests.folders import student_folder  # noqa: E402
 from tests.tiny import tiny_image  # noqa: E402
 
+pytestmark = pytest.mark.slow  # lowering for phones takes a minute
+
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):

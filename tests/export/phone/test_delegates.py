@@ -54,6 +54,7 @@ def test_every_delegate_is_found_for_its_targets():
     assert find_delegate("ios", None) == find_delegate("android", None, quantized=True) == "xnnpack"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="there it can run")
 def test_core_ml_takes_a_whole_program_that_only_apple_runs(tmp_path, monkeypatch, capsys):
     student = one_layer("llama", tmp_path, monkeypatch)
@@ -71,6 +72,7 @@ def test_core_ml_takes_a_whole_program_that_only_apple_runs(tmp_path, monkeypatc
     assert len(said.splitlines()) == 1 and "coreml" in said and "--backend xnnpack" in said, said
 
 
+@pytest.mark.slow
 def test_vulkan_takes_what_stock_runners_call(tmp_path, monkeypatch):
     model = load_student(one_layer("smolvlm", tmp_path, monkeypatch))
     form = decoder_form(model)

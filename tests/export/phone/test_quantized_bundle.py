@@ -18,6 +18,8 @@ from linmu.verify import verify  # noqa: E402
 from tests.export.phone.students import one_layer, unequal_steps  # noqa: E402
 from tests.quantize.test_form import FAST  # noqa: E402
 
+pytestmark = pytest.mark.slow  # lowering for phones takes a minute
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

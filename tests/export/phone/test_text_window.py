@@ -13,6 +13,8 @@ from tests.export.phone.students import one_layer, phone_bundle, unequal_steps  
 
 WINDOW = 5
 
+pytestmark = pytest.mark.slow  # lowering for phones takes a minute
+
 
 @pytest.fixture(scope="module", params=[("smolvlm", "query_head"), ("qwen2", "kv_head")], ids="-".join)
 def place(request, tmp_path_factory):
