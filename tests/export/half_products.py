@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from linmu.step.half_ops import HalfOps, half
+from linmu.step.half_ops import half
 from linmu.verification.float_inputs import FOLDER_OPTION
 
 UNIT = 2.0**-24  # half the distance of neighbouring float32 numbers, of their size
@@ -82,15 +83,12 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return _trimmed(shape[1:]) if len(shape) > 1 and shape[0] == 1 else shape
 
 
-def record_half_products(ops: HalfOps) -> list[list[np.ndarray]]:
-    """The factors and results of all half products that `ops` will compute, in a list that fills as it does."""
-    found: list[list[np.ndarray]] = []
-    plain = ops.half_product
+def recorded(product: Callable[..., torch.Tensor], found: list[list[np.ndarray]]) -> Callable[..., torch.Tensor]:
+    """A half product that also leaves its factors and result in `found`; its last two arguments are the factors."""
 
-    def half_product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        result = plain(x, y)
-        found.append([half(x).numpy(), half(y).numpy(), result.numpy()])
+    def recording(*given: torch.Tensor) -> torch.Tensor:
+        result = product(*given)
+        found.append([*(half(factor).numpy() for factor in given[-2:]), result.numpy()])
         return result
 
-    ops.half_product = half_product  # type: ignore[method-assign]
-    return found
+    return recording

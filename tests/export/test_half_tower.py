@@ -14,16 +14,14 @@ from linmu.export.jetson_bundle import OPSET
 from linmu.export.trt_operators import first_problem
 from linmu.export.vision_graph import build_vision, example_call, export_vision, run_tower
 from linmu.verification.eager import SMALLEST_HALF
+from tests.export.half_products import assert_half_product, recorded, run_exposed, shapes
 from tests.model.students import fresh_student
 from tests.tiny import VISION_NAMES
 
 
-def share(got: np.ndarray, wanted: torch.Tensor) -> float:
-    return float((torch.from_numpy(got) == wanted).float().mean())
-
-
 @pytest.mark.parametrize("family", VISION_NAMES)
-def test_graph_and_tower_round_alike(family, tmp_path):
+def test_graph_and_tower_round_alike(family, tmp_path, monkeypatch):
+    """All outputs near each other, and product by product: results next to a rounding border move what comes after."""
     student, _ = fresh_student(family)
     tower = build_vision(student, student.linmu_family.name)
     with torch.no_grad():
@@ -38,16 +36,24 @@ def test_graph_and_tower_round_alike(family, tmp_path):
     assert [item.version for item in model.opset_import] == [OPSET]
     assert any("." in node.name for node in model.graph.node if node.op_type == "MatMul")  # named after modules
     call = example_call(tower, seed=3)
-    half, twin, whole = run_tower(tower, call, True), run_tower(tower, call, True, True), run_tower(tower, call)
+    wanted: list[list[np.ndarray]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(HalfProducts, "_product", recorded(HalfProducts._product, wanted))
+        half = run_tower(tower, call, True)
+    twin, whole = run_tower(tower, call, True, True), run_tower(tower, call)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options)
-    for output, got in zip(session.get_outputs(), session.run(None, dict(call)), strict=True):
-        wanted = half[output.name]
-        room = 4 * max(float((twin[output.name] - wanted).abs().max()), 2.0**-10 * float(wanted.abs().max()))
-        assert np.abs(got - wanted.numpy()).max() <= room
-        # a rounding that comes out otherwise moves what depends on it; without roundings nothing would be equal
-        assert share(got, wanted) > 0.2 and share(got, whole[output.name]) < 0.01
+    plain = dict(zip((o.name for o in session.get_outputs()), session.run(None, dict(call)), strict=True))
+    values, found = run_exposed(path, dict(call))
+    for name, got in plain.items():
+        room = 4 * max(float((twin[name] - half[name]).abs().max()), 2.0**-10 * float(half[name].abs().max()))
+        assert np.abs(got - half[name].numpy()).max() <= room
+        assert not torch.equal(half[name], whole[name])
+        np.testing.assert_array_equal(values[name], got, err_msg=name)
+    assert shapes(found) == shapes(wanted)
+    for product in found + wanted:
+        assert_half_product(*product)
 
 
 def test_every_product_is_replaced():
