@@ -20,7 +20,7 @@ from linmu.runtimes.ort_runner import OrtRunner
 from linmu.verification.compare import tolerance_of
 from linmu.verification.float_inputs import golden_runner
 from linmu.verification.graph_files import graph_files
-from linmu.verification.levels import GoldenLevels, graph_io_check, guarded
+from linmu.verification.levels import GoldenLevels, graph_io_check, guarded, kernel_checks
 
 Say = Callable[[str], None]
 
@@ -127,6 +127,7 @@ def _without_student(
         if isinstance(opened, OrtRunner):
             say(f"{runner.backend}: graph files")
             checks, curves = _graph_file_checks(bundle, golden, opened, steps)
+            checks = [*kernel_checks(bundle, golden), *checks]
         if golden is not None:
             say(f"{runner.backend}: golden vectors")
             found, drawn = graph_checks(bundle, golden, opened, steps)

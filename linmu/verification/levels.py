@@ -13,6 +13,7 @@ from linmu.errors import BundleError, LinmuError
 from linmu.golden import Golden, Projector, Snapshot
 from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
+from linmu.runtimes.block_kernels import rounds_by_block
 from linmu.runtimes.session import Session
 from linmu.specs import TensorSpec
 from linmu.verification.compare import (
@@ -28,6 +29,10 @@ from linmu.verification.synthetic import golden_piece, inputs_of, vision_call
 
 PRINT_TOLERANCE = 1e-5  # of the pixels' norm: preprocessing is the same numpy and Pillow code everywhere
 NOTHING_SURE = "nothing was compared: so many inputs are rounded that each step has ties; --student proves such steps"
+NO_KERNEL = (
+    "ONNX Runtime has no such kernel for this CPU (x86 needs AVX2): it multiplies inputs that are not rounded, more "
+    "exactly than the reference. Verify on another CPU, or use a bundle of --quant none or fp16"
+)
 PROJECTED_ROOM = 4.0  # a projection of V differences, each at the tolerance, reaches 4 sqrt(V) of them almost never
 
 
@@ -48,6 +53,17 @@ def guarded(level: str, backend: str, name: str, check: Callable[[], Check]) -> 
     except run_errors() as error:
         lines = str(error).strip().splitlines() or [""]
         return Check(level, backend, name, False, note=f"{type(error).__name__}: {lines[0][:300]}")
+
+
+def kernel_checks(bundle: Bundle, golden: Golden | None) -> list[Check]:
+    """Whether ONNX Runtime rounds inputs by block on this CPU, where a bundle that is held to that asks for it.
+
+    None where inputs are not rounded, nor for golden vectors without rounding: they are what such a CPU computes.
+    """
+    if "int8_blocks" not in str(bundle.manifest.precision.get("matrix_inputs")) or (golden and golden.float_inputs):
+        return []
+    rounds = rounds_by_block()
+    return [Check("contract", "onnxruntime", "kernels round by block", rounds, note="" if rounds else NO_KERNEL)]
 
 
 def graph_io_check(runner: Any, bundle: Bundle, name: str) -> Check:

@@ -18,7 +18,7 @@ from linmu.golden import read_golden
 from linmu.model.folders import load_student
 from linmu.runtimes.session import load
 from linmu.runtimes.torch_runner import bundle_form
-from linmu.verification import ties
+from linmu.verification import levels, ties
 from linmu.verification.compare import NOISE_ROOM, Tolerance
 from linmu.verification.eager import StudentRunner
 from linmu.verification.exposed import ExposedRunner, expose_inputs
@@ -209,6 +209,19 @@ def test_tokens_are_chosen_where_no_tie_matters(place) -> None:
         token, made = at_start(lambda wish=wish: sure.step(players, wish, f"test {wish}"))
         assert not sure.lost and sure.agree(players, made)
         assert (token == wish) == (wish in quiet)  # a token with ties is passed over
+
+
+def test_a_cpu_whose_kernels_do_not_round_is_named(place, monkeypatch) -> None:
+    """As on x86 without AVX2, where ONNX Runtime multiplies unrounded inputs without a word."""
+    bundle = open_bundle(place[1])
+    golden, blocks = read_golden(bundle), "int8_blocks" in bundle.manifest.precision["matrix_inputs"]
+    monkeypatch.setattr(levels, "rounds_by_block", lambda: False)
+    for reference, asked in ((golden, blocks and not golden.float_inputs), (None, blocks)):
+        found = levels.kernel_checks(bundle, reference)
+        assert [check.ok for check in found] == [False] * asked
+        assert all("AVX2" in check.note and "--quant none" in check.note for check in found)
+    monkeypatch.setattr(levels, "rounds_by_block", lambda: True)
+    assert all(check.ok for check in levels.kernel_checks(bundle, None))
 
 
 def test_candidates_are_looked_at_in_parts(place, monkeypatch) -> None:
