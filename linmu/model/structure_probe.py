@@ -341,6 +341,8 @@ def _require_equal(ours: Tensor, theirs: Tensor | None, place: str) -> None:
     if ours.shape != theirs.shape:
         raise _differs(place, f"sizes {tuple(ours.shape)} for {tuple(theirs.shape)}")
     ours, theirs = ours.double(), theirs.double()
+    if not bool(theirs.isfinite().all()):
+        raise InputError(f"the model's activations are not finite ({place})", fix="check its weights")
     allowed = TOLERANCE * (theirs.std() + theirs.abs())
     if not bool(((ours - theirs).abs() <= allowed).all()):
         error = float(((ours - theirs).abs() / theirs.std()).max())
