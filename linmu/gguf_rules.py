@@ -103,7 +103,7 @@ def _llama3(path: Path, header: GgufHeader, base: float) -> dict[str, Any] | Non
     divisors = np.fromfile(path, "<f4", tensor.elements, offset=tensor.start)
     if (divisors == 1).all():
         return None
-    scaling = {"rope_type": "llama3", "factor": float(divisors.max()), **_LLAMA3}
+    scaling = {"rope_type": "llama3", "factor": round(float(divisors.max()), 4), **_LLAMA3}
     if not np.allclose(divisors, llama3_divisors(len(divisors), base, scaling), rtol=1e-5, atol=0):
         raise InputError(f"{path}: {ROPE_FREQS}", got="divisors by another rule",
                          expected="those of Llama 3.1's scaling", fix=SAFETENSORS)  # fmt: skip

@@ -12,7 +12,7 @@ from linmu.families import Family, get_family
 from linmu.gguf_file import read_gguf
 from linmu.gguf_rules import check_gguf, rope_scaling
 from linmu.safetensors_file import read_header
-from linmu.scaled_weights import NO_SCALES, Scales, check_quantization, find_scales
+from linmu.scaled_weights import NO_SCALES, Scales, check_quantization, match_scales
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -161,7 +161,7 @@ def _scales(folder: Path, config: dict[str, Any], files: tuple[Path, ...]) -> Sc
     text = config.get("text_config")
     parts = [config.get("quantization_config"), text.get("quantization_config") if isinstance(text, dict) else None]
     block = next((part["weight_block_size"] for part in parts if part and part.get("weight_block_size")), None)
-    return find_scales(tensors, block, folder)
+    return match_scales(tensors, block, folder)
 
 
 def find_gguf(folder: Path) -> Path | None:

@@ -68,7 +68,7 @@ def check_quantization(config: Mapping[str, Any], extra: Mapping[str, Any], plac
         )  # fmt: skip
 
 
-def find_scales(tensors: Mapping[str, TensorEntry], block: Any, place: Path) -> Scales:
+def match_scales(tensors: Mapping[str, TensorEntry], block: Any, place: Path) -> Scales:
     """Match scales with weights of one checkpoint; `block` is quantization_config's weight_block_size or None.
 
     Raises InputError, naming the tensor, for codes or scales of another kind.

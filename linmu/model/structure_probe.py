@@ -112,13 +112,13 @@ def check_student(student: PreTrainedModel, record: TeacherRecord) -> None:
 
 
 def _token_ids(teacher: PreTrainedModel) -> Tensor:
-    """[1,S]: pairwise different where the vocabulary allows, none of them a picture's."""
+    """[1,S]: as different as the vocabulary allows, none of them a picture's."""
     generator = torch.Generator().manual_seed(0)
     vocab = teacher.get_input_embeddings().num_embeddings
     names = [f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index")]
     media = {getattr(teacher.config, name, None) for name in names}
-    ids = [int(i) for i in torch.randperm(vocab, generator=generator)[: TOKENS + len(media)] if int(i) not in media]
-    return torch.tensor([ids[:TOKENS]], device=teacher.device)
+    ids = [i for i in torch.randperm(vocab, generator=generator).tolist() if i not in media]
+    return torch.tensor([[ids[i % len(ids)] for i in range(TOKENS)]], device=teacher.device)
 
 
 def _positions(family: Family) -> Tensor:
