@@ -24,7 +24,8 @@ from linmu.model.modeling import (
     use_linmu_attention,
 )
 from linmu.model.seeding import LayerReport, choose_scales, inherit
-from linmu.model.structure_probe import check_student, record_teacher
+from linmu.model.structure_probe import check_student
+from linmu.model.teacher_record import record_teacher
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,9 @@ def _require_parts(teacher: PreTrainedModel, decoder: nn.Module, kind: str) -> N
             f"the {kind} decoder lacks weights that a student has", got=f"no {absent[0]} ({len(absent)} in all)",
             expected="layers like Llama's", fix=ANOTHER,
         )  # fmt: skip
-    head = dict(teacher.get_output_embeddings().named_parameters())
-    if set(head) != {"weight"}:
-        raise InputError("the teacher's head", got=", ".join(sorted(head)), expected="a weight alone", fix=ANOTHER)
+    head = teacher.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise InputError("the teacher's head", got=head, expected="a linear layer without bias", fix=ANOTHER)
 
 
 def _require_rotary(decoder: nn.Module, kind: str) -> None:

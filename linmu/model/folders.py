@@ -26,7 +26,6 @@ from linmu.errors import InputError
 from linmu.gguf_rules import config_changes
 from linmu.layout import PromptRules
 from linmu.meter import peak_bytes
-from linmu.model.adapter import check_adapter, merge_adapter
 from linmu.model.convert import ConversionReport, convert
 from linmu.model.modeling import LinMUForConditionalGeneration, teacher_config
 from linmu.model.probe import default_probe
@@ -87,6 +86,8 @@ def convert_folder(
         raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
     found = read_model_folder(teacher)
     if adapter is not None:
+        from linmu.model.adapter import check_adapter  # peft takes its seconds to load
+
         check_adapter(adapter)
     with atomic_folder(out, overwrite=overwrite) as folder:
         config = _read_config(found)
@@ -117,7 +118,11 @@ def load_teacher(found: ModelFolder, dtype: str = "auto", adapter: Path | None =
     """
     cls = getattr(transformers, found.family.model_class)
     model = _load_gguf(cls, found, found.gguf, dtype) if found.gguf is not None else _load_plain(cls, found, dtype)
-    return model if adapter is None else merge_adapter(model, adapter)
+    if adapter is None:
+        return model
+    from linmu.model.adapter import merge_adapter
+
+    return merge_adapter(model, adapter)
 
 
 def _read_config(found: ModelFolder) -> Any:
@@ -150,11 +155,7 @@ def _load_plain(cls: Any, found: ModelFolder, dtype: str) -> PreTrainedModel:
         model, surplus = _load(cls, found.folder, **options)
     if found.scales.weights or found.scales.runtime:
         surplus -= apply_scales(model, found)
-    if surplus:
-        raise InputError(
-            f"{found.folder} has weights that its model does not use", got=f"{min(surplus)} ({len(surplus)} in all)",
-            expected=f"those of a {cls.__name__}", fix="copy config.json and weights of one and the same model",
-        )  # fmt: skip
+    _refuse_surplus(found.folder, surplus, f"a {cls.__name__}")
     return model
 
 
@@ -173,7 +174,9 @@ def _load_gguf(cls: Any, found: ModelFolder, gguf: Path, dtype: str) -> PreTrain
 
 def load_student(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The student of a folder, on the CPU, in eval mode; raises InputError when it is none or weights are missing."""
-    return _load(LinMUForConditionalGeneration, Path(folder), dtype=dtype)[0]
+    model, surplus = _load(LinMUForConditionalGeneration, Path(folder), dtype=dtype)
+    _refuse_surplus(Path(folder), surplus, "a student")
+    return model
 
 
 @contextmanager
@@ -204,6 +207,14 @@ def _load(cls: Any, folder: Path, **options: Any) -> tuple[PreTrainedModel, set[
             fix="copy the weight files and config.json of one and the same model",
         )  # fmt: skip
     return model.eval(), set(info["unexpected_keys"])
+
+
+def _refuse_surplus(folder: Path, surplus: set[str], kind: str) -> None:
+    if surplus:
+        raise InputError(
+            f"{folder} has weights that its model does not use", got=f"{min(surplus)} ({len(surplus)} in all)",
+            expected=f"those of {kind}", fix="copy config.json and weights of one and the same model",
+        )  # fmt: skip
 
 
 def write_side_files(found: ModelFolder, folder: Path) -> None:
