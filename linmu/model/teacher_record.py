@@ -6,6 +6,7 @@ G key/value heads, d head size.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -157,18 +158,19 @@ def _spied(teacher: PreTrainedModel, found: list[dict[str, Any]]) -> Iterator[No
     """Collect what every layer tells transformers' attention function: windows longer than the probe show in it."""
     config = teacher.get_decoder().config
     before = config._attn_implementation_internal
-    if before != "sdpa":
+    if before not in ("sdpa", "eager"):
         yield
         return
-    plain = AttentionInterface._global_mapping["sdpa"]
 
     def attend(module: nn.Module, *args: Any, **options: Any) -> Any:
         if hasattr(module, "q_proj"):
             found.append(options)
+        plain = AttentionInterface._global_mapping.get(before)  # each model's module has an eager one of its own
+        plain = plain or sys.modules[type(module).__module__].eager_attention_forward
         return plain(module, *args, **options)
 
     AttentionInterface.register(SPY, attend)
-    AttentionMaskInterface.register(SPY, AttentionMaskInterface._global_mapping["sdpa"])
+    AttentionMaskInterface.register(SPY, AttentionMaskInterface._global_mapping[before])
     config._attn_implementation_internal = SPY
     try:
         yield

@@ -212,3 +212,31 @@ def test_parts_alone_are_judged_without_computing():
         model = hf.MixtralForCausalLM(config)
     with pytest.raises(InputError, match="mixtral decoder has weights that a student does not carry"):
         require_decoder(model)
+
+
+class Capped(hf.LlamaForCausalLM):
+    """A Llama whose logits are capped softly, as Gemma's are, where no part and no config tells."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = 30 * (output.logits / 30).tanh()
+        return output
+
+
+def test_a_soft_cap_of_logits_is_seen():
+    teacher, _ = tiny_model("llama")
+    teacher.__class__ = Capped
+    with pytest.raises(InputError, match=r"\(logits differs\)"):
+        convert(teacher)
+
+
+@pytest.mark.parametrize(("name", "value"), [("softcap", 50.0), ("sliding_window", 1024), ("s_aux", torch.ones(4))])
+def test_what_attention_functions_are_told_is_seen(name, value):
+    """Attention leaves out what it does not know, caps are far above scores, and 37 tokens fit into any window."""
+    teacher, _ = tiny_model("llama")
+    teacher.set_attn_implementation("eager" if name == "softcap" else "sdpa")
+    for layer in decoder_layers(teacher)[1:]:
+        plain = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, _plain=plain, **kwargs: _plain(*args, **{**kwargs, name: value})
+    with pytest.raises(InputError, match=f"layer 1.*{'window of 1024' if name == 'sliding_window' else name}"):
+        convert(teacher)

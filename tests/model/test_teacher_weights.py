@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -98,6 +99,24 @@ def test_fine_grained_fp8_is_what_transformers_dequantizes(tmp_path):
     ours = dict(load_teacher(read_model_folder(folder), "float32").named_parameters())
     for name, value in theirs.named_parameters():
         torch.testing.assert_close(ours[name], value.float(), rtol=2**-8, atol=0)  # theirs are rounded to bfloat16
+
+
+def test_model_optimizers_own_checkpoint(tmp_path):
+    """Written by NVIDIA Model Optimizer itself: every weight within half a step of E4M3, of the right size."""
+    quantization = pytest.importorskip("modelopt.torch.quantization")
+    export = pytest.importorskip("modelopt.torch.export")
+    model, _ = tiny_model("llama")
+    model.config.architectures = ["LlamaForCausalLM"]
+    quantized = quantization.quantize(
+        copy.deepcopy(model), quantization.FP8_DEFAULT_CFG, lambda m: m(torch.arange(5, 40)[None])
+    )
+    export.export_hf_checkpoint(quantized, export_dir=tmp_path / "m")
+    found = read_model_folder(tmp_path / "m")
+    assert len(found.scales.weights) == 21 and all(name.endswith(".input_scale") for name in found.scales.runtime)
+    ours = dict(load_teacher(found, "float32").named_parameters())
+    for name, value in model.named_parameters():
+        step = 2**-4 * value.abs() + value.abs().max() / LARGEST * 2**-9
+        assert ((ours[name] - value).abs() <= 1.01 * step).all(), name
 
 
 def test_an_fp8_teacher_converts_and_says_so(tmp_path, capsys):
