@@ -64,6 +64,7 @@ def convert(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An M-MATE setting; may be repeated.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the student's weights (auto: the teacher's).")] = "auto",
+    adapter: Annotated[Path | None, typer.Option("--adapter", help="LoRA adapter to merge into the teacher.")] = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -79,9 +80,12 @@ def convert(
         from linmu.tables import conversion_view
 
         report = convert_folder(
-            teacher, out, mmate=mmate, overwrite=overwrite, progress=lambda *step: progress("layer", *step), dtype=dtype
-        )
+            teacher, out, mmate=mmate, overwrite=overwrite, progress=lambda *step: progress("layer", *step),
+            dtype=dtype, adapter=adapter,
+        )  # fmt: skip
         _show(conversion_view(report))
+        for note in report.notes:
+            _say(note)
         _say(f"student written to {out}")
         if json_output:
             results.json({"student": str(out), "report": report})

@@ -1,10 +1,10 @@
-"""Reading the header of a GGUF file (versions 2 and 3): scalar metadata, tensor sizes and whether the file is whole."""
+"""Reading the header of a GGUF file (versions 2 and 3): metadata, names and places of tensors, whether it is whole."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,12 +23,32 @@ _BLOCKS = {
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """One tensor: ggml type, elements, bytes (0 for an unknown type) and its first byte in the file."""
+
+    kind: int
+    elements: int
+    length: int
+    start: int
+
+
+@dataclass(frozen=True)
 class GgufHeader:
-    """Scalar and string metadata by key, and the number of elements and bytes of all tensors (bytes of known types)."""
+    """Scalar and string metadata by key, keys of arrays, and the tensors by name."""
 
     metadata: Mapping[str, Any]
-    parameters: int
-    data_bytes: int
+    arrays: tuple[str, ...]
+    tensors: Mapping[str, GgufTensor]
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors whose type is known."""
+        return sum(tensor.length for tensor in self.tensors.values())
 
 
 def read_gguf(path: Path) -> GgufHeader:
@@ -49,31 +69,32 @@ def _read(path: Path, file: BinaryIO, size: int) -> GgufHeader:
     version, tensors, pairs = struct.unpack("<IQQ", file.read(20))
     if version not in (2, 3):
         raise InputError(f"{path}: GGUF version", got=version, expected="2 or 3")
-    metadata = {}
+    metadata, arrays = {}, []
     for _ in range(pairs):
         key = _text(file)
         value = _value(file, *struct.unpack("<I", file.read(4)))
-        if value is not None:
+        if value is None:
+            arrays.append(key)
+        else:
             metadata[key] = value
-    parameters = data_bytes = end = 0
-    for _ in range(tensors):
-        elements, length, offset = _tensor(file)
-        parameters, data_bytes, end = parameters + elements, data_bytes + length, max(end, offset + length)
+    found = dict(_tensor(file) for _ in range(tensors))
     alignment = int(metadata.get("general.alignment", 32)) or 1
     start = -(-file.tell() // alignment) * alignment
-    if start + end > size:
-        raise _damaged(path, f"{size} bytes where the header says {start + end} (truncated)")
-    return GgufHeader(metadata, parameters, data_bytes)
+    placed = {name: replace(tensor, start=start + tensor.start) for name, tensor in found.items()}
+    end = max((tensor.start + tensor.length for tensor in placed.values()), default=start)
+    if end > size:
+        raise _damaged(path, f"{size} bytes where the header says {end} (truncated)")
+    return GgufHeader(metadata, tuple(arrays), placed)
 
 
-def _tensor(file: BinaryIO) -> tuple[int, int, int]:
-    """Elements, bytes (0 for an unknown type) and offset of the next tensor."""
-    _text(file)
+def _tensor(file: BinaryIO) -> tuple[str, GgufTensor]:
+    """Name and place of the next tensor, counted from the first byte of data."""
+    name = _text(file)
     (rank,) = struct.unpack("<I", file.read(4))
     shape = struct.unpack(f"<{rank}Q", file.read(8 * rank))
     kind, offset = struct.unpack("<IQ", file.read(12))
     block, length = _BLOCKS.get(kind, (1, 0))
-    return prod(shape), prod(shape) // block * length, offset
+    return name, GgufTensor(kind, prod(shape), prod(shape) // block * length, offset)
 
 
 def _value(file: BinaryIO, kind: int) -> Any:

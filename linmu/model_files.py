@@ -10,9 +10,15 @@ from typing import Any
 from linmu.errors import InputError
 from linmu.families import Family, get_family
 from linmu.gguf_file import read_gguf
+from linmu.gguf_rules import check_gguf, rope_scaling
 from linmu.safetensors_file import read_header
+from linmu.scaled_weights import NO_SCALES, Scales, check_quantization, match_scales
 
 INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _GGUF_FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
@@ -29,7 +35,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checked teacher: config.json (for GGUF: model_type, and the metadata under "gguf") and its weight files."""
+    """A checked teacher: config.json (for GGUF: model_type, and the metadata under "gguf"), weight files, scales."""
 
     folder: Path
     config: dict[str, Any]
@@ -38,22 +44,30 @@ class ModelFolder:
     gguf: Path | None
     parameters: int
     parameter_bytes: int
+    scales: Scales = NO_SCALES
 
 
 def read_model_folder(folder: Path) -> ModelFolder:
     """Check a local Hugging Face folder or a folder with one GGUF file.
 
     Raises InputError when the folder is missing, has no config.json, is of an unsupported family, needs code of its
-    own, has only pickled weights, or when a weight file is missing, truncated or of another format.
+    own, has only pickled weights, is or holds an adapter, is quantized by a method that is not carried, or when a
+    weight file is missing, stale, truncated or of another format.
     """
     folder = Path(folder)
     _check_folder(folder)
+    _refuse_adapter(folder)
     if not (folder / "config.json").is_file() and (gguf := find_gguf(folder)) is not None:
         return _gguf_folder(folder, gguf)
     config = read_config(folder)
     family = get_family(_model_type(folder, config))
+    extra = folder / "hf_quant_config.json"  # NVIDIA Model Optimizer's
+    check_quantization(config, read_json_object(extra) if extra.is_file() else {}, folder / "config.json")
     weights = find_weights(folder)
-    return ModelFolder(folder, config, family, weights.files, weights.gguf, weights.parameters, weights.parameter_bytes)
+    return ModelFolder(
+        folder, config, family, weights.files, weights.gguf, weights.parameters, weights.parameter_bytes,
+        _scales(folder, config, weights.files),
+    )  # fmt: skip
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -92,8 +106,7 @@ def read_json_object(path: Path, fix: str | None = None) -> dict[str, Any]:
 def find_weights(folder: Path) -> Weights:
     """Find and check the weight files of a folder; raises InputError (`read_model_folder` says when)."""
     folder = Path(folder)
-    files = _shards(folder) if (folder / INDEX_NAME).exists() else sorted(folder.glob("*.safetensors"))
-    if files:
+    if files := _safetensors(folder):
         headers = [read_header(path) for path in files]
         parameters = sum(header.parameters for header in headers)
         return Weights(tuple(files), None, parameters, sum(header.data_bytes for header in headers))
@@ -107,6 +120,48 @@ def find_weights(folder: Path) -> Weights:
             fix="convert them where you trust them: load with transformers and call save_pretrained()",
         )
     raise InputError(f"{folder} has no weights", expected="*.safetensors or one .gguf file")
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    """The files that transformers reads too: model.safetensors, or the shards of the index; [] when there are none."""
+    single = folder / SINGLE_NAME
+    if (folder / INDEX_NAME).exists():
+        shards = _shards(folder)
+        if single.is_file() and single not in shards:
+            raise InputError(f"{folder} has two sets of weights", got=f"{SINGLE_NAME} and {INDEX_NAME}", expected="one",
+                             fix="delete the stale one")  # fmt: skip
+        return shards
+    if single.is_file():
+        return [single]
+    if others := sorted(path.name for path in folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}", got=f"{others[0]} ({len(others)} in all)",
+            fix="copy the index that belongs to the shards, or give a folder in the layout of transformers",
+        )  # fmt: skip
+    return []
+
+
+def _refuse_adapter(folder: Path) -> None:
+    found = next((name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+    if found is None:
+        return
+    if any(folder.glob("*.gguf")) or (folder / SINGLE_NAME).is_file() or (folder / INDEX_NAME).is_file():
+        raise InputError(
+            f"{folder} has an adapter beside its weights", got=found, expected="a model alone",
+            fix="move the adapter's files into a folder of their own; to merge it give that folder as --adapter",
+        )  # fmt: skip
+    raise InputError(
+        f"{folder} is only an adapter", got=found, expected="a model folder",
+        fix=f"linmu convert BASE_MODEL --adapter {folder}",
+    )  # fmt: skip
+
+
+def _scales(folder: Path, config: dict[str, Any], files: tuple[Path, ...]) -> Scales:
+    tensors = {name: entry for path in files for name, entry in read_header(path).tensors.items()}
+    text = config.get("text_config")
+    parts = [config.get("quantization_config"), text.get("quantization_config") if isinstance(text, dict) else None]
+    block = next((part["weight_block_size"] for part in parts if part and part.get("weight_block_size")), None)
+    return match_scales(tensors, block, folder)
 
 
 def find_gguf(folder: Path) -> Path | None:
@@ -142,7 +197,8 @@ def _shards(folder: Path) -> list[Path]:
     table = read_json_object(path).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise InputError(f"{path}: weight_map", expected="tensor names with the files that hold them")
-    files = []
+    files: list[Path] = []
+    seen: dict[str, str] = {}
     for name in sorted(set(table.values())):
         if Path(name).name != name:
             raise InputError(f"{path}: shard {name!r}", expected="a file name without folders")
@@ -151,6 +207,10 @@ def _shards(folder: Path) -> list[Path]:
         present = read_header(folder / name).tensors
         if absent := sorted(key for key, shard in table.items() if shard == name and key not in present):
             raise InputError(f"{folder / name} lacks tensor {absent[0]!r}", expected=f"the tensors {INDEX_NAME} names")
+        if twice := sorted(present.keys() & seen.keys()):
+            raise InputError(f"{folder / name} and {seen[twice[0]]} hold the same tensor", got=twice[0],
+                             fix="copy the shards of one and the same model")  # fmt: skip
+        seen |= dict.fromkeys(present, name)
         files.append(folder / name)
     return files
 
@@ -159,5 +219,7 @@ def _gguf_folder(folder: Path, gguf: Path) -> ModelFolder:
     header = read_gguf(gguf)
     architecture = str(header.metadata.get("general.architecture"))
     family = get_family(_GGUF_FAMILIES.get(architecture, f"{architecture} (GGUF)"))
+    check_gguf(gguf, header, architecture)
+    rope_scaling(gguf, header, architecture)  # refused here, not after the weights were read
     config = {"model_type": family.name, "gguf": dict(header.metadata)}
     return ModelFolder(folder, config, family, (), gguf, header.parameters, header.data_bytes)

@@ -100,8 +100,8 @@ def gguf_bytes(architecture="llama"):
     pairs += gguf_text("llama.block_count") + struct.pack("<II", 4, 2)
     pairs += gguf_text("scores") + struct.pack("<IIQ", 9, 6, 2) + struct.pack("<2f", 1, 2)
     pairs += gguf_text("names") + struct.pack("<IIQ", 9, 8, 1) + gguf_text("é")
-    tensors = gguf_text("a") + struct.pack("<IQQIQ", 2, 4, 3, 0, 0)
-    tensors += gguf_text("b") + struct.pack("<IQIQ", 1, 64, 8, 64)
+    tensors = gguf_text("token_embd.weight") + struct.pack("<IQQIQ", 2, 4, 3, 0, 0)
+    tensors += gguf_text("output_norm.weight") + struct.pack("<IQIQ", 1, 64, 8, 64)
     head = b"GGUF" + struct.pack("<IQQ", 3, 2, 4) + pairs + tensors
     return head + bytes(-len(head) % 32) + bytes(64 + 68)
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from linmu.config import MMateConfig
-from linmu.errors import InputError
 from linmu.families import Family, get_family
 from linmu.layout import PromptRules
 from linmu.model.attention import MMateAttention, last_valid
+from linmu.model.decoder_rules import require_decoder
 from linmu.model.modeling import (
     LinMUModel,
     attention_dimensions,
@@ -24,6 +24,8 @@ from linmu.model.modeling import (
     use_linmu_attention,
 )
 from linmu.model.seeding import LayerReport, choose_scales, inherit
+from linmu.model.structure_probe import check_student
+from linmu.model.teacher_record import record_teacher
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,18 @@ def convert(
 
     probe: keyword arguments of the teacher's forward (input_ids, pixel_values, …) on which initial scales are chosen;
     default: random tokens. The result's `.conversion_report` holds what was measured.
-    Raises InputError for an unsupported family.
+    Raises InputError for an unsupported family, or a decoder of which a student would drop something.
     """
     mmate = mmate or MMateConfig()
     family = get_family(teacher.config.model_type)
     teacher.eval()
+    require_decoder(teacher)
+    record = record_teacher(teacher, family)
     probe = probe if probe is not None else _random_probe(teacher)
     layout = _probe_layout(teacher, family, mmate, probe)
     reference, reports = _seed_layers(teacher, family, mmate, layout, probe, progress)
     student = _become_student(teacher, family, mmate)
+    check_student(student, record)
     student.conversion_report = _compare(student, probe, reference, reports)
     return student
 
@@ -123,9 +128,6 @@ def _seed_layers(teacher, family, mmate, layout, probe, progress) -> tuple[dict[
         return hook
 
     for index, layer in enumerate(layers):
-        if getattr(layer.self_attn, "sliding_window", None):
-            raise InputError("the teacher uses sliding-window attention", got=f"layer {index}",
-                             fix="set use_sliding_window to false in its config.json")  # fmt: skip
         handles.append(layer.self_attn.o_proj.register_forward_pre_hook(on_heads(index)))
         handles.append(layer.self_attn.register_forward_hook(on_attention(index), with_kwargs=True))
     arguments = {name: value for name, value in probe.items() if name != "linmu_media"}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
@@ -22,15 +23,22 @@ from linmu import __version__
 from linmu.atomic import atomic_folder
 from linmu.config import MMateConfig
 from linmu.errors import InputError
+from linmu.gguf_rules import config_changes
 from linmu.layout import PromptRules
 from linmu.meter import peak_bytes
 from linmu.model.convert import ConversionReport, convert
 from linmu.model.modeling import LinMUForConditionalGeneration, teacher_config
 from linmu.model.probe import default_probe
+from linmu.model.prompt_files import check_prompt_files
+from linmu.model.scaled import apply_scales
 from linmu.model_files import ModelFolder, read_json_object, read_model_folder
 
 CONVERSION_FILE = "conversion.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# What transformers raises for a folder it cannot use: weights, values of a config, a decoder of another kind.
+UNUSABLE = (
+    RuntimeError, ValueError, OSError, AttributeError, TypeError, KeyError, ArithmeticError, StrictDataclassError,
+)  # fmt: skip
 TOKENIZER_SOURCES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")  # what tokenizer.json is made from
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 SIDE_FILES = (
@@ -48,11 +56,12 @@ class FolderConversion(ConversionReport):
     seconds: float
     parameter_bytes: int
     peak_bytes: int
+    notes: tuple[str, ...] = ()  # what was done to the teacher's weights before
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        took = {"seconds": self.seconds, "parameter_bytes": self.parameter_bytes, "peak_bytes": self.peak_bytes}
-        return {**super().to_json(), **took}
+        own = {"seconds": self.seconds, "parameter_bytes": self.parameter_bytes, "peak_bytes": self.peak_bytes}
+        return {**super().to_json(), **own, "notes": list(self.notes)}
 
 
 def convert_folder(
@@ -63,9 +72,11 @@ def convert_folder(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     dtype: str = "auto",
+    adapter: Path | None = None,
 ) -> FolderConversion:
     """Convert the model folder `teacher` (safetensors, or one GGUF file) and write the student folder `out`.
 
+    adapter: folder of a LoRA adapter whose products are added to the teacher's weights first.
     dtype: that of the student's weights; "auto" keeps the teacher's (GGUF: float32). progress(done, total) counts
     layers. Besides the model, `out` gets the tokenizer's and processor's files and conversion.json, the report.
     Raises InputError for an unusable teacher or target; nothing is left behind then.
@@ -74,32 +85,83 @@ def convert_folder(
     if dtype not in DTYPES:
         raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
     found = read_model_folder(teacher)
+    if adapter is not None:
+        from linmu.model.adapter import check_adapter  # peft takes its seconds to load
+
+        check_adapter(adapter)
     with atomic_folder(out, overwrite=overwrite) as folder:
-        model = load_teacher(found, dtype)
-        model.config.save_pretrained(folder)  # the processor's settings depend on it
+        config = _read_config(found)
+        config.save_pretrained(folder)  # the processor's settings depend on it
         write_side_files(found, folder)
-        rules = None if found.family.text_only else PromptRules.from_config(teacher_config(model.config))
+        rules = None if found.family.text_only else PromptRules.from_config(teacher_config(config))
+        check_prompt_files(folder, found.folder, found.family, rules)
+        model = load_teacher(found, dtype, adapter)
         student = convert(model, mmate, default_probe(folder, found.family, rules), progress)
         # False: keys as the class has them; the mapping from older names goes by the teacher's model_type
-        with _no_bars():
+        with _quiet():
             student.save_pretrained(folder, save_original_format=False)
         report = student.conversion_report
         _require_finite(report)
-        _write_report(folder, found, report, student)
+        _write_report(folder, found, report, student, adapter)
         size = sum(weight.numel() * weight.element_size() for weight in student.parameters())
         return FolderConversion(
             report.layers, report.hidden_nmse, report.token_agreement, report.probe_tokens,
-            time.perf_counter() - started, size, peak_bytes(),
+            time.perf_counter() - started, size, peak_bytes(), _notes(found, adapter),
         )  # fmt: skip
 
 
-def load_teacher(found: ModelFolder, dtype: str = "auto") -> PreTrainedModel:
-    """The teacher of a checked folder, on the CPU, in eval mode; raises InputError when weights are missing."""
+def load_teacher(found: ModelFolder, dtype: str = "auto", adapter: Path | None = None) -> PreTrainedModel:
+    """The teacher of a checked folder, on the CPU, in eval mode, with an adapter's weights merged into its own.
+
+    FP8 weights become values of `dtype` ("auto": the config's, or bfloat16). Raises InputError when weights are
+    missing, or when the folder or the adapter holds some that the model does not use.
+    """
     cls = getattr(transformers, found.family.model_class)
-    if found.gguf is None:
-        return _load(cls, found.folder, dtype=dtype, use_safetensors=True)
+    model = _load_gguf(cls, found, found.gguf, dtype) if found.gguf is not None else _load_plain(cls, found, dtype)
+    if adapter is None:
+        return model
+    from linmu.model.adapter import merge_adapter
+
+    return merge_adapter(model, adapter)
+
+
+def _read_config(found: ModelFolder) -> Any:
+    """The teacher's config as transformers reads it; a GGUF file's with the rotary scaling that transformers skips."""
+    cls = getattr(transformers, found.family.model_class).config_class
+    try:
+        if found.gguf is None:
+            return cls.from_pretrained(found.folder, local_files_only=True)
+        config = cls.from_pretrained(found.folder, local_files_only=True, gguf_file=found.gguf.name)
+    except UNUSABLE as error:
+        raise InputError(f"cannot use the config of {found.folder}", got=error, fix="check its config.json") from error
+    changes = config_changes(found.gguf)
+    config.rope_parameters = {**config.rope_parameters, **changes.pop("rope_parameters", {})}
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def _load_plain(cls: Any, found: ModelFolder, dtype: str) -> PreTrainedModel:
+    if not found.scales.weights:
+        model, surplus = _load(cls, found.folder, dtype=dtype, use_safetensors=True)
+    else:
+        config = _read_config(found)
+        for part in (config, config.get_text_config()):
+            vars(part).pop("quantization_config", None)
+        if dtype == "auto":
+            stored = config.dtype or config.get_text_config().dtype
+            dtype = str(stored).removeprefix("torch.") if stored else "bfloat16"
+        options = {"config": config, "dtype": getattr(torch, dtype), "use_safetensors": True}
+        model, surplus = _load(cls, found.folder, **options)
+    if found.scales.weights or found.scales.runtime:
+        surplus -= apply_scales(model, found)
+    _refuse_surplus(found.folder, surplus, f"a {cls.__name__}")
+    return model
+
+
+def _load_gguf(cls: Any, found: ModelFolder, gguf: Path, dtype: str) -> PreTrainedModel:
     dtype = "float32" if dtype == "auto" else dtype
-    model = _load(cls, found.folder, dtype=getattr(torch, dtype), gguf_file=found.gguf.name)
+    model, _ = _load(cls, found.folder, config=_read_config(found), dtype=getattr(torch, dtype), gguf_file=gguf.name)
     # The weights are ordinary tensors by now; without these marks the model can be saved.
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, name):
@@ -112,26 +174,31 @@ def load_teacher(found: ModelFolder, dtype: str = "auto") -> PreTrainedModel:
 
 def load_student(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The student of a folder, on the CPU, in eval mode; raises InputError when it is none or weights are missing."""
-    return _load(LinMUForConditionalGeneration, Path(folder), dtype=dtype)
+    model, surplus = _load(LinMUForConditionalGeneration, Path(folder), dtype=dtype)
+    _refuse_surplus(Path(folder), surplus, "a student")
+    return model
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' progress bars off the terminal, where ours is."""
-    shown = hf_logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and its report on weights off the terminal: we show and judge them ourselves."""
+    shown, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     try:
         yield
     finally:
+        hf_logging.set_verbosity(level)
         if shown:
             hf_logging.enable_progress_bar()
 
 
-def _load(cls: Any, folder: Path, **options: Any) -> PreTrainedModel:
+def _load(cls: Any, folder: Path, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of what the folder has besides (without what transformers knows to be no weight)."""
     try:
-        with _no_bars():
+        with _quiet():
             model, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
-    except (RuntimeError, ValueError, OSError) as error:  # what transformers raises for a folder it cannot use
+    except UNUSABLE as error:
         raise InputError(f"cannot load {folder}", got=error, fix="check its config.json and weights") from error
     missing = sorted(info["missing_keys"]) + sorted(str(item) for item in info["mismatched_keys"])
     if missing:
@@ -139,7 +206,15 @@ def _load(cls: Any, folder: Path, **options: Any) -> PreTrainedModel:
             f"{folder} lacks weights of its model", got=f"no {missing[0]} ({len(missing)} in all)",
             fix="copy the weight files and config.json of one and the same model",
         )  # fmt: skip
-    return model.eval()
+    return model.eval(), set(info["unexpected_keys"])
+
+
+def _refuse_surplus(folder: Path, surplus: set[str], kind: str) -> None:
+    if surplus:
+        raise InputError(
+            f"{folder} has weights that its model does not use", got=f"{min(surplus)} ({len(surplus)} in all)",
+            expected=f"those of {kind}", fix="copy config.json and weights of one and the same model",
+        )  # fmt: skip
 
 
 def write_side_files(found: ModelFolder, folder: Path) -> None:
@@ -166,16 +241,31 @@ def _name_processor(found: ModelFolder, folder: Path) -> None:
     files[0].write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _notes(found: ModelFolder, adapter: Path | None) -> tuple[str, ...]:
+    """What a user should know about the weights that were converted."""
+    notes = []
+    if count := len(found.scales.weights):
+        notes.append(f"{count} weights are stored as FP8 codes with scales: their values were converted")
+    if kinds := sorted({name.rpartition(".")[2] for name in found.scales.runtime}):
+        notes.append(f"{', '.join(kinds)} of the teacher only round activations and caches: the student has none")
+    if adapter is not None:
+        notes.append(f"{adapter} is merged into the student: distil it with a teacher that has it merged, too")
+    return tuple(notes)
+
+
 def _require_finite(report: ConversionReport) -> None:
     values = [value for layer in report.layers for value in (layer.nmse, layer.cosine, layer.rms_ratio)]
     if not all(math.isfinite(value) for value in (*values, *report.hidden_nmse)):
         raise InputError("the model's activations are not finite", fix="convert with --dtype float32")
 
 
-def _write_report(folder: Path, found: ModelFolder, report: ConversionReport, student: PreTrainedModel) -> None:
+def _write_report(
+    folder: Path, found: ModelFolder, report: ConversionReport, student: PreTrainedModel, adapter: Path | None
+) -> None:
     document = {
         "teacher": found.folder.resolve().name,
         "family": found.family.name,
+        "notes": list(_notes(found, adapter and Path(adapter.resolve().name))),
         "linmu": __version__,
         "mmate": student.mmate.to_json(),
         **report.to_json(),

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from linmu.golden import LARGE_PARAMETERS
-from linmu.model.folders import load_student
+from linmu.model.widened import decoder_parts, widened
 from linmu.model_files import find_weights
 from linmu.safetensors_file import read_header
 
@@ -67,12 +66,14 @@ def open_student(folder: Path) -> PreTrainedModel:
 
     Raises InputError as `load_student` does.
     """
+    from linmu.model.folders import load_student  # which converts, which packs, which asks here for mapped files
+
     if find_weights(folder).parameters <= LARGE_PARAMETERS:
         return load_student(folder)
     model, files = load_student(folder, "auto"), MappedFiles(folder)
     if any(name not in files.tensors for name, _ in model.named_parameters()):  # names of another release
         return load_student(folder)
-    decoder = {id(value) for part in _parts(model) for value in part.parameters()}
+    decoder = {id(value) for part in decoder_parts(model) for value in part.parameters()}
     for name, parameter in model.named_parameters():
         stored = files.tensors[name]
         stays = id(parameter) in decoder and parameter.ndim > 1
@@ -98,34 +99,8 @@ def release_pages(model: PreTrainedModel) -> None:
 def upcast(model: PreTrainedModel) -> Iterator[None]:
     """While open, a forward pass of a mapped student turns each layer into float32 when it comes to it."""
     files = mapped_files(model)
-    stored: dict[nn.Parameter, Tensor] = {}
-
-    def read(module: nn.Module, _: Any) -> None:
-        for value in module.parameters():
-            if value.dtype != torch.float32:
-                stored[value] = value.data
-                value.data = value.data.float()
-
-    def restore(module: nn.Module, *_: Any) -> None:
-        for value in module.parameters():
-            if value in stored:
-                value.data = stored.pop(value)
-        assert files is not None
-        files.release()
-
-    handles = []
-    for part in _parts(model) if files is not None else ():
-        handles += [part.register_forward_pre_hook(read), part.register_forward_hook(restore)]
-    try:
+    if files is None:
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for value, data in stored.items():  # of a pass that broke off
-            value.data = data
-
-
-def _parts(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that are turned into float32 one at a time."""
-    decoder = model.get_decoder()
-    return [model.get_input_embeddings(), *decoder.layers, decoder.norm, model.get_output_embeddings()]
+        return
+    with widened(decoder_parts(model), after=files.release):
+        yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from linmu.errors import MissingComponentError
 from linmu.matrix_format import MatrixFormat
 from linmu.quantize.presets import Scheme
 
+NOTHING = 2.0**-31  # what the library takes for zero
 SMOOTH_ALPHA = 0.5  # how much of the difficulty moves from the input to the weights (SmoothQuant, eq. 4)
 AWQ_STEP = 0.1  # grid of AWQ's exponent
 # of a group's largest |w|; from 0.5 on, the default, errors are within 1.5% and the search takes twice the time
@@ -38,12 +39,31 @@ class Found:
 def find_scales(weight: np.ndarray, scheme: Scheme, seen: InputStatistics) -> Found:
     """Run the scheme's algorithm on W [in, out] and the statistics of its input.
 
-    Raises MissingComponentError when Model Optimizer is not installed.
+    SmoothQuant divides by what it saw of an input channel and of its weights. Channels of which either is always zero
+    are kept from it and get the middle one of all factors. Raises MissingComponentError when Model Optimizer is not
+    installed.
     """
+    rows = _rows(scheme, seen)
+    if scheme.algorithm != "smoothquant":
+        return _find(weight, scheme, rows)
+    live = (seen.amax > NOTHING) & (np.abs(weight).max(axis=1) > NOTHING)
+    if live.all():
+        return _find(weight, scheme, rows)
+    if not live.any():
+        return _find(weight, replace(scheme, algorithm="max"), rows)
+    found = _find(weight[live], scheme, rows[:, live])
+    assert found.pre is not None
+    factor = np.full(len(weight), np.median(found.pre), np.float32)
+    factor[live] = found.pre
+    return replace(found, pre=factor, amax=np.maximum(found.amax, np.abs(weight / factor[:, None]).max(axis=0)))
+
+
+def _find(weight: np.ndarray, scheme: Scheme, rows_seen: np.ndarray) -> Found:
+    """The library's answer on W [in, out] and rows [N, in] of its input."""
     format = scheme.format
     module = nn.Sequential(nn.Linear(*weight.shape, bias=False))
     module[0].weight.data = torch.from_numpy(np.ascontiguousarray(weight.T, np.float32))
-    rows = torch.from_numpy(np.array(_rows(scheme, seen), np.float32))
+    rows = torch.from_numpy(np.array(rows_seen, np.float32))
     linear: Any = _quantize(module, _config(scheme), rows)[0]
     pre = getattr(linear.input_quantizer, "pre_quant_scale", None)
     amax = linear.weight_quantizer.amax.detach().float().numpy()

@@ -164,14 +164,6 @@ def test_the_picture_never_changes():
     assert picture.std(axis=(0, 1)).min() > 20
 
 
-@pytest.mark.parametrize("family", ["llama", "llava"])
-def test_without_tokenizer_random_tokens_are_the_probe(family, tmp_path):
-    model, _ = tiny_model(family)
-    model.save_pretrained(tmp_path / "teacher")
-    report = convert_folder(tmp_path / "teacher", tmp_path / "student", mmate=MMATE)
-    assert report.probe_tokens == 64 and load_student(tmp_path / "student").config.linmu
-
-
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
 def test_half_precision_is_kept_or_changed(family, tmp_path):
     teacher = teacher_folder(family, tmp_path / "teacher")
