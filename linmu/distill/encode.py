@@ -20,7 +20,7 @@ from linmu.families import get_family
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.chat import Message, user_message
 from linmu.processing.control import check_text
-from linmu.processing.convert import write_processor
+from linmu.processing.convert import vocabulary_of, write_processor
 from linmu.processing.settings import to_json
 
 LOSS_ON = ("answer", "all")
@@ -78,7 +78,7 @@ def model_processor(folder: Path) -> Processor:
     """The processor of a teacher's or student's folder, as a bundle made from it would have it."""
     with tempfile.TemporaryDirectory() as temporary:
         write_processor(Path(folder), Path(temporary))
-        return Processor.from_folder(temporary)
+        return Processor.from_folder(temporary, vocabulary_of(Path(folder)))
 
 
 def processor_fingerprint(processor: Processor) -> str:
@@ -91,7 +91,8 @@ def pad_token_id(processor: Processor) -> int:
     """The tokenizer's padding token, else one that ends answers, else 0: masked wherever it stands."""
     name = processor.settings.tokens.template_variables.get("pad_token")
     found = None if name is None else processor.tokenizer.token_to_id(name)
-    if found is not None and found not in processor.media_token_ids:
+    embedded = found is not None and (processor.vocabulary is None or found < processor.vocabulary)
+    if found is not None and embedded and found not in processor.media_token_ids:
         return found
     return processor.eos_token_ids[0] if processor.eos_token_ids else 0
 
@@ -112,6 +113,7 @@ def _encode_plain(sample: Sample, processor: Processor) -> tuple[ModelInputs, in
     inputs = processor.encode(sample.prompt, sample.images, sample.video, sample.video_fps)
     check_text(sample.answer, "the answer")
     answer = _ids(processor, sample.answer)
+    processor.check_ids(answer)
     if np.isin(answer, processor.media_token_ids).any():
         raise InputError("the answer holds the model's own image tokens", fix="leave them out of the text")
     ids = np.concatenate([inputs.input_ids, _ended(answer, processor)])

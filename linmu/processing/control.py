@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -59,8 +60,20 @@ class ControlTokens:
 
     def mark(self, text: str) -> str:
         """A text someone wrote, as marked text; raises InputError when it is no Unicode text."""
-        check_text(text)
-        return self._anywhere.sub(MARK, text)
+        return self.mark_parts([text])[0]
+
+    def mark_parts(self, texts: Sequence[str]) -> list[str]:
+        """Texts that a template may write side by side: what would be a control token only together is marked, too."""
+        for text in texts:
+            check_text(text)
+        places = [found.start() for found in self._anywhere.finditer("".join(texts))]
+        marked, start = [], 0
+        for text in texts:
+            here = [place - start for place in places if start <= place < start + len(text)]
+            cuts = [0, *here, len(text)]
+            marked.append(MARK.join(text[low:high] for low, high in pairwise(cuts)))
+            start += len(text)
+        return marked
 
     def starts(self, marked: str) -> re.Match[str] | None:
         """The control token that a marked text begins with."""

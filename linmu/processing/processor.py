@@ -50,14 +50,18 @@ class ModelInputs:
 
 @dataclass(frozen=True)
 class Processor:
-    """Settings, tokenizer and chat template of one model; make it with `from_folder`."""
+    """Settings, tokenizer and chat template of one model; make it with `from_folder`.
+
+    vocabulary: rows of the model's embedding, where known: a prompt with a token beyond them is refused.
+    """
 
     settings: ProcessorSettings
     tokenizer: Tokenizer
     chat_template: str | None = None
+    vocabulary: int | None = None
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> Processor:
+    def from_folder(cls, folder: Path | str, vocabulary: int | None = None) -> Processor:
         """Read a bundle's processor.json, tokenizer/tokenizer.json and chat_template.jinja (which may be absent).
 
         Raises InputError (BundleError) naming the file that is missing or wrong.
@@ -70,7 +74,7 @@ class Processor:
             source = template.read_text(encoding="utf-8") if template.is_file() else None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {template}", got=error, expected="a text in UTF-8") from error
-        return cls(settings, load_tokenizer(folder / TOKENIZER_FOLDER / TOKENIZER_FILE), source)
+        return cls(settings, load_tokenizer(folder / TOKENIZER_FOLDER / TOKENIZER_FILE), source, vocabulary)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -143,7 +147,7 @@ class Processor:
 
     def marked(self, messages: list[dict[str, Any]]) -> tuple[Message, ...]:
         """Messages with their texts marked, without their media."""
-        return tuple(marked_message(message, self.control.mark) for message in chat.check_messages(messages))
+        return tuple(marked_message(message, self.control.mark_parts) for message in chat.check_messages(messages))
 
     def render_marked(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The marked chat text of marked messages."""
@@ -219,6 +223,7 @@ class Processor:
         ids = self.control.encode(expanded, add_special_tokens, context)
         if ids is None:
             return None
+        self.check_ids(ids)
         grids = tuple(item.grid for item in ordered)
         expected = sum(t * h * w for grid in grids for t, h, w in grid.tiles)
         found = int(np.isin(ids, self.media_token_ids).sum()) if kinds else 0
@@ -228,6 +233,16 @@ class Processor:
                 fix="leave the model's special tokens out of the text",
             )  # fmt: skip
         return ModelInputs(ids, plain_text(text), grids, self._calls(ordered))
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raise InputError for token ids that the model has no embedding for."""
+        beyond = ids[ids >= self.vocabulary] if self.vocabulary is not None else ids[:0]
+        if len(beyond):
+            raise InputError(
+                "the prompt holds a token that the model has no embedding for",
+                got=f"{self.tokenizer.id_to_token(int(beyond[0]))!r} (id {beyond[0]})",
+                expected=f"ids below {self.vocabulary}", fix="leave it out of the text",
+            )  # fmt: skip
 
     def adds_special_tokens(self, text: str, rendered: bool) -> bool:
         """Whether the tokenizer puts its own (BOS) in front of a conversation: never twice, nor to a text-only chat."""

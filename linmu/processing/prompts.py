@@ -15,6 +15,7 @@ from linmu.processing.expand import bare_placeholder
 from linmu.processing.settings import ProcessorSettings
 from linmu.processing.sources import KINDS, SOURCE_KEYS, MediaSource, listed, media_of_part
 
+Marker = Callable[[Sequence[str]], list[str]]
 UNMARKED_KEYS = ("role", "type")
 WHOLE_ROLES = ("assistant", "system", "developer")  # a list with one of these is a conversation, not a further turn
 
@@ -49,7 +50,7 @@ def read_prompt(
     """A prompt from the arguments of `Processor.encode`; InputError when it is empty, no text or no messages."""
     media = [MediaSource("image", image) for image in listed(images)]
     media += [] if video is None else [MediaSource("video", video, video_fps)]
-    mark: Callable[[str], str] = _checked if parse_special or raw else control.mark
+    mark: Marker = _checked if parse_special or raw else control.mark_parts
     if isinstance(given, str):
         return _read_text(given, media, settings, mark, has_template, system, raw)
     if raw:
@@ -66,7 +67,7 @@ def read_prompt(
 
 
 def _read_text(
-    given: str, media: list[MediaSource], settings: ProcessorSettings, mark: Callable[[str], str],
+    given: str, media: list[MediaSource], settings: ProcessorSettings, mark: Marker,
     has_template: bool, system: str | None, raw: bool,
 ) -> Prompt:  # fmt: skip
     if not given.strip() and not media:
@@ -74,40 +75,49 @@ def _read_text(
     counts = {kind: sum(item.kind == kind for item in media) for kind in KINDS}
     if has_template and not raw:
         text_only = get_family(settings.family).text_only
-        message = chat.user_message(mark(given), counts["image"], counts["video"], text_only)
+        message = chat.user_message(mark([given])[0], counts["image"], counts["video"], text_only)
         return Prompt((*_system(system, mark), message), "", tuple(media))
     if system is not None:
         raise InputError("a system prompt", got="raw=True" if raw else "a model without a chat template",
                          expected="a model with a chat template", fix="put it into the prompt")  # fmt: skip
-    text = mark(given)
+    text = mark([given])[0]
     if not raw and not get_family(settings.family).text_only:
         family, tokens = settings.family, settings.tokens
         text = "".join(bare_placeholder(family, kind, tokens) * n for kind, n in counts.items() if n) + text
     return Prompt(None, text, tuple(media), raw=raw)
 
 
-def _checked(text: str) -> str:
-    check_text(text)
-    return text
+def _checked(texts: Sequence[str]) -> list[str]:
+    for text in texts:
+        check_text(text)
+    return list(texts)
 
 
-def _system(system: str | None, mark: Callable[[str], str]) -> list[Message]:
+def _system(system: str | None, mark: Marker) -> list[Message]:
     if system is None:
         return []
     if not isinstance(system, str) or not system.strip():
         raise InputError("the system prompt is empty", got=repr(system)[:40], expected="a text")
-    return [{"role": "system", "content": mark(system)}]
+    return [{"role": "system", "content": mark([system])[0]}]
 
 
-def marked_message(message: Message, mark: Callable[[str], str]) -> Message:
+def marked_message(message: Message, mark: Marker) -> Message:
     """A message with every text in it marked, its media as bare placeholders."""
-    return {key: value if key in UNMARKED_KEYS else _marked(value, mark) for key, value in message.items()}
+    found = {key: value if key in UNMARKED_KEYS else _marked(value, mark) for key, value in message.items()}
+    parts = message.get("content")
+    if isinstance(parts, list):  # a template may write them side by side
+        texts = iter(mark([part["text"] if part["type"] == "text" else "" for part in parts]))
+        found["content"] = [
+            {**part, "text": text} if part["type"] == "text" else part
+            for part, text in zip(found["content"], texts, strict=True)
+        ]
+    return found
 
 
-def _marked(value: Any, mark: Callable[[str], str]) -> Any:
+def _marked(value: Any, mark: Marker) -> Any:
     """A value of a message with every text in it marked, and media as bare placeholders."""
     if isinstance(value, str):
-        return mark(value)
+        return mark([value])[0]
     if isinstance(value, dict) and value.get("type") in KINDS:
         return {key: f"<{value['type']}>" if key in SOURCE_KEYS else item for key, item in value.items()}
     if isinstance(value, dict):

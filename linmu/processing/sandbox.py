@@ -43,9 +43,9 @@ class TemplateLimit(jinja2.TemplateError):
 
 @dataclass
 class _Budget:
-    rounds: int = MAX_ROUNDS
-    work: int = MAX_WORK
-    written: int = MAX_CHARACTERS
+    rounds: int = field(default_factory=lambda: MAX_ROUNDS)
+    work: int = field(default_factory=lambda: MAX_WORK)
+    written: int = field(default_factory=lambda: MAX_CHARACTERS)
     deadline: float = field(default_factory=lambda: time.monotonic() + MAX_SECONDS)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,6 +16,8 @@ from tokenizers import Tokenizer
 from linmu.errors import InputError, LinmuError
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+PROBE = "Hi, é 世界!"
+_DESCRIPTOR = Lock()  # two threads that redirect it at once would not find it again
 MAX_HELD = 3  # a UTF-8 character has at most four bytes, so at most three of them can be waiting
 Encoded = np.ndarray  # [S] int64
 
@@ -36,14 +41,34 @@ def rust_calls(what: str, expected: str | None = None) -> Iterator[None]:
         raise InputError(f"{what} fails", got=f"{type(error).__name__}: {error}"[:300], expected=expected) from error
 
 
+@contextmanager
+def _without_panic_messages() -> Iterator[None]:
+    """Keep what a panic writes on descriptor 2 to ourselves: the error raised says it; pass on everything else."""
+    with _DESCRIPTOR, tempfile.TemporaryFile() as file:
+        try:
+            saved = os.dup(2)
+        except OSError:  # nobody listens
+            yield
+            return
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+            file.seek(0)
+            os.write(saved, file.read())
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read tokenizer.json, without its padding and truncation; InputError naming the file."""
     if not path.is_file():
         raise InputError("the tokenizer file is missing", got=path, expected="tokenizer.json")
-    with rust_calls(f"reading the tokenizer {path}", expected="a tokenizer.json"):
+    with rust_calls(f"reading the tokenizer {path}", expected="a tokenizer.json"), _without_panic_messages():
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        tokenizer.decode(tokenizer.encode(PROBE).ids)  # what would fail at the first prompt fails here
     return tokenizer
 
 

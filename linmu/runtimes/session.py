@@ -60,7 +60,7 @@ class Session:
 
     def __init__(self, bundle: Bundle, runner: Runner):
         self.bundle, self.runner = bundle, runner
-        self.processor = Processor.from_folder(bundle.folder)
+        self.processor = Processor.from_folder(bundle.folder, bundle.manifest.model.vocab_size)
         self._guard = Guard()
         self.state = SessionState(runner, bundle, self._guard)
         self._run = _Run()
