@@ -55,8 +55,9 @@ class ControlTokens:
         self.ids = {token.content: i for i, token in added.items() if token.special or token.content in wanted}
         names = sorted({*self.ids, *wanted}, key=len, reverse=True)
         choice = "|".join(map(re.escape, names)) or "(?!)"
-        self._anywhere = re.compile(f"(?={choice})")
-        self._real = re.compile(f"(?<!{MARK})(?:{choice})")
+        first = f"(?=[{''.join(map(re.escape, sorted({name[0] for name in names})))}])" if names else ""  # for speed
+        self._anywhere = re.compile(f"{first}(?={choice})")
+        self._real = re.compile(f"{first}(?<!{MARK})(?:{choice})")
 
     def mark(self, text: str) -> str:
         """A text someone wrote, as marked text; raises InputError when it is no Unicode text."""

@@ -88,6 +88,8 @@ def same_source(one: MediaSource, other: MediaSource) -> bool:
 
 def listed(images: Any) -> list[Any]:
     """`images` of a call as a list: one picture may stand alone."""
+    if images is None:
+        return []
     if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or not isinstance(images, Sequence):
         return [images]
     return list(images)

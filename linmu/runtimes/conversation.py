@@ -22,7 +22,7 @@ from linmu.processing.prompts import Prompt
 from linmu.processing.sources import MediaSource, same_source
 
 CONTEXT_TOKENS = 64  # of the prompt, in front of an answer that is turned into text
-KEPT_MEDIA_BYTES = 128 << 20  # of pictures given as arrays, bytes or Pillow images, kept to be read again
+KEPT_MEDIA_BYTES = 64 << 20  # of pictures given as arrays, bytes or Pillow images, kept to be read again
 ANSWER = "Qx7linmu4answer9Zk"  # stands for an answer whose place in a rendered text is looked for
 REWRITTEN = "the chat template rewrites earlier turns"
 

@@ -108,6 +108,12 @@ def test_long_conversations_are_far_within_the_limits():
     assert text == "".join(f"{i} 500{', ' if i < 499 else ''}{word}" for i in range(500))
 
 
+def test_macros_may_name_their_arguments_as_they_like():
+    template = "{% macro m(context, obj=2) %}{{ context }}{{ obj }}{{ caller() if caller }}{% endmacro %}"
+    assert chat.render(template + "{{ m(context=1, obj=3) }}", MESSAGES, True, {}) == "13"
+    assert chat.render(template + "{% call m(context=1) %}x{% endcall %}", MESSAGES, True, {}) == "12x"
+
+
 def test_formatting_that_templates_do():
     template = "{{ '%s-%.2f' % ('a', 2.5) }} {{ '{:>4}|{x}'.format(7, x='é') }} {{ [1] + [2] }} {{ 'a' * 3 ~ 2 ** 9 }}"
     assert chat.render(template, MESSAGES, True, {}) == "a-2.50    7|é [1, 2] aaa512"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from linmu.processing.chat import SMOLVLM_VIDEO_TEMPLATE
 from linmu.runtimes.conversation import Past, Turn, TurnMaker
 
 # Each in the manner of a published template (written for these tests).
@@ -35,6 +36,7 @@ TEMPLATES = {
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     ),
+    "SmolVLM": SMOLVLM_VIDEO_TEMPLATE,
     "parts only": (  # Idefics, LLaVA
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}"
         "{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
