@@ -180,6 +180,8 @@ class TurnMaker:
         rest, keeps = found
         before = text[: len(text) - len(rest)]
         keeps, rest, context = self._behind_answer(rest, before, keeps)
+        if self._end_was_fed() and context != self._end_text():
+            return None  # the state has read an end token that the template does not have there
         inputs = self.processor.tokenized(rest, media, False, context) if rest else None
         if inputs is None:
             return None
@@ -188,14 +190,22 @@ class TurnMaker:
 
     def _behind_answer(self, rest: str, before: str, keeps: bool) -> tuple[bool, str, str]:
         """(Whether the last generated token is fed, what is left of `rest` behind it, text that gives it context)."""
-        control, pending = self.processor.control, self.past.pending
+        control, past = self.processor.control, self.past
         first = control.starts(rest)
-        if pending and pending[-1] in self.processor.eos_token_ids:
+        if past.answer and past.answer[-1] in self.processor.eos_token_ids:
             # fed only where the template closes an answer with it
-            keeps = first is not None and control.ids.get(first.group()) == pending[-1]
+            keeps = first is not None and control.ids.get(first.group()) == past.answer[-1]
             if first is not None and keeps:
-                return True, rest[first.end() :], first.group()
+                return bool(past.pending), rest[first.end() :], first.group()
         return keeps, rest, "" if first else before[control.last(before) :]
+
+    def _end_was_fed(self) -> bool:
+        """Whether a caller fed the token that ended the answer by hand."""
+        past = self.past
+        return bool(past.answer) and not past.pending and past.answer[-1] in self.processor.eos_token_ids
+
+    def _end_text(self) -> str | None:
+        return next((text for text, i in self.processor.control.ids.items() if i == self.past.answer[-1]), None)
 
     def _further_text(self, prompt: Prompt) -> Turn:
         """Text without a template behind what was read; a raw one behind the very tokens that were generated."""

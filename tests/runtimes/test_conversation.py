@@ -115,6 +115,15 @@ def test_a_prompt_that_was_only_read(reader_of):
     )
 
 
+def test_an_end_token_that_was_fed_by_hand_is_not_fed_again(reader_of):
+    tokenizer, reader, end = reader_of(TEMPLATES["default system prompt"])
+    reader.ask("one?", [*plain_ids(tokenizer, "b"), end])
+    reader.ids.append(end)
+    reader.past = replace(reader.past, tokens=reader.past.tokens + 1, pending=())
+    turn = reader.ask("two?", [end])
+    assert not turn.restart and reader.asked == whole(tokenizer, reader.messages[:-1])
+
+
 def test_messages_are_a_further_turn_or_the_whole_conversation(reader_of):
     tokenizer, reader, end = reader_of(TEMPLATES["default system prompt"])
     talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one?"}]
