@@ -11,17 +11,13 @@ from pathlib import Path
 import pytest
 
 from linmu.cli import main
-from linmu.export.onnx_bundle import export_bundle
-from tests.folders import student_folder
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    root = tmp_path_factory.mktemp("llama")
-    export_bundle(student_folder("llama", root), root / "bundle")
-    return root / "bundle"
+@pytest.fixture
+def bundle(bundle_of):
+    return bundle_of("llama")
 
 
 def answer(capsys, bundle, *arguments):
