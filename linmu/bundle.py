@@ -75,7 +75,7 @@ def open_bundle(folder: Path, verify_hashes: bool = True) -> Bundle:
         raise BundleError(f"{folder / surplus[0]}: the manifest does not list this file", fix="remove it")
     for name, entry in manifest.files.items():
         _check_file(folder, name, entry, verify_hashes)
-    return Bundle(folder, manifest)
+    return Bundle(folder.absolute(), manifest)  # files are read later, wherever the process is then
 
 
 def check_graph_io(spec: GraphSpec, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

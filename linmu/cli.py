@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -126,7 +127,14 @@ def run(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask.", show_default=False)],
     images: Annotated[list[Path] | None, typer.Option("--image", help="Image file; may be repeated.")] = None,
     video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to generate.")] = 128,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt in front of the conversation.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=0, help="Tokens to generate (0: only read the prompt).")
+    ] = 128,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="A text that ends the answer; repeatable.")] = None,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Control tokens in the prompt are control tokens, not text.")
+    ] = False,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     save_state: Annotated[Path | None, typer.Option("--save-state", help="Write the state afterwards.")] = None,
@@ -147,12 +155,15 @@ def run(
         session = load(bundle, backend=backend, threads=threads)
         if load_state is not None:
             session.state.load(load_state)
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "system": system,
+            "parse_special": parse_special,
+        }  # fmt: skip
         pictures = list(images or [])
         if json_output:
-            results.json(session.generate(prompt, pictures, video, max_new_tokens=max_new_tokens, sampling=sampling))
+            results.json(session.generate(prompt, pictures, video, **options))
         else:
-            pieces = session.stream(prompt, pictures, video, max_new_tokens=max_new_tokens, sampling=sampling)
-            for piece in pieces:
+            for piece in session.stream(prompt, pictures, video, **options):
                 results.text(piece)
             results.text("\n")
             found = session.result("")
@@ -229,6 +240,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING if debug else logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no failed command
     try:
         code = app(arguments, prog_name="linmu", standalone_mode=False)
         sys.stdout.flush()
@@ -244,7 +257,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) went away; the interpreter must not complain while it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # the one place that catches everything: a user gets a line, not a stack
+    except BaseException as error:  # the one place that catches everything: a user gets a line, not a stack
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's is no Exception
+            raise
         hint = "" if debug else "; run with --debug for the traceback"
         return _fail(f"{type(error).__name__}: {error}{hint}", 1, debug)
 
@@ -306,7 +321,12 @@ class _Results:
         self._stream.flush()
 
     def json(self, value: Any) -> None:
-        self.text(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+        try:
+            text.encode(getattr(self._stream, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:
+            text = json.dumps(plain(value), allow_nan=False)
+        self.text(text + "\n")
 
     def view(self, view: RenderableType) -> None:
         console = Console(file=self._stream)

@@ -19,9 +19,9 @@ from linmu.errors import InputError
 from linmu.families import get_family
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.chat import Message, user_message
-from linmu.processing.convert import write_processor
+from linmu.processing.control import check_text
+from linmu.processing.convert import vocabulary_of, write_processor
 from linmu.processing.settings import to_json
-from linmu.processing.tokens import to_ids
 
 LOSS_ON = ("answer", "all")
 
@@ -78,7 +78,7 @@ def model_processor(folder: Path) -> Processor:
     """The processor of a teacher's or student's folder, as a bundle made from it would have it."""
     with tempfile.TemporaryDirectory() as temporary:
         write_processor(Path(folder), Path(temporary))
-        return Processor.from_folder(temporary)
+        return Processor.from_folder(temporary, vocabulary_of(Path(folder)))
 
 
 def processor_fingerprint(processor: Processor) -> str:
@@ -91,7 +91,8 @@ def pad_token_id(processor: Processor) -> int:
     """The tokenizer's padding token, else one that ends answers, else 0: masked wherever it stands."""
     name = processor.settings.tokens.template_variables.get("pad_token")
     found = None if name is None else processor.tokenizer.token_to_id(name)
-    if found is not None and found not in processor.media_token_ids:
+    embedded = found is not None and (processor.vocabulary is None or found < processor.vocabulary)
+    if found is not None and embedded and found not in processor.media_token_ids:
         return found
     return processor.eos_token_ids[0] if processor.eos_token_ids else 0
 
@@ -110,7 +111,9 @@ def _encode(sample: Sample, processor: Processor) -> tuple[ModelInputs, int]:
 def _encode_plain(sample: Sample, processor: Processor) -> tuple[ModelInputs, int]:
     """Prompt, answer and end token, each tokenized on its own: generation goes on from the prompt's ids too."""
     inputs = processor.encode(sample.prompt, sample.images, sample.video, sample.video_fps)
-    answer = to_ids(processor.tokenizer, sample.answer, add_special_tokens=False)
+    check_text(sample.answer, "the answer")
+    answer = _ids(processor, sample.answer)
+    processor.check_ids(answer)
     if np.isin(answer, processor.media_token_ids).any():
         raise InputError("the answer holds the model's own image tokens", fix="leave them out of the text")
     ids = np.concatenate([inputs.input_ids, _ended(answer, processor)])
@@ -118,22 +121,26 @@ def _encode_plain(sample: Sample, processor: Processor) -> tuple[ModelInputs, in
 
 
 def _encode_chat(sample: Sample, processor: Processor) -> tuple[ModelInputs, int]:
-    messages = _conversation(sample, processor)
-    full = processor.encode(messages, sample.images, sample.video, sample.video_fps, add_generation_prompt=False)
-    prompt = processor.render(messages[:1])
-    if not full.text.startswith(prompt):
-        raise _not_a_beginning(full.text, prompt)
-    if not full.text[len(prompt) :].strip():
-        raise InputError("the chat template leaves the answer out", got=f"{full.text[-30:]!r} at the end of the text")
+    read = processor.read(_conversation(sample, processor), sample.images, sample.video, video_fps=sample.video_fps)
+    assert read.messages is not None
+    # A prompt's control tokens are text, as when it is asked; an answer may say itself where it ends.
+    messages = (*read.messages[:-1], {"role": "assistant", "content": sample.answer})
+    text, prompt = processor.render_marked(messages, False), processor.render_marked(messages[:1])
+    if not text.startswith(prompt):
+        raise _not_a_beginning(text, prompt)
+    if not text[len(prompt) :].strip():
+        raise InputError("the chat template leaves the answer out", got=f"{text[-30:]!r} at the end of the text")
+    full = processor.tokenized(text, read.media, processor.adds_special_tokens(text, True))
+    assert full is not None  # nothing stands before it
     # The answer's tokens are told apart before placeholders are expanded: pixels are prepared only once.
-    whole, ended = (_ids(processor, text) for text in (full.text, full.text.rstrip()))
+    whole, ended = (_ids(processor, part) for part in (text, text.rstrip()))
     before = _ids(processor, prompt)
     answer, tail = ended[len(before) :], whole[len(before) :]
     kept = len(full.input_ids) - len(tail)
     if not _starts_with(whole, before) or not _starts_with(ended, before) or list(full.input_ids[kept:]) != list(tail):
         raise InputError(
             "the tokens of the prompt are not the beginning of those of the conversation",
-            got=f"tokens that reach from {prompt[-20:]!r} into {full.text[len(prompt) :][:20]!r}",
+            got=f"tokens that reach from {prompt[-20:]!r} into {text[len(prompt) :][:20]!r}",
             fix="check where the chat template puts spaces around the generation prompt",
         )
     ids = np.concatenate([full.input_ids[:kept], _ended(answer, processor)])
@@ -143,8 +150,7 @@ def _encode_chat(sample: Sample, processor: Processor) -> tuple[ModelInputs, int
 def _conversation(sample: Sample, processor: Processor) -> list[Message]:
     text_only = get_family(processor.settings.family).text_only
     user = user_message(sample.prompt, len(sample.images), int(sample.video is not None), text_only)
-    content = sample.answer if text_only else [{"type": "text", "text": sample.answer}]
-    return [user, {"role": "assistant", "content": content}]
+    return [user, {"role": "assistant", "content": sample.answer}]
 
 
 def _ended(answer: np.ndarray, processor: Processor) -> np.ndarray:
@@ -172,8 +178,11 @@ def _mask(inputs: ModelInputs, prompt_tokens: int, processor: Processor) -> np.n
     return mask
 
 
-def _ids(processor: Processor, text: str) -> np.ndarray:
-    return to_ids(processor.tokenizer, text, add_special_tokens=False)
+def _ids(processor: Processor, marked: str) -> np.ndarray:
+    """Token ids of a marked text."""
+    ids = processor.control.encode(marked, add_special_tokens=False)
+    assert ids is not None  # nothing stands before it
+    return ids
 
 
 def _starts_with(ids: np.ndarray, start: np.ndarray) -> bool:

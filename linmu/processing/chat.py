@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -10,12 +11,13 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-import jinja2.sandbox
 
 from linmu.errors import InputError
+from linmu.processing.sandbox import LimitedEnvironment, TemplateLimit, run
+from linmu.processing.sources import canonical_part
 
 Message = dict[str, Any]
-MEDIA_KEYS = ("image", "video", "path", "url")
+PART_TYPES = ("text", "image", "video", "image_url", "video_url")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 # transformers renders SmolVLM conversations that hold a video with this template, whatever the model's own says
@@ -44,6 +46,17 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
+# what a template's own mistakes raise
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+
+
+class TemplateCost(InputError):
+    """A template that goes beyond the limits of linmu.processing.sandbox."""
+
+
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
@@ -51,20 +64,20 @@ def _tojson(
 
 
 def _strftime_now(pattern: str) -> str:
+    if len(pattern) > 100 or re.search(r"%[^a-zA-Z%]*\d{3}", pattern):
+        raise TemplateLimit(f"the date format {pattern[:40]!r}")
     return datetime.now().strftime(pattern)
 
 
 @lru_cache(maxsize=8)
 def compile_template(source: str) -> jinja2.Template:
-    """A template in jinja's immutable sandbox (templates come with models: untrusted); InputError on bad syntax."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
+    """A template in a sandbox with limits (templates come with models: untrusted); InputError on bad syntax."""
+    environment = LimitedEnvironment([_GenerationTag, jinja2.ext.loopcontrols])
+    environment.add_filter("tojson", _tojson)
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     try:
         return environment.from_string(source)
-    except jinja2.TemplateError as error:
+    except _TEMPLATE_ERRORS as error:
         raise InputError("the chat template cannot be compiled", got=error, fix="repair chat_template.jinja") from error
 
 
@@ -87,53 +100,49 @@ def _for_template(message: Message) -> Message:
 
 
 def render(source: str, messages: Sequence[Message], add_generation_prompt: bool, variables: dict[str, str]) -> str:
-    """The chat text of `messages`; InputError when the template refuses them."""
+    """The chat text of `messages`; InputError when the template refuses them, TemplateCost beyond the limits."""
     template = compile_template(source)
+    given = {
+        "messages": [_for_template(message) for message in messages],
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
     try:
-        return template.render(
-            messages=[_for_template(message) for message in messages],
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        return run(template, {**given, **variables})
+    except TemplateLimit as error:
+        raise TemplateCost("the chat template goes beyond linmu's limits", got=error,
+                           fix="repair chat_template.jinja, or use raw=True") from error  # fmt: skip
+    except _TEMPLATE_ERRORS as error:
         raise InputError(
             "the chat template refuses these messages", got=error, fix="change the messages, or use raw=True"
         ) from error
 
 
 def check_messages(messages: Any) -> list[Message]:
-    """Messages in the Hugging Face form; InputError on anything else, and on an empty conversation."""
+    """Messages in the Hugging Face or OpenAI form, their parts canonical; InputError on anything else."""
     if not isinstance(messages, list) or not messages:
         raise InputError("prompt", got=repr(messages)[:60], expected="a text or a non-empty list of messages")
-    for message in messages:
-        if not isinstance(message, dict) or "role" not in message:
-            raise InputError("a message", got=repr(message)[:60], expected='{"role": ..., "content": ...}')
-        content = message.get("content")
-        if isinstance(content, list):
-            for part in content:
-                if not isinstance(part, dict) or part.get("type") not in ("text", "image", "video"):
-                    raise InputError(
-                        "a part of a message", got=repr(part)[:60], expected='"type": text, image or video'
-                    )
-                if part["type"] == "text" and not isinstance(part.get("text"), str):
-                    raise InputError("a text part of a message", got=repr(part)[:60], expected='a "text" string')
-        elif not isinstance(content, str) and content is not None:
-            raise InputError("content of a message", got=type(content).__name__, expected="a text or a list of parts")
-    return messages
+    return [_checked_message(message) for message in messages]
 
 
-def media_parts(messages: Sequence[Message], kind: str) -> list[Any]:
-    """What each "image" or "video" part of the messages holds, in order; None for a bare placeholder."""
-    parts = [
-        part
-        for message in messages
-        if isinstance(message.get("content"), list)
-        for part in message["content"]
-        if part["type"] == kind
-    ]
-    return [next((part[key] for key in MEDIA_KEYS if part.get(key) is not None), None) for part in parts]
+def _checked_message(message: Any) -> Message:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise InputError("a message", got=repr(message)[:60], expected='{"role": ..., "content": ...}')
+    content = message.get("content")
+    if isinstance(content, list):
+        return {**message, "content": [_checked_part(part) for part in content]}
+    if not isinstance(content, str) and content is not None:
+        raise InputError("content of a message", got=type(content).__name__, expected="a text or a list of parts")
+    return message
+
+
+def _checked_part(part: Any) -> dict[str, Any]:
+    if not isinstance(part, dict) or part.get("type") not in PART_TYPES:
+        raise InputError("a part of a message", got=repr(part)[:60], expected='"type": ' + ", ".join(PART_TYPES))
+    if part["type"] == "text" and not isinstance(part.get("text"), str):
+        raise InputError("a text part of a message", got=repr(part)[:60], expected='a "text" string')
+    return canonical_part(part)
 
 
 def has_text(messages: Sequence[Message]) -> bool:

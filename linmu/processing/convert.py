@@ -43,9 +43,35 @@ def write_processor(teacher_or_student_folder: Path, bundle: Path) -> None:
     if (folder / hf_files.TOKENIZER_CONFIG).is_file():
         shutil.copyfile(folder / hf_files.TOKENIZER_CONFIG, target / hf_files.TOKENIZER_CONFIG)
     template = hf_files.chat_template(folder)
+    _check_embedded(folder, settings.tokens, tokenizer, template or "")
     if template is not None:
         (bundle / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     write_settings(settings, bundle / PROCESSOR_FILE)
+
+
+def vocabulary_of(folder: Path) -> int | None:
+    """Rows of the embedding that a folder's config.json tells, or None."""
+    config = read_json(folder / "config.json")
+    text = config.get("text_config") if isinstance(config, dict) else None
+    for source in (text, config):
+        if isinstance(source, dict) and type(source.get("vocab_size")) is int:
+            return int(source["vocab_size"])
+    return None
+
+
+def _check_embedded(folder: Path, tokens: TokenSettings, tokenizer: Tokenizer, template: str) -> None:
+    """Every prompt has the template's control tokens and the media's: the model must have rows for them."""
+    vocabulary = vocabulary_of(folder)
+    if vocabulary is None:
+        return
+    names = {tokens.image, tokens.video, tokens.vision_start, tokens.vision_end, tokens.fake_image, tokens.global_image}
+    for i, token in tokenizer.get_added_tokens_decoder().items():
+        needed = token.content in names or (token.special and token.content in template) or i in tokens.eos_token_ids
+        if i >= vocabulary and needed:
+            raise InputError(
+                f"{folder}: prompts hold a token that the model has no embedding for", got=f"{token.content!r}, id {i}",
+                expected=f"ids below {vocabulary}", fix="resize the model's embeddings, or repair tokenizer.json",
+            )  # fmt: skip
 
 
 def read_folder(folder: Path, tokenizer: Tokenizer) -> ProcessorSettings:

@@ -14,6 +14,7 @@ from linmu.layout.types import MediaGrid
 from linmu.processing import expand, vision
 from linmu.processing.images import ImageSource, load_image, normalize
 from linmu.processing.settings import GridSettings, ProcessorSettings, TokenSettings, VideoSettings
+from linmu.processing.sources import MediaSource, image_source, video_source
 from linmu.processing.video import SAMPLERS, Clip, checked_rate, frames_clip, read_clip
 
 VideoSource = str | Path | np.ndarray
@@ -61,6 +62,17 @@ class ChainedCalls(Sequence[dict[str, np.ndarray]]):
             return [part[i] for part, i in self.places[index]]
         part, i = self.places[index]
         return part[i]
+
+
+def prepare(medium: MediaSource, settings: ProcessorSettings) -> Media:
+    """Preprocess a picture or a video; InputError when it cannot be read, or the family takes none or not so."""
+    settings = medium.settings(settings)
+    if medium.kind == "image":
+        if settings.image is None:
+            raise InputError(f"the family {settings.family} takes no images", fix="leave them out")
+        return prepare_image(image_source(medium.source), settings)
+    _video_settings(settings)
+    return prepare_video(video_source(medium.source), medium.fps, settings)
 
 
 def prepare_image(source: ImageSource, settings: ProcessorSettings) -> Media:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from linmu.errors import InputError
 from linmu.families import get_family
 from linmu.layout.types import MediaGrid
 from linmu.processing import chat
-from linmu.processing.expand import bare_placeholder
-from linmu.processing.images import ImageSource
-from linmu.processing.media import ChainedCalls, Media, VideoSource, prepare_image, prepare_video
+from linmu.processing.chat import Message
+from linmu.processing.control import MARK, ControlTokens, plain_text
+from linmu.processing.forms import adapted, takes
+from linmu.processing.media import ChainedCalls, Media, prepare
+from linmu.processing.prompts import Prompt, marked_message, read_prompt
 from linmu.processing.settings import GridSettings, ProcessorSettings, read_settings
-from linmu.processing.tokens import StreamDecoder, load_tokenizer, to_ids
+from linmu.processing.sources import KINDS, MediaSource
+from linmu.processing.tokens import StreamDecoder, byte_tokens, decode, load_tokenizer
 
 PROCESSOR_FILE = "processor.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -47,14 +50,18 @@ class ModelInputs:
 
 @dataclass(frozen=True)
 class Processor:
-    """Settings, tokenizer and chat template of one model; make it with `from_folder`."""
+    """Settings, tokenizer and chat template of one model; make it with `from_folder`.
+
+    vocabulary: rows of the model's embedding, where known: a prompt with a token beyond them is refused.
+    """
 
     settings: ProcessorSettings
     tokenizer: Tokenizer
     chat_template: str | None = None
+    vocabulary: int | None = None
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> Processor:
+    def from_folder(cls, folder: Path | str, vocabulary: int | None = None) -> Processor:
         """Read a bundle's processor.json, tokenizer/tokenizer.json and chat_template.jinja (which may be absent).
 
         Raises InputError (BundleError) naming the file that is missing or wrong.
@@ -67,7 +74,7 @@ class Processor:
             source = template.read_text(encoding="utf-8") if template.is_file() else None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {template}", got=error, expected="a text in UTF-8") from error
-        return cls(settings, load_tokenizer(folder / TOKENIZER_FOLDER / TOKENIZER_FILE), source)
+        return cls(settings, load_tokenizer(folder / TOKENIZER_FOLDER / TOKENIZER_FILE), source, vocabulary)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -84,77 +91,104 @@ class Processor:
             raise InputError("the tokenizer lacks media tokens", got=f"no {missing}", fix="convert the model again")
         return tuple(found for found in ids.values() if found is not None)
 
+    @cached_property
+    def control(self) -> ControlTokens:
+        """The control tokens and placeholders of this model."""
+        tokens = self.settings.tokens
+        names = (tokens.image, tokens.video, tokens.vision_start, tokens.vision_end, tokens.fake_image,
+                 tokens.global_image)  # fmt: skip
+        return ControlTokens(self.tokenizer, [name for name in names if name is not None])
+
     def encode(
         self,
         prompt: str | list[dict[str, Any]],
-        images: Sequence[ImageSource] = (),
-        video: VideoSource | None = None,
+        images: Sequence[Any] = (),
+        video: Any = None,
         video_fps: float | None = None,
         add_generation_prompt: bool = True,
         raw: bool = False,
+        system: str | None = None,
+        parse_special: bool = False,
     ) -> ModelInputs:
         """Token ids, grids and pixels of a prompt.
 
-        prompt: a text (one user message, images and video in front of it) or messages in the Hugging Face form;
-        with `raw`, a text that already holds the model's own placeholders. video_fps: frames a second to take from a
-        video file, or at which the frames of an array were taken. Raises InputError on an empty prompt, an unreadable
-        image, or placeholders and media that do not match.
+        prompt: a text (one user message, images and video in front of it) or messages in the Hugging Face or OpenAI
+        form; with `raw`, a text that already holds the model's own placeholders and control tokens. images: files,
+        encoded bytes, data URLs, uint8 arrays, Pillow images; video: a file or uint8 frames [T, H, W, 3]. video_fps:
+        frames a second to take from a video file, or at which the frames of an array were taken. system: a system
+        message in front. parse_special: control tokens written in the prompt are control tokens, not text. Raises
+        InputError on an empty prompt, an unreadable image, or placeholders and media that do not match.
         """
-        images = [images] if isinstance(images, (str, Path)) or not isinstance(images, Sequence) else list(images)
-        videos: list[VideoSource] = [] if video is None else [video]
-        if isinstance(prompt, str):
-            if not prompt.strip() and not images and not videos:
-                raise InputError("the prompt is empty", expected="a text, an image or a video")
-            text = prompt if raw else self._text_of_prompt(prompt, len(images), len(videos), add_generation_prompt)
-        elif raw:
-            raise InputError("prompt", got=type(prompt).__name__, expected="a text", fix="leave out raw=True")
-        else:
-            messages = chat.check_messages(prompt)
-            images = _fill(chat.media_parts(messages, "image"), images, "image")
-            videos = _fill(chat.media_parts(messages, "video"), videos, "video")
-            if not images and not videos and not chat.has_text(messages):
-                raise InputError("the prompt is empty", expected="a text, an image or a video")
-            text = self.render(messages, add_generation_prompt)
-        # an unreadable video or a bad count should not wait for the images
-        self._check_placeholders(text, len(images), len(videos))
-        prepared = {
-            "image": [prepare_image(source, self.settings) for source in images],
-            "video": [prepare_video(source, video_fps, self.settings) for source in videos],
-        }
-        return self._assemble(text, prepared, rendered=not raw and self.chat_template is not None)
+        read = self.read(
+            prompt, images, video, video_fps=video_fps, raw=raw, system=system, parse_special=parse_special
+        )
+        text = self.text_of(read, add_generation_prompt)
+        made = self.tokenized(text, read.media, self.adds_special_tokens(text, read.messages is not None))
+        assert made is not None  # nothing stands before it
+        return made
+
+    def read(self, prompt: str | list[dict[str, Any]], images: Any = (), video: Any = None, **options: Any) -> Prompt:
+        """The prompt checked and marked; options as in `encode`."""
+        has_template = self.chat_template is not None
+        read = read_prompt(
+            prompt, images, video, settings=self.settings, control=self.control, has_template=has_template, **options
+        )
+        if options.get("system") is not None:
+            self._check_system()
+        return read
+
+    def text_of(self, prompt: Prompt, add_generation_prompt: bool = True) -> str:
+        """The marked text of a prompt."""
+        return prompt.text if prompt.messages is None else self.render_marked(prompt.messages, add_generation_prompt)
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
         """The chat text of messages in the Hugging Face form; InputError without a chat template."""
-        source = self.chat_template
-        if source is None:
-            raise InputError("the model has no chat template", got="messages", fix="give the prompt as a text")
-        if self.settings.family == "smolvlm" and chat.media_parts(messages, "video"):
-            source = chat.SMOLVLM_VIDEO_TEMPLATE
-        return chat.render(source, messages, add_generation_prompt, self.settings.tokens.template_variables)
+        return plain_text(self.render_marked(self.marked(messages), add_generation_prompt))
+
+    def marked(self, messages: list[dict[str, Any]]) -> tuple[Message, ...]:
+        """Messages with their texts marked, without their media."""
+        return tuple(marked_message(message, self.control.mark_parts) for message in chat.check_messages(messages))
+
+    def render_marked(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The marked chat text of marked messages."""
+        source = self._template(messages)
+        variables = self.settings.tokens.template_variables
+        return chat.render(source, adapted(source, messages, variables), add_generation_prompt, variables)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids, without special tokens."""
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        ids = [int(i) for i in ids]
+        if self._bytes_of and not self._bytes_of.keys().isdisjoint(ids):
+            decoder = self.stream_decoder()
+            return "".join([decoder.push(i) for i in ids]) + decoder.flush()
+        return decode(self.tokenizer, ids)
 
     def stream_decoder(self) -> StreamDecoder:
         """A fresh incremental decoder for one answer."""
-        return StreamDecoder(self.decode)
+        return StreamDecoder(partial(decode, self.tokenizer), self._bytes_of)
 
-    def _text_of_prompt(self, prompt: str, images: int, videos: int, add_generation_prompt: bool) -> str:
-        """A plain prompt as chat text, or behind bare placeholders where there is no chat template."""
-        text_only = get_family(self.settings.family).text_only
-        if self.chat_template is not None:
-            return self.render([chat.user_message(prompt, images, videos, text_only)], add_generation_prompt)
-        family, tokens = self.settings.family, self.settings.tokens
-        if text_only:
-            return prompt
-        pictures = bare_placeholder(family, "image", tokens) * images if images else ""
-        return pictures + (bare_placeholder(family, "video", tokens) * videos if videos else "") + prompt
+    @cached_property
+    def _bytes_of(self) -> dict[int, int]:
+        return byte_tokens(self.tokenizer)
+
+    def _template(self, messages: Sequence[Message]) -> str:
+        if self.chat_template is None:
+            raise InputError("the model has no chat template", got="messages", fix="give the prompt as a text")
+        lists = [message["content"] for message in messages if isinstance(message.get("content"), list)]
+        if self.settings.family == "smolvlm" and any(part["type"] == "video" for parts in lists for part in parts):
+            return chat.SMOLVLM_VIDEO_TEMPLATE
+        return self.chat_template
+
+    def _check_system(self) -> None:
+        variables = tuple(sorted(self.settings.tokens.template_variables.items()))
+        if self.chat_template is None or not any(takes(self.chat_template, "system", variables)):
+            raise InputError("a system prompt", got="a chat template that shows none",
+                             fix="put it in front of the prompt")  # fmt: skip
 
     def _check_placeholders(self, text: str, images: int, videos: int) -> None:
         tokens = self.settings.tokens
         for kind, token, count in (("image", tokens.image, images), ("video", tokens.video, videos)):
-            found = text.count(token) if token is not None else 0
+            found = self.control.count(text, token) if token is not None else 0
             if count and token is None:
                 raise InputError(f"the family {self.settings.family} takes no {kind}", got=count, fix="leave it out")
             if found != count:
@@ -164,8 +198,18 @@ class Processor:
                     fix=f"give one {kind} per placeholder (and check that the chat template renders {kind}s)",
                 )
 
-    def _assemble(self, text: str, prepared: dict[str, list[Media]], rendered: bool) -> ModelInputs:
-        """Replace placeholders in order, tokenize, and put pixels in the order of the tokens."""
+    def tokenized(
+        self, text: str, media: Sequence[MediaSource], add_special_tokens: bool, context: str = ""
+    ) -> ModelInputs | None:
+        """Ids, grids and pixels of a marked text that follows `context` (another one, which is not encoded again).
+
+        None when a token reaches from the one into the other. Raises InputError as `encode` does.
+        """
+        counts = [sum(item.kind == kind for item in media) for kind in KINDS]
+        self._check_placeholders(text, *counts)  # an unreadable video or a bad count should not wait for the images
+        prepared: dict[str, list[Media]] = {kind: [] for kind in KINDS}
+        for item in media:
+            prepared[item.kind].append(prepare(item, self.settings))
         tokens = self.settings.tokens
         kinds = {token: kind for kind, token in (("image", tokens.image), ("video", tokens.video)) if token}
         waiting = {kind: iter(items) for kind, items in prepared.items()}
@@ -175,20 +219,33 @@ class Processor:
             ordered.append(next(waiting[kinds[match.group()]]))
             return ordered[-1].text
 
-        expanded = re.sub("|".join(map(re.escape, kinds)) or "(?!)", replace, text)
-        ids = to_ids(self.tokenizer, expanded, self._adds_special_tokens(text, rendered))
-        media = tuple(item.grid for item in ordered)
-        expected = sum(t * h * w for grid in media for t, h, w in grid.tiles)
+        expanded = re.sub(f"(?<!{MARK})(?:" + ("|".join(map(re.escape, kinds)) or "(?!)") + ")", replace, text)
+        ids = self.control.encode(expanded, add_special_tokens, context)
+        if ids is None:
+            return None
+        self.check_ids(ids)
+        grids = tuple(item.grid for item in ordered)
+        expected = sum(t * h * w for grid in grids for t, h, w in grid.tiles)
         found = int(np.isin(ids, self.media_token_ids).sum()) if kinds else 0
         if found != expected:
             raise InputError(
                 "media tokens in the prompt do not match its images", got=found, expected=expected,
                 fix="leave the model's special tokens out of the text",
             )  # fmt: skip
-        return ModelInputs(ids, text, media, self._calls(ordered))
+        return ModelInputs(ids, plain_text(text), grids, self._calls(ordered))
 
-    def _adds_special_tokens(self, text: str, rendered: bool) -> bool:
-        """Whether the tokenizer puts its own (BOS) in front: never twice, and never to a text-only chat."""
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raise InputError for token ids that the model has no embedding for."""
+        beyond = ids[ids >= self.vocabulary] if self.vocabulary is not None else ids[:0]
+        if len(beyond):
+            raise InputError(
+                "the prompt holds a token that the model has no embedding for",
+                got=f"{self.tokenizer.id_to_token(int(beyond[0]))!r} (id {beyond[0]})",
+                expected=f"ids below {self.vocabulary}", fix="leave it out of the text",
+            )  # fmt: skip
+
+    def adds_special_tokens(self, text: str, rendered: bool) -> bool:
+        """Whether the tokenizer puts its own (BOS) in front of a conversation: never twice, nor to a text-only chat."""
         if not rendered:
             return True
         bos = self.settings.tokens.template_variables.get("bos_token")
@@ -199,16 +256,3 @@ class Processor:
         if not calls or isinstance(self.settings.image, GridSettings):
             return calls
         return ({"pixel_values": np.concatenate([call["pixel_values"] for call in calls])},)
-
-
-def _fill(parts: list[Any], given: Sequence[Any], kind: str) -> list[Any]:
-    """Media of the messages' parts: their own, and for bare placeholders those given beside the messages, in order."""
-    bare = sum(part is None for part in parts)
-    if bare != len(given):
-        raise InputError(
-            f"{kind} parts of the messages do not match the {kind}s given",
-            got=f"{bare} parts without a file and {len(given)} {kind}s",
-            fix=f"give one {kind} per part",
-        )
-    rest = iter(given)
-    return [part if part is not None else next(rest) for part in parts]

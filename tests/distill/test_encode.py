@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -201,4 +203,21 @@ def test_the_processor_of_a_model_folder(tmp_path, tmp_path_factory):
     assert pad_token_id(text_processor(None, (2,))) == 0
     variables = {"pad_token": "<none>"}
     tokens = TokenSettings(eos_token_ids=(7,), template_variables=variables, chat_adds_special_tokens=False)
-    assert pad_token_id(Processor(ProcessorSettings(family="llama", tokens=tokens), processor.tokenizer)) == 7
+    settings = ProcessorSettings(family="llama", tokens=tokens)
+    assert pad_token_id(Processor(settings, processor.tokenizer)) == 7
+    last = processor.tokenizer.get_vocab_size() - 1  # a padding token that was added without a row for it
+    named = {"pad_token": processor.tokenizer.id_to_token(last)}
+    late = replace(settings, tokens=replace(tokens, template_variables=named))
+    assert pad_token_id(Processor(late, processor.tokenizer, vocabulary=last + 1)) == last
+    assert pad_token_id(Processor(late, processor.tokenizer, vocabulary=last)) == 7
+
+
+def test_control_tokens_of_a_prompt_are_text_when_learned_as_when_asked():
+    processor = text_processor(CHATML)
+    sample = Sample("x", "Why <|im_end|>?", "so<|im_end|>")
+    encoded = encode_sample(sample, processor)
+    asked = processor.encode(sample.prompt).input_ids
+    assert encoded.inputs.input_ids[: len(asked)].tolist() == asked.tolist()
+    end = processor.eos_token_ids[0]
+    assert (asked == end).sum() == 1 and counted(encoded, processor) == "so<|im_end|>"
+    assert encoded.inputs.input_ids[-1] == end  # an answer may say itself where it ends

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from linmu.errors import BundleError, InputError
 from linmu.processing import Processor
-from linmu.processing.convert import image_settings, video_settings, write_processor
+from linmu.processing.convert import image_settings, video_settings, vocabulary_of, write_processor
 from linmu.processing.settings import CropSettings, GridSettings, from_json, read_settings, to_json
 from tests.processing.support import tiny_pair
 from tests.tiny import FAMILY_NAMES
@@ -168,3 +168,25 @@ def test_imports_nothing_of_the_workstation():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_tokens_that_the_model_has_no_embedding_for(tmp_path):
+    """The chat template's own tokens are refused by what reads a folder first; a user's when a prompt holds them."""
+    _, ours = tiny_pair("llama", tmp_path)
+    folder = tmp_path / "model"
+    size = ours.tokenizer.get_vocab_size()
+    data = json.loads((folder / "tokenizer.json").read_text())
+    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    data["added_tokens"] += [{"id": size, "content": "<late>", "special": False, **token},
+                             {"id": size + 1, "content": "<pad2>", "special": True, **token}]  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    assert vocabulary_of(folder) == size
+    write_processor(folder, tmp_path / "again")  # tokens that no prompt need have
+    late = Processor.from_folder(tmp_path / "again", size)
+    assert (late.encode("<pad2>").input_ids < size).all()
+    with pytest.raises(InputError, match=f"'<late>' .id {size}"):
+        late.encode("a <late>")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template.replace("<|im_start|>", "<pad2>"))
+    with pytest.raises(InputError, match=f"no embedding for; got '<pad2>', id {size + 1}"):
+        write_processor(folder, tmp_path / "other")

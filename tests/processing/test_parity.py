@@ -134,7 +134,7 @@ def test_refusals(tmp_path):
     with pytest.raises(InputError, match="placeholders"):
         ours.encode("x", [image], raw=True)
     with pytest.raises(InputError, match="placeholders"):
-        ours.encode("<|image_pad|>", [image])
+        ours.encode("<|image_pad|>", [image], parse_special=True)
     with pytest.raises(InputError, match="parts"):
         ours.encode([user([image], "x")], [image])
     with pytest.raises(InputError, match="expected"):

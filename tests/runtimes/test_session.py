@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 
 import linmu
 from linmu.errors import InputError, StateError
-from linmu.export.onnx_bundle import export_bundle
 from linmu.processing import ModelInputs
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.sampling import Sampling
-from tests.folders import student_folder
+from tests.runtimes.sessions import gap, media
 from tests.tiny import tiny_image, tiny_video
 
 FAMILIES = ("llama", "smolvlm", "qwen3_vl")
-
-
-@pytest.fixture(scope="module")
-def bundle_of(tmp_path_factory):
-    @cache
-    def make(family: str, plain: bool = False, **settings):
-        root = tmp_path_factory.mktemp(family)
-        folder = student_folder(family, root, **settings)
-        export_bundle(folder, root / "bundle", plain_ops=plain)
-        return root / "bundle"
-
-    return make
-
-
-def media(family: str) -> dict:
-    return {} if family == "llama" else {"images": [tiny_image(1), tiny_image(2)]}
-
-
-def gap(actual, expected) -> float:
-    return float(np.abs(actual - expected).max() / expected.std())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,15 +77,6 @@ def test_a_conversation_goes_on_without_reading_again(family, bundle_of):
         together = ModelInputs(ids, "", first.media, first.vision_calls)
         assert gap(session.prefill(together), logits) < 1e-4
         assert session.state.position == position
-
-
-def test_a_further_turn_does_not_repeat_the_beginning(bundle_of):
-    with linmu.load(bundle_of("smolvlm"), threads=1) as session:
-        first = session.prepare("one").text
-        session.generate("one", max_new_tokens=2)
-        assert len(session.prepare("one").input_ids) <= len(session.processor.encode("one").input_ids) + 8
-        session.reset()
-        assert session.prepare("one").text == first
 
 
 @pytest.mark.parametrize("family", ("smolvlm", "qwen3_vl"))

@@ -1,0 +1,152 @@
+"""What a caller asks: marked messages or a marked text (linmu.processing.control), and the media in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from linmu.errors import InputError
+from linmu.families import get_family
+from linmu.processing import chat
+from linmu.processing.chat import Message
+from linmu.processing.control import ControlTokens, check_text
+from linmu.processing.expand import bare_placeholder
+from linmu.processing.settings import ProcessorSettings
+from linmu.processing.sources import KINDS, SOURCE_KEYS, MediaSource, listed, media_of_part
+
+Marker = Callable[[Sequence[str]], list[str]]
+UNMARKED_KEYS = ("role", "type")
+WHOLE_ROLES = ("assistant", "system", "developer")  # a list with one of these is a conversation, not a further turn
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """messages: marked, their media bare; None for a text that no template renders. text: that text, marked.
+
+    media: in the order of the placeholders; whole: the messages are a conversation from its beginning.
+    """
+
+    messages: tuple[Message, ...] | None
+    text: str
+    media: tuple[MediaSource, ...]
+    raw: bool = False
+    whole: bool = False
+
+
+def read_prompt(
+    given: str | list[dict[str, Any]],
+    images: Any,
+    video: Any,
+    *,
+    settings: ProcessorSettings,
+    control: ControlTokens,
+    has_template: bool,
+    video_fps: float | None = None,
+    system: str | None = None,
+    raw: bool = False,
+    parse_special: bool = False,
+) -> Prompt:
+    """A prompt from the arguments of `Processor.encode`; InputError when it is empty, no text or no messages."""
+    media = [MediaSource("image", image) for image in listed(images)]
+    media += [] if video is None else [MediaSource("video", video, video_fps)]
+    mark: Marker = _checked if parse_special or raw else control.mark_parts
+    if isinstance(given, str):
+        return _read_text(given, media, settings, mark, has_template, system, raw)
+    if raw:
+        raise InputError("prompt", got=type(given).__name__, expected="a text", fix="leave out raw=True")
+    messages = chat.check_messages(given)
+    filled = _filled(messages, media, video_fps)
+    if not filled and not chat.has_text(messages):
+        raise InputError("the prompt is empty", expected="a text, an image or a video")
+    whole = any(message["role"] in WHOLE_ROLES for message in messages)
+    if system is not None and any(message["role"] == "system" for message in messages):
+        raise InputError("two system prompts", got="system=... and a system message", expected="one of them")
+    marked = [marked_message(message, mark) for message in messages]
+    return Prompt((*_system(system, mark), *marked), "", tuple(filled), whole=whole)
+
+
+def _read_text(
+    given: str, media: list[MediaSource], settings: ProcessorSettings, mark: Marker,
+    has_template: bool, system: str | None, raw: bool,
+) -> Prompt:  # fmt: skip
+    if not given.strip() and not media:
+        raise InputError("the prompt is empty", expected="a text, an image or a video")
+    counts = {kind: sum(item.kind == kind for item in media) for kind in KINDS}
+    if has_template and not raw:
+        text_only = get_family(settings.family).text_only
+        message = chat.user_message(mark([given])[0], counts["image"], counts["video"], text_only)
+        return Prompt((*_system(system, mark), message), "", tuple(media))
+    if system is not None:
+        raise InputError("a system prompt", got="raw=True" if raw else "a model without a chat template",
+                         expected="a model with a chat template", fix="put it into the prompt")  # fmt: skip
+    text = mark([given])[0]
+    if not raw and not get_family(settings.family).text_only:
+        family, tokens = settings.family, settings.tokens
+        text = "".join(bare_placeholder(family, kind, tokens) * n for kind, n in counts.items() if n) + text
+    return Prompt(None, text, tuple(media), raw=raw)
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    for text in texts:
+        check_text(text)
+    return list(texts)
+
+
+def _system(system: str | None, mark: Marker) -> list[Message]:
+    if system is None:
+        return []
+    if not isinstance(system, str) or not system.strip():
+        raise InputError("the system prompt is empty", got=repr(system)[:40], expected="a text")
+    return [{"role": "system", "content": mark([system])[0]}]
+
+
+def marked_message(message: Message, mark: Marker) -> Message:
+    """A message with every text in it marked, its media as bare placeholders."""
+    found = {key: value if key in UNMARKED_KEYS else _marked(value, mark) for key, value in message.items()}
+    parts = message.get("content")
+    if isinstance(parts, list):  # a template may write them side by side
+        texts = iter(mark([part["text"] if part["type"] == "text" else "" for part in parts]))
+        found["content"] = [
+            {**part, "text": text} if part["type"] == "text" else part
+            for part, text in zip(found["content"], texts, strict=True)
+        ]
+    return found
+
+
+def _marked(value: Any, mark: Marker) -> Any:
+    """A value of a message with every text in it marked, and media as bare placeholders."""
+    if isinstance(value, str):
+        return mark([value])[0]
+    if isinstance(value, dict) and value.get("type") in KINDS:
+        return {key: f"<{value['type']}>" if key in SOURCE_KEYS else item for key, item in value.items()}
+    if isinstance(value, dict):
+        return marked_message(value, mark)
+    if isinstance(value, list | tuple):
+        return [_marked(item, mark) for item in value]
+    return value
+
+
+def _filled(messages: Sequence[Message], given: Sequence[MediaSource], fps: float | None) -> list[MediaSource]:
+    """Media of the messages' parts: their own, and for bare placeholders those given beside the messages, in order."""
+    parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
+    found = [medium for part in parts if (medium := media_of_part(part)) is not None]
+    for kind in KINDS:
+        bare, beside = (
+            sum(item.kind == kind and (items is given or item.source is None) for item in items)
+            for items in (found, given)
+        )
+        if bare != beside:
+            raise InputError(
+                f"{kind} parts of the messages do not match the {kind}s given",
+                got=f"{bare} parts without a file and {beside} {kind}s",
+                fix=f"give one {kind} per part",
+            )
+    rest = {kind: iter([item for item in given if item.kind == kind]) for kind in KINDS}
+    filled = [
+        item if item.source is not None else replace(item, source=next(rest[item.kind]).source) for item in found
+    ]
+    return [
+        replace(item, fps=fps) if item.kind == "video" and item.fps is None and fps is not None else item
+        for item in filled
+    ]

@@ -1,0 +1,22 @@
+"""Bundles of tiny models, exported once for all tests of sessions."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from linmu.export.onnx_bundle import export_bundle
+from tests.folders import student_folder
+
+
+@pytest.fixture(scope="session")
+def bundle_of(tmp_path_factory):
+    @cache
+    def make(family: str, plain: bool = False, **settings):
+        root = tmp_path_factory.mktemp(family)
+        folder = student_folder(family, root, **settings)
+        export_bundle(folder, root / "bundle", plain_ops=plain)
+        return root / "bundle"
+
+    return make
