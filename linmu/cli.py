@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, fields, is_dataclass
@@ -225,6 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING if debug else logging.ERROR)
+    if not debug:  # what Pillow thinks of somebody's metadata is not what was asked
+        warnings.filterwarnings("ignore", module=r"PIL\b")
     try:
         code = app(arguments, prog_name="linmu", standalone_mode=False)
         sys.stdout.flush()
