@@ -188,7 +188,7 @@ def _timeline(frames: Iterable[tuple[int | None, int | None]], stream: Any, path
     last = shown[-1][1] * float(stream.time_base) or seconds[-1] / max(len(seconds) - 1, 1)
     if seconds[-1] + last <= 0:
         return None
-    return Timeline(seconds, len(seconds) / (seconds[-1] + last), False, stamps)
+    return Timeline(seconds, len(seconds) / float(seconds[-1] + last), False, stamps)
 
 
 def _chosen(indices: list[int], line: Timeline) -> tuple[list[int], list[float]]:
@@ -201,14 +201,20 @@ def _chosen(indices: list[int], line: Timeline) -> tuple[list[int], list[float]]
     every = len(set(indices)) == len(line.seconds)
     half, frames = 0.5 / line.rate, indices
     if not line.steady and not every:
-        places = np.searchsorted(line.seconds, np.array(moments) + half, side="right") - 1
-        frames = [int(place) for place in places]
+        frames = [_on_screen(moment, half, line.seconds) for moment in moments]
     times = []
     for frame, moment in zip(frames, moments, strict=True):
         came = float(line.seconds[frame])
         still = came < moment - half and not every  # it came earlier and stands
         times.append(moment if still or abs(came - moment) <= CLOCK else came)
     return frames, times
+
+
+def _on_screen(moment: float, half: float, seconds: np.ndarray) -> int:
+    """The frame on the screen at a moment, or the next one if that is nearer and at most `half` a frame away."""
+    place = max(int(np.searchsorted(seconds, moment, side="right")) - 1, 0)
+    wait = seconds[min(place + 1, len(seconds) - 1)] - moment
+    return place + 1 if 0 < wait <= min(half, moment - seconds[place]) else place
 
 
 def read_clip(path: Path, sampler: Sampler, fit: Fit | None = None) -> Clip:
@@ -230,21 +236,23 @@ def _read(path: Path, line: Timeline, sampler: Sampler, fit: Fit | None) -> Clip
     """The clip; None when the file has other frames than the timeline says."""
     indices = [int(index) for index in sampler(len(line.seconds), line.rate)]
     frames, times = _chosen(indices, line)
-    kept: dict[int, np.ndarray] = {}
-    wanted, last, shape = set(frames), max(frames), None
+    kept: np.ndarray | None = None  # filled frame by frame
+    shape, missing = (0, 0), set(frames)
     with opened_video(path) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if line.stamps is not None and frame.pts != line.stamps[number]:
                 return None
-            if number in wanted:
+            if number in missing:
                 pixels = frame_as_seen(frame, stream.sample_aspect_ratio)
-                shape = shape or pixels.shape[:2]
-                if pixels.shape[:2] != shape:  # the picture's size changes on the way: a player's window does not
+                if kept is not None and pixels.shape[:2] != shape:  # players scale to the size of the first one
                     pixels = resize(pixels, shape, Image.Resampling.BICUBIC)
-                kept[number] = pixels if fit is None else fit(pixels, len(frames))
-            if number >= last:
+                shape = (pixels.shape[0], pixels.shape[1])
+                fitted = pixels if fit is None else fit(pixels, len(frames))
+                kept = np.empty((len(frames), *fitted.shape), np.uint8) if kept is None else kept
+                kept[[place for place, chosen in enumerate(frames) if chosen == number]] = fitted
+                missing.remove(number)
+            if not missing:
                 break
-    if len(kept) < len(wanted):
+    if kept is None or missing:
         return None
-    pixels = np.stack([kept[number] for number in frames])
-    return Clip(pixels, tuple(indices), line.rate, len(line.seconds), tuple(times))
+    return Clip(kept, tuple(indices), line.rate, len(line.seconds), tuple(times))
