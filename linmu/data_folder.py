@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -181,7 +180,7 @@ def _parse(text: str, line: int, folder: Path, need_answers: bool) -> Sample:
     fps = data.get("video_fps")
     if fps is not None and video is None:
         raise _LineError('"video_fps" without "video"', got=_short(fps))
-    if fps is not None and (type(fps) not in (int, float) or not 0 < fps <= 1e6 or not math.isfinite(fps)):
+    if fps is not None and (type(fps) not in (int, float) or not 1e-6 <= fps <= 1e6):
         raise _LineError('"video_fps"', got=_short(fps), expected="frames per second, more than 0")
     answers = data.get("answers", [])
     if not isinstance(answers, list):

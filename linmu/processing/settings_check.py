@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import Any
 
 from linmu.errors import BundleError
@@ -20,6 +19,7 @@ from linmu.processing.settings import (
 
 # far beyond any model, and small enough for what is computed with them
 MOST_EDGE, MOST_PIXELS, MOST_TILES, MOST_FRAMES, MOST_CELLS = 2**12, 2**31, 2**8, 2**16, 2**10
+SMALLEST, LARGEST = 1e-9, 1e9  # of factors: pixels stay finite in float32
 PILLOW_FILTERS = range(6)
 KIND_OF_FAMILY: dict[str, type[ImageSettings]] = {
     "qwen2_5_vl": GridSettings,
@@ -42,13 +42,13 @@ NEEDED_TOKENS = {
 def check_settings(settings: ProcessorSettings) -> None:
     """Raise BundleError, naming the key, for a value that no model has or that does not fit the family."""
     get_family(settings.family)
-    _check_tokens(settings)
     if settings.image is not None:
         _check_image(settings.image, settings.family, "image")
     if settings.video is not None:
         if settings.family not in VIDEO_FAMILIES:
             raise _wrong("video", "settings", f"null for {settings.family}")
         _check_video(settings.video, settings.family)
+    _check_tokens(settings)
 
 
 def _wrong(key: str, got: object, expected: str) -> BundleError:
@@ -67,10 +67,11 @@ def _check_image(image: ImageSettings, family: str, where: str) -> None:
     kind = KIND_OF_FAMILY.get(family)
     if kind is None or type(image) is not kind:
         raise _wrong(f"{where}.kind", type(image).__name__, f"{kind.__name__ if kind else 'no images'} for {family}")
-    for name, values in (("mean", image.mean), ("std", image.std), ("rescale_factor", (image.rescale_factor,))):
-        usable = all(isfinite(value) and (value != 0 or name == "mean") for value in values)
-        if not usable or (name != "rescale_factor" and len(values) != 3):
-            raise _wrong(f"{where}.{name}", values, "finite numbers, one per colour; only a mean may be 0")
+    for name, values, least in (("mean", image.mean, 0.0), ("std", image.std, SMALLEST)):
+        if len(values) != 3 or not all(least <= abs(value) <= LARGEST for value in values):
+            raise _wrong(f"{where}.{name}", values, f"three numbers, one per colour, {least:g} to {LARGEST:g}")
+    if not SMALLEST <= abs(image.rescale_factor) <= LARGEST:
+        raise _wrong(f"{where}.rescale_factor", image.rescale_factor, f"{SMALLEST:g} to {LARGEST:g}")
     if image.resample not in PILLOW_FILTERS:
         raise _wrong(f"{where}.resample", image.resample, "0 to 5, Pillow's number of a filter")
     if isinstance(image, GridSettings):
@@ -100,7 +101,7 @@ def _check_crop(image: CropSettings, where: str) -> None:
 
 def _check_video(video: VideoSettings, family: str) -> None:
     _check_image(video.frames, family, "video.frames")
-    if video.fps is not None and not (isfinite(video.fps) and 0 < video.fps <= 1e6):
+    if video.fps is not None and not 1e-6 <= video.fps <= 1e6:
         raise _wrong("video.fps", video.fps, "frames per second, more than 0")
     _within(video, "video", 1, MOST_FRAMES, "num_frames", "min_frames", "max_frames")
     _within(video, "video", 1, MOST_PIXELS, "max_video_tokens")

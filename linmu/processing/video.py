@@ -18,6 +18,7 @@ from linmu.video_file import frame_as_seen, opened_video
 
 DEFAULT_FPS = 2.0
 DEFAULT_NUM_FRAMES = 8
+RATES = (1e-6, 1e6)  # frames a second
 MAX_FRAMES = 2**20  # 4.8 hours at 60 a second
 CLOCK = 0.002  # seconds by which clocks of containers round
 SKIPPED_SECONDS = 1  # SmolVLM leaves out the first and last second of a long video
@@ -120,9 +121,9 @@ def frames_clip(frames: np.ndarray, fps: float | None) -> Clip:
 
 
 def checked_rate(fps: float) -> float:
-    """A rate in frames per second; InputError unless it is a positive number."""
-    if not math.isfinite(fps) or fps <= 0:
-        raise InputError("video frames per second", got=fps, expected="a positive number")
+    """A rate in frames per second; InputError unless it is a positive number of a sensible size."""
+    if not RATES[0] <= fps <= RATES[1]:
+        raise InputError("video frames per second", got=fps, expected="a positive number, 1e-6 to 1e6")
     return float(fps)
 
 
