@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from linmu.errors import InputError, MissingComponentError
+from linmu.mp4_boxes import check_samples
 from linmu.regular_file import regular_file
 
 # FFmpeg's names. Not playlists (hls, dash, concat, sdp), which read other files and open sockets, nor devices.
@@ -30,6 +31,20 @@ REFUSALS: dict[str, Any] = {"io_open": _refuse, "metadata_errors": "replace"}  #
 FAILURES = (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 
 
+class _Reader:
+    """What FFmpeg gets of an open file: no name, and a number where a place before its start is asked for."""
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.tell, self._file = file.read, file.tell, file
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """The new place; -1 where there is none: PyAV prints exceptions that it cannot pass on."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
+
+
 @contextmanager
 def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """PyAV's (container, first stream of moving pictures) of a file.
@@ -46,10 +61,13 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "", "max_pixels": str(MAX_FRAME_PIXELS)}
     try:
         with path.open("rb") as file:
-            with av.open(file, options=options, buffer_size=READ_BYTES, **REFUSALS) as container:
+            check_samples(file, size, path)
+            with av.open(_Reader(file), options=options, buffer_size=READ_BYTES, **REFUSALS) as container:
                 stream = _moving_pictures(container)
                 if stream is None:
                     raise InputError(f"no pictures in the video {path}", expected="a video stream")
+                if getattr(stream, "codec_context", None) is None:
+                    raise InputError(f"cannot read the video {path}", got="an unknown codec", fix="encode it as H.264")
                 _check_size(stream.width, stream.height, path)
                 stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
                 yield container, stream
@@ -73,23 +91,32 @@ def _check_size(width: int, height: int, path: Path) -> None:
         )  # fmt: skip
 
 
-def frame_as_seen(frame: Any, pixel_shape: Any = None) -> np.ndarray:
-    """A decoded frame as a player shows it: RGB [height, width, 3] uint8, transparency on white, turned and mirrored.
+class Screen:
+    """Shows the frames of one stream as a player does: upright, whole, transparency on white.
 
-    How to turn it is the display matrix of the file (phones write their clips lying and say how they were held).
-    pixel_shape: width of a pixel over its height, where it is not 1 (television); the shorter side is stretched.
+    How to turn a frame is the display matrix of the file: phones write their clips lying and say how they were held.
     """
-    if any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-        colour, alpha = rgba[..., :3], rgba[..., 3:]
-        pixels = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    else:
-        pixels = frame.to_ndarray(format="rgb24")
-    pixels = _stretched(pixels, float(pixel_shape or 1))
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            return turned(pixels, np.frombuffer(bytes(data), np.int32)[:9])
-    return pixels
+
+    def __init__(self, stream: Any):
+        self.pixel_shape = float(stream.sample_aspect_ratio or 1)  # width over height: not 1 in television
+        self._rotation: int | None = None
+        self._matrix: np.ndarray | None = None
+
+    def show(self, frame: Any) -> np.ndarray:
+        """RGB [height, width, 3] uint8 of a decoded frame."""
+        if any(component.is_alpha for component in frame.format.components):
+            rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+            colour, alpha = rgba[..., :3], rgba[..., 3:]
+            pixels = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        else:
+            pixels = frame.to_ndarray(format="rgb24")
+        pixels = _stretched(pixels, self.pixel_shape)
+        # frame.side_data makes a cycle of references, in which PyAV keeps whole frames: it is asked for once
+        if frame.rotation != self._rotation:
+            self._rotation = frame.rotation
+            found = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+            self._matrix = np.frombuffer(found[0], np.int32)[:9] if found else None
+        return pixels if self._matrix is None else turned(pixels, self._matrix)
 
 
 def _stretched(pixels: np.ndarray, shape: float) -> np.ndarray:

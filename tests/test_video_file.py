@@ -6,13 +6,14 @@ import struct
 import zlib
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from linmu.data_folder import DataFolder
 from linmu.errors import InputError
-from linmu.video_file import frame_as_seen, opened_video, turned
+from linmu.video_file import Screen, opened_video, turned
 from tests.clips import levels, write_clip
 
 CORNERS = np.zeros((48, 80, 3), np.uint8)
@@ -23,7 +24,7 @@ CORNERS[:24, :40], CORNERS[:24, 40:], CORNERS[24:, :40], CORNERS[24:, 40:] = (
 
 def first_frame(path):
     with opened_video(path) as (container, stream):
-        return frame_as_seen(next(container.decode(stream)), stream.sample_aspect_ratio)
+        return Screen(stream).show(next(container.decode(stream)))
 
 
 def refused(path) -> str:
@@ -176,3 +177,26 @@ def test_a_frame_size_that_does_not_fit_is_refused(tmp_path):
     data[place + 17 : place + 21] = struct.pack(">I", zlib.crc32(data[place : place + 17]))
     path.write_bytes(data)
     refused(path)
+
+
+@pytest.mark.parametrize(("ending", "box"), [(".mp4", b"stsz"), (".mov", b"stsz"), (".mp4", b"trun")])
+def test_tables_that_ask_for_more_memory_than_the_file_holds(ending, box, tmp_path):
+    """40 million samples of equal size are 12 bytes in a file and 1.4 GiB in FFmpeg."""
+    path = tmp_path / f"a{ending}"
+    with av.open(str(path), "w", options={"movflags": "frag_keyframe"} if box == b"trun" else {}) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in levels(7):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    with opened_video(path) as (container, stream):
+        assert len(list(container.decode(stream))) == 7
+    data = bytearray(path.read_bytes())
+    place = data.index(box) + 4
+    if box == b"stsz":
+        data[place + 4 : place + 12] = struct.pack(">II", 1, 40_000_000)
+        data[(stts := data.index(b"stts") + 8) : stts + 12] = struct.pack(">III", 1, 40_000_000, 1024)
+    else:
+        data[place + 4 : place + 8] = struct.pack(">I", 40_000_000)
+    path.write_bytes(data)
+    assert "claims more frames than it has bytes; got 40000000" in refused(path)

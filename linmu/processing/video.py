@@ -14,7 +14,7 @@ from PIL import Image
 from linmu.errors import InputError
 from linmu.processing.images import resize
 from linmu.processing.settings import GridSettings, VideoSettings
-from linmu.video_file import frame_as_seen, opened_video
+from linmu.video_file import Screen, opened_video
 
 DEFAULT_FPS = 2.0
 DEFAULT_NUM_FRAMES = 8
@@ -240,11 +240,12 @@ def _read(path: Path, line: Timeline, sampler: Sampler, fit: Fit | None) -> Clip
     kept: np.ndarray | None = None  # filled frame by frame
     shape, missing = (0, 0), set(frames)
     with opened_video(path) as (container, stream):
+        screen = Screen(stream)
         for number, frame in enumerate(container.decode(stream)):
             if line.stamps is not None and frame.pts != line.stamps[number]:
                 return None
             if number in missing:
-                pixels = frame_as_seen(frame, stream.sample_aspect_ratio)
+                pixels = screen.show(frame)
                 if kept is not None and pixels.shape[:2] != shape:  # players scale to the size of the first one
                     pixels = resize(pixels, shape, Image.Resampling.BICUBIC)
                 shape = (pixels.shape[0], pixels.shape[1])
