@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -143,6 +145,15 @@ def test_exif_orientation(number, ending, tmp_path):
 def test_broken_exif_does_not_hide_a_picture(tmp_path):
     picture(9, 5).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert load_image(tmp_path / "a.png").size == (9, 5)
+
+
+def test_the_command_line_says_nothing_of_a_pictures_metadata(tmp_path):
+    picture(9, 5).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    script = "import sys; from linmu.cli import main; from linmu.processing.images import load_image; "
+    script += "main(['--version']); load_image(sys.argv[1])"
+    command = [sys.executable, "-c", script, str(tmp_path / "a.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("ending", ["gif", "png", "webp", "tif"])
