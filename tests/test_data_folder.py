@@ -297,7 +297,7 @@ def test_data_that_is_no_regular_file_of_the_folder(tmp_path):
     assert "a FIFO, socket or device; expected a regular file" in refused(folder)
     for target, said in (
         ("/dev/zero", "a FIFO, socket or device"), (tmp_path / "outside.jsonl", "a link that leaves the folder"),
-        ("data.jsonl", "cannot read"), ("none", "the data is missing"), ("/proc/self/status", "leaves the folder"),
+        ("data.jsonl", "cannot read"), ("none", "cannot read the data"), ("/proc/self/status", "leaves the folder"),
     ):  # fmt: skip
         (folder / "data.jsonl").unlink()
         (folder / "data.jsonl").symlink_to(target)
