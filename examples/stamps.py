@@ -39,6 +39,7 @@ from stamps_source import Stamp, load_stamps
 from linmu.atomic import atomic_file, write_bytes
 from linmu.data_folder import DataFolder, write_data_folder
 from linmu.errors import CheckFailed, InputError, LinmuError
+from linmu.picture_file import opened_picture
 
 SHEET_COLUMNS, SHEET_ROWS = 6, 4
 TEXT_HEIGHT = 48  # pixels under a picture of the sheet
@@ -89,7 +90,7 @@ def sheet(folder: Path) -> Image.Image:
         left, top = place % SHEET_COLUMNS * (SIDE + 8) + 4, place // SHEET_COLUMNS * (SIDE + TEXT_HEIGHT)
         side = SIDE // len(sample.images)
         for rank, file in enumerate(sample.images):
-            with Image.open(file) as image:
+            with opened_picture(file) as image:
                 page.paste(image.resize((side, side)), (left + rank * side, top))
         text = "\n".join([*textwrap.wrap(sample.prompt, 27), sample.answer.upper()])
         pen.multiline_text((left, top + SIDE), text, fill="black", font=font, spacing=1)

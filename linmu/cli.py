@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, fields, is_dataclass
@@ -242,6 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING if debug else logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no failed command
+    if not debug:  # what Pillow thinks of somebody's metadata is not what was asked
+        warnings.filterwarnings("ignore", module=r"PIL\b")
     try:
         code = app(arguments, prog_name="linmu", standalone_mode=False)
         sys.stdout.flush()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import struct
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,19 +16,15 @@ from PIL import Image
 
 from linmu.atomic import atomic_folder
 from linmu.errors import InputError, MissingComponentError
+from linmu.picture_file import opened_picture
+from linmu.regular_file import regular_file
+from linmu.video_file import opened_video
 
 DATA_FILE = "data.jsonl"
 KEYS = ("id", "task", "images", "video", "video_fps", "prompt", "answer", "answers")
 HASHED_WHOLE = 2**20  # bytes; of a larger file the two ends are hashed
 HASHED_ENDS = 2**16
 VIDEO_CODECS = {".mov": ("png", "rgb24"), ".mp4": ("png", "rgb24"), ".mkv": ("ffv1", "bgr0"), ".avi": ("ffv1", "bgr0")}
-
-# what Pillow raises on files that are damaged or no pictures
-_IMAGE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, OverflowError, MemoryError, struct.error,
-    zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -81,14 +74,7 @@ class DataFolder:
         """
         folder = Path(path)
         file = folder / DATA_FILE
-        if not folder.is_dir():
-            raise InputError("not a data folder", got=folder, expected=f"a folder with {DATA_FILE}")
-        try:
-            content = file.read_bytes()
-        except FileNotFoundError as error:
-            raise InputError("not a data folder", got=f"no {DATA_FILE} in {folder}") from error
-        except OSError as error:
-            raise InputError(f"cannot read {file}", got=error) from error
+        content = _lines(folder, file)
         samples = _check_lines(content, folder, need_answers)
         if not samples:
             raise InputError(f"no samples in {file}", expected="a JSON object a line")
@@ -111,6 +97,22 @@ class DataFolder:
             entry = json.dumps([name, file.stat().st_size, _content_hash(file)])
             digest.update(entry.encode() + b"\n")
         return digest.hexdigest()
+
+
+def _lines(folder: Path, file: Path) -> bytes:
+    """What `data.jsonl` holds; InputError unless it is a regular file that lies in the folder."""
+    try:
+        if not folder.is_dir():
+            raise InputError("not a data folder", got=folder, expected=f"a folder with {DATA_FILE}")
+        if not file.exists() and not file.is_symlink():
+            raise InputError("not a data folder", got=f"no {DATA_FILE} in {folder}")
+        if not regular_file(file, "the data").resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{file} is a link that leaves the folder", fix="put the file itself there")
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            return stream.read(size)  # what says it is empty may be endless (/proc)
+    except (OSError, RuntimeError, ValueError) as error:  # names too long, links in circles, NUL
+        raise InputError(f"cannot read {file!s:.300}", got=getattr(error, "strerror", None) or error) from error
 
 
 def parse_line(text: str, line: int, folder: Path, need_answers: bool = True) -> Sample:
@@ -178,7 +180,7 @@ def _parse(text: str, line: int, folder: Path, need_answers: bool) -> Sample:
     fps = data.get("video_fps")
     if fps is not None and video is None:
         raise _LineError('"video_fps" without "video"', got=_short(fps))
-    if fps is not None and (type(fps) not in (int, float) or not 0 < fps <= 1e6 or not math.isfinite(fps)):
+    if fps is not None and (type(fps) not in (int, float) or not 1e-6 <= fps <= 1e6):
         raise _LineError('"video_fps"', got=_short(fps), expected="frames per second, more than 0")
     answers = data.get("answers", [])
     if not isinstance(answers, list):
@@ -276,28 +278,22 @@ def _check_file(
 
 def _check_image(file: Path) -> _LineError | None:
     try:
-        with Image.open(file) as image:
+        with opened_picture(file, "the picture") as image:
             image.verify()
-    except _IMAGE_ERRORS as error:
-        size = file.stat().st_size
-        return _LineError(f"cannot read the picture {file}", got=f"{size} bytes, {error}", expected="PNG, JPEG, ...")
+    except InputError as error:
+        return _LineError(error.what, got=error.got, expected=error.expected, fix=error.fix)
     return None
 
 
 def _check_video(file: Path) -> _LineError | None:
     """Look for a video stream where PyAV is installed, else for content."""
     try:
-        import av
-    except ImportError:
+        with opened_video(file):
+            return None
+    except MissingComponentError:
         return None if file.stat().st_size else _LineError(f"the video {file} is empty", got="0 bytes")
-    try:
-        with av.open(str(file)) as container:
-            if container.streams.video:
-                return None
-    except (av.FFmpegError, OSError, ValueError) as error:
-        size = file.stat().st_size
-        return _LineError(f"cannot read the video {file}", got=f"{size} bytes, {error}", expected="MP4, WebM, ...")
-    return _LineError(f"no pictures in the video {file}", expected="a video stream")
+    except InputError as error:
+        return _LineError(error.what, got=error.got, expected=error.expected, fix=error.fix)
 
 
 def _content_hash(file: Path) -> str:

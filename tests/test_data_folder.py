@@ -288,3 +288,38 @@ def test_without_pyav(tmp_path, monkeypatch):
         write_video(tmp_path / "w.mov", tiny_video(frames=2))
     (tmp_path / "v.mov").write_bytes(b"")
     assert "is empty" in refused(tmp_path)
+
+
+def test_data_that_is_no_regular_file_of_the_folder(tmp_path):
+    folder = write_lines(tmp_path / "data", [GOOD])
+    (folder / "data.jsonl").rename(tmp_path / "outside.jsonl")
+    os.mkfifo(folder / "data.jsonl")
+    assert "a FIFO, socket or device; expected a regular file" in refused(folder)
+    for target, said in (
+        ("/dev/zero", "a FIFO, socket or device"), (tmp_path / "outside.jsonl", "a link that leaves the folder"),
+        ("data.jsonl", "cannot read"), ("none", "cannot read the data"), ("/proc/self/status", "leaves the folder"),
+    ):  # fmt: skip
+        (folder / "data.jsonl").unlink()
+        (folder / "data.jsonl").symlink_to(target)
+        assert said in refused(folder), target
+    for path in ("x" * 5000, "a\0b", "\udce4"):
+        refused(tmp_path / path)
+
+
+def test_pictures_and_videos_that_are_no_regular_files(tmp_path):
+    folder = write_lines(tmp_path, [{**GOOD, "images": ["a.png"]}])
+    (folder / "a.png").unlink()
+    os.mkfifo(folder / "a.png")
+    assert "line 1: no file" in refused(folder)
+    write_lines(folder, [{**GOOD, "video": "v.mp4"}], ())
+    os.mkfifo(folder / "v.mp4")
+    assert "line 1: no file" in refused(folder)
+
+
+def test_what_may_not_be_read_at_all_is_said_at_the_line(tmp_path):
+    folder = write_lines(tmp_path, [GOOD, {**GOOD, "images": ["a.png"]}])
+    (folder / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    assert "line 2: cannot read the picture" in refused(folder)
+    write_lines(folder, [GOOD, {**GOOD, "video": "v.mp4"}], ())
+    (folder / "v.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{folder / 'a.png'}\n")
+    assert "line 2: cannot read the video" in refused(folder)

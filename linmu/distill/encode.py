@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from linmu.processing.chat import Message, user_message
 from linmu.processing.control import check_text
 from linmu.processing.convert import vocabulary_of, write_processor
 from linmu.processing.settings import to_json
+from linmu.scratch import scratch_folder
 
 LOSS_ON = ("answer", "all")
 
@@ -76,8 +76,8 @@ def encode_sample(
 
 def model_processor(folder: Path) -> Processor:
     """The processor of a teacher's or student's folder, as a bundle made from it would have it."""
-    with tempfile.TemporaryDirectory() as temporary:
-        write_processor(Path(folder), Path(temporary))
+    with scratch_folder(folder) as temporary:
+        write_processor(Path(folder), temporary)
         return Processor.from_folder(temporary, vocabulary_of(Path(folder)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from linmu.errors import InputError
+from linmu.picture_file import opened_picture
+from linmu.processing.seen import as_seen
 
 Picture = Path | bytes  # a file, or an encoded image that lay inside another file
 
@@ -57,12 +58,8 @@ class Question:
 
 
 def _decoded(data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError("cannot read an embedded image", got=f"{len(data)} bytes, {error}") from error
-    return image
+    with opened_picture(data, "an embedded image") as image:
+        return as_seen(image)
 
 
 def check(questions: Sequence[Question]) -> None:
@@ -76,12 +73,19 @@ def check(questions: Sequence[Question]) -> None:
         seen.add(question.id)
         if not question.answers:
             raise InputError(f"question {question.id!r} has no answer", fix="give a split with published answers")
-    missing = sorted({str(file) for question in questions for file in question.files() if not file.is_file()})
+    missing = sorted({str(file) for question in questions for file in question.files() if not _exists(file)})
     if missing:
         raise InputError(
             f"{missing[0]} is missing ({len(missing)} file{'s' if len(missing) > 1 else ''} in all)",
             expected="the data set's media, unpacked", fix="unpack its archives, or copy the files",
         )  # fmt: skip
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def choose(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:

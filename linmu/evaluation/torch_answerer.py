@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -27,6 +26,7 @@ from linmu.model.folders import DTYPES, load_student, load_teacher, write_side_f
 from linmu.model.modeling import teacher_config
 from linmu.model_files import ModelFolder, read_model_folder
 from linmu.processing import ModelInputs, Processor
+from linmu.scratch import scratch_folder
 
 WINDOW_BATCHES = 8  # so many batches are encoded and sorted by length together
 WINDOW_BYTES = 2**28  # of pixels
@@ -157,18 +157,17 @@ def _held_bytes(inputs: ModelInputs) -> int:
 def _teacher_processor(found: ModelFolder | None) -> Processor:
     """The processor a student made of this teacher would have."""
     assert found is not None
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with scratch_folder(found.folder) as folder:
         (folder / "config.json").write_bytes((found.folder / "config.json").read_bytes())
         write_side_files(found, folder)
         return model_processor(folder)
 
 
 def _gguf_processor(found: ModelFolder, model: PreTrainedModel) -> Processor:
-    with tempfile.TemporaryDirectory() as temporary:
-        model.config.save_pretrained(temporary)
-        write_side_files(found, Path(temporary))
-        return model_processor(Path(temporary))
+    with scratch_folder(found.folder) as folder:
+        model.config.save_pretrained(folder)
+        write_side_files(found, folder)
+        return model_processor(folder)
 
 
 def _device(name: str) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from linmu.layout import PromptRules
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
+from linmu.scratch import scratch_folder
 
 TEXT = (
     "The harbour was quiet when the first boats came back. Two men carried baskets of silver fish along the wet "
@@ -40,8 +40,8 @@ def default_probe(folder: Path, family: Family, rules: PromptRules | None) -> di
         return None
     if not family.text_only and not any((folder / name).is_file() for name in IMAGE_FILES):
         return None
-    with tempfile.TemporaryDirectory() as temporary:
-        write_processor(folder, Path(temporary))
+    with scratch_folder(folder) as temporary:
+        write_processor(folder, temporary)
         processor = Processor.from_folder(temporary)
     images = [] if family.text_only else [Image.fromarray(drawn_picture())]
     return hf_inputs(processor.encode(TEXT, images), rules)

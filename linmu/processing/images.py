@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from linmu.errors import InputError
+from linmu.picture_file import DECODE_ERRORS, MAX_JPEG_PIXELS, opened_picture
 from linmu.processing.geometry import Size
+from linmu.processing.seen import as_seen
 from linmu.processing.settings import ImageSettings
 
 ImageSource = str | Path | Image.Image
 MAX_RESIZED_PIXELS = 2**28  # a resize beyond this (3/4 GiB) comes from a degenerate shape, not from a picture
 
-# what Pillow's decoders raise on damaged files
-_DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, OverflowError, MemoryError, struct.error,
-    zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
-
 
 def load_image(source: ImageSource) -> Image.Image:
-    """An RGB image from a file (EXIF orientation applied, transparency dropped) or from a Pillow image.
+    """An RGB image as a person sees it (`seen.as_seen`), from a file or a Pillow image.
 
-    A Pillow image is taken as it stands, transparency laid on white: what transformers does with either.
     Raises InputError naming the file when it is missing, empty, truncated, too large or no image.
     """
     if isinstance(source, Image.Image):
+        if source.width * source.height > MAX_JPEG_PIXELS or 0 in source.size:
+            raise InputError(
+                "an image's size", got=f"{source.width}x{source.height}", expected=f"1 to {MAX_JPEG_PIXELS} pixels"
+            )
         try:
-            return _on_white(source)
-        except _DECODE_ERRORS as error:
+            return as_seen(source)
+        except DECODE_ERRORS as error:
             raise InputError("cannot convert an image to RGB", got=f"mode {source.mode}: {error}") from error
     if not isinstance(source, (str, Path)):
         raise InputError("an image", got=type(source).__name__, expected="a file or a PIL image")
-    path = Path(source)
-    if not path.is_file():
-        raise InputError("cannot find the image", got=path, expected="a file")
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("RGB")
-    except _DECODE_ERRORS as error:
-        size = path.stat().st_size
-        raise InputError(
-            f"cannot read the image {path}", got=f"{size} bytes, {error}", expected="a whole PNG, JPEG, WebP, ... file"
-        ) from error
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """An RGB copy of a Pillow image with its transparency laid on white."""
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
+    with opened_picture(Path(source)) as image:
+        return as_seen(image)
 
 
 def resize(image: np.ndarray, size: Size, resample: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from linmu.errors import InputError
 from linmu.layout.types import MediaGrid
 from linmu.processing import expand, vision
-from linmu.processing.images import ImageSource, load_image, normalize
+from linmu.processing.images import ImageSource, load_image, normalize, resize
 from linmu.processing.settings import GridSettings, ProcessorSettings, TokenSettings, VideoSettings
 from linmu.processing.sources import MediaSource, image_source, video_source
 from linmu.processing.video import SAMPLERS, Clip, checked_rate, frames_clip, read_clip
@@ -103,22 +103,36 @@ def _grid_media(
 
 
 def take_clip(source: VideoSource, fps: float | None, settings: ProcessorSettings) -> tuple[Clip, float | None]:
-    """Frames of a video and its duration in seconds (None for frames given as an array).
+    """What the model sees of a video's frames, and its duration in seconds (None for frames given as an array).
 
-    A file is sampled by the family's rule, at `fps` frames a second where given; an array holds the frames already
-    chosen, `fps` of them a second.
+    Clip.frames: tile families: tiles [T, n, H, W, 3] uint8; Qwen: resized frames [T, H, W, 3] uint8. A file is sampled
+    by the family's rule, at `fps` frames a second where given; an array holds the frames already chosen, `fps` of them
+    a second. Each frame is made small when it is read: a clip takes no more memory than what the model sees of it.
     """
     video = _video_settings(settings)
     if isinstance(source, np.ndarray):
-        return frames_clip(source, fps if fps is not None else video.fps), None
+        clip = frames_clip(source, fps if fps is not None else video.fps)
+        return replace(clip, frames=np.stack([_fitted(frame, len(source), video) for frame in source])), None
     if not isinstance(source, (str, Path)):
         raise InputError("a video", got=type(source).__name__, expected="a file or uint8 frames [T, H, W, 3]")
     if fps is not None:
         # SmolVLM's number of frames stays an upper bound when a rate is asked for; elsewhere the rate decides
         count = video.num_frames if settings.family == "smolvlm" else None
         video = replace(video, fps=checked_rate(fps), num_frames=count)
-    clip = read_clip(Path(source), lambda total, rate: SAMPLERS[settings.family](total, rate, video))
+    clip = read_clip(
+        Path(source),
+        lambda total, rate: SAMPLERS[settings.family](total, rate, video),
+        lambda frame, count: _fitted(frame, count, video),
+    )
     return clip, clip.total / clip.fps
+
+
+def _fitted(frame: np.ndarray, count: int, video: VideoSettings) -> np.ndarray:
+    """One of `count` frames as the model sees it: its tiles, or resized."""
+    if not isinstance(video.frames, GridSettings):
+        return vision.image_tiles(frame, video.frames).pixels
+    size = vision.video_frame_size(count, frame.shape[0], frame.shape[1], video)
+    return resize(frame, size, video.frames.resample)
 
 
 def _video_settings(settings: ProcessorSettings) -> VideoSettings:
@@ -133,12 +147,12 @@ def prepare_video(source: VideoSource, fps: float | None, settings: ProcessorSet
     clip, duration = take_clip(source, fps, settings)
     if isinstance(video.frames, GridSettings):
         step, merge = video.frames.temporal_patch_size, video.frames.merge_size
-        patches = vision.VideoPatches(list(clip.frames), video)
+        patches = vision.VideoPatches(clip.frames, video.frames)
         grid, text = patches.grid, None
         if settings.family == "qwen3_vl":
             text = expand.qwen3_video_text(clip, tokens, step, grid[1] * grid[2] // merge**2)
         return _grid_media("video", patches, grid, merge, tokens, text, step / clip.sampled_fps)
-    tiles = np.concatenate([vision.image_tiles(frame, video.frames).pixels for frame in clip.frames])
+    tiles = clip.frames.reshape(-1, *clip.frames.shape[2:])
     shape = (len(tiles), tokens.tile_grid[0], tokens.tile_grid[1])
     grid_of_frames = MediaGrid("video", (shape,), 1 / clip.sampled_fps)
     text = expand.VIDEO_TEXTS[settings.family](clip, tokens, duration)

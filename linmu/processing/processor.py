@@ -255,4 +255,10 @@ class Processor:
         calls = ChainedCalls([item.calls for item in ordered])
         if not calls or isinstance(self.settings.image, GridSettings):
             return calls
-        return ({"pixel_values": np.concatenate([call["pixel_values"] for call in calls])},)
+        tiles = [call["pixel_values"] for call in calls]
+        if len(sizes := sorted({array.shape[2:] for array in tiles})) > 1:
+            raise InputError(
+                "tiles of images and frames of videos differ in size", got=sizes, expected="one size",
+                fix="correct the sizes in the model's preprocessor files and convert it again",
+            )  # fmt: skip
+        return ({"pixel_values": np.concatenate(tiles)},)

@@ -9,7 +9,9 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from linmu import strict_json
 from linmu.errors import BundleError, InputError
+from linmu.regular_file import regular_file
 
 FORMAT_VERSION = 1
 
@@ -178,7 +180,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return tuple(_value(arguments[0], item, where) for item in value)
     if origin is dict and isinstance(value, dict):
         return {str(key): _value(arguments[1], item, where) for key, item in value.items()}
-    if hint is float and type(value) in (int, float):
+    if hint is float and (type(value) is float or (type(value) is int and abs(value) < 2**53)):
         return float(value)
     if hint in (int, bool, str) and type(value) is hint:
         return value
@@ -188,20 +190,23 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 def read_json(path: Path) -> Any:
     """The JSON document of a file; raises InputError naming the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError("a file is missing", got=path, expected="a readable JSON file") from error
+        if not path.exists():
+            raise InputError("a file is missing", got=path, expected="a readable JSON file")
+        return json.loads(regular_file(path, path.name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}", got=error, expected="a JSON document in UTF-8") from error
 
 
 def read_settings(path: Path) -> ProcessorSettings:
-    """Read `processor.json`; raises BundleError on an unknown version or key, InputError on an unreadable file."""
-    settings = from_json(ProcessorSettings, read_json(path), "top level")
+    """Read `processor.json`; raises BundleError on an unknown version or key, a bad value or an unreadable file."""
+    from linmu.processing.settings_check import check_settings  # which needs the classes above
+
+    settings = from_json(ProcessorSettings, strict_json.read_json(path, path.name, BundleError), "top level")
     if settings.format_version != FORMAT_VERSION:
         raise BundleError(
             f"format_version in {path}", got=settings.format_version, expected=FORMAT_VERSION, fix="update linmu"
         )
+    check_settings(settings)
     return settings
 
 

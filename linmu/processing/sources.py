@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import math
 import os
 import re
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from linmu.errors import InputError
+from linmu.picture_file import opened_picture
+from linmu.processing.seen import as_seen
 from linmu.processing.settings import GridSettings, ProcessorSettings
 
 KINDS = ("image", "video")
@@ -29,10 +28,6 @@ REFUSED_KEYS = (
     "video_end", "sample_fps", "raw_fps", "do_resize", "max_frame", "num_frames",
 )  # fmt: skip
 _DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^;,]*)*?(?P<base64>;base64)?,", re.IGNORECASE)
-_DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, OverflowError, MemoryError, struct.error,
-    zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 _LONGEST_PATH = 4096
 
 
@@ -96,9 +91,9 @@ def listed(images: Any) -> list[Any]:
 
 
 def image_source(source: Any) -> Path | Image.Image:
-    """A file or an upright Pillow image from whatever stands for a picture; InputError on anything else."""
+    """A file or a Pillow image from whatever stands for a picture; InputError on anything else."""
     if isinstance(source, Image.Image):
-        return _upright(source)
+        return source
     if isinstance(source, bytes | bytearray | memoryview):
         return picture_from_bytes(bytes(source))
     if isinstance(source, np.ndarray):
@@ -126,23 +121,9 @@ def video_source(source: Any) -> Path | np.ndarray:
 
 
 def picture_from_bytes(data: bytes) -> Image.Image:
-    """An upright Pillow image from the bytes of a picture file; InputError when it is damaged or no picture."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        return _upright(image)
-    except _DECODE_ERRORS as error:
-        what = re.sub(r"<_io\.BytesIO[^>]*>", "them", str(error))
-        raise InputError("cannot read a picture from bytes", got=f"{len(data)} bytes, {what}",
-                         expected="a whole PNG, JPEG, WebP, ... file") from error  # fmt: skip
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF data say."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS as error:
-        raise InputError("cannot turn an image upright", got=error, fix="remove its EXIF data") from error
+    """An RGB image as a person sees it, from the bytes of a picture file; InputError when they are none."""
+    with opened_picture(data, "a picture given as bytes") as image:
+        return as_seen(image)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

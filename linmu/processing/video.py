@@ -1,37 +1,47 @@
-"""Video: which frames each family looks at, and reading them with PyAV (the extra "video")."""
+"""Video: which frames each family looks at, when they are shown, and reading them (the extra "video")."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from linmu.errors import InputError, MissingComponentError
+from linmu.errors import InputError
+from linmu.processing.images import resize
 from linmu.processing.settings import GridSettings, VideoSettings
+from linmu.video_file import Screen, opened_video
 
 DEFAULT_FPS = 2.0
 DEFAULT_NUM_FRAMES = 8
+RATES = (1e-6, 1e6)  # frames a second
+MAX_FRAMES = 2**20  # 4.8 hours at 60 a second
+CLOCK = 0.002  # seconds by which clocks of containers round
 SKIPPED_SECONDS = 1  # SmolVLM leaves out the first and last second of a long video
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Sampled frames [T, H, W, 3] uint8, their indices in the source, its frames per second and its total frames."""
+    """Sampled frames [T, H, W, 3] uint8 (or what was kept of them), and what is known of their source.
+
+    indices: their places in it, fps: its frames per second, total: its frames; seconds: of each frame from the first
+    one of the source, where it is not indices / fps.
+    """
 
     frames: np.ndarray
     indices: tuple[int, ...]
     fps: float
     total: int
+    seconds: tuple[float, ...] | None = None
 
     @property
     def timestamps(self) -> list[float]:
         """Seconds from the start, one per frame."""
-        return [index / self.fps for index in self.indices]
+        return [index / self.fps for index in self.indices] if self.seconds is None else list(self.seconds)
 
     @property
     def sampled_fps(self) -> float:
@@ -40,6 +50,7 @@ class Clip:
 
 
 Sampler = Callable[[int, float], np.ndarray]  # (total frames, their rate) -> indices of the frames to take
+Fit = Callable[[np.ndarray, int], np.ndarray]  # (frame [H, W, 3] uint8, frames of the clip) -> what is kept of it
 
 
 def _steps(start: float, total: int, count: int) -> np.ndarray:
@@ -110,73 +121,140 @@ def frames_clip(frames: np.ndarray, fps: float | None) -> Clip:
 
 
 def checked_rate(fps: float) -> float:
-    """A rate in frames per second; InputError unless it is a positive number."""
-    if not math.isfinite(fps) or fps <= 0:
-        raise InputError("video frames per second", got=fps, expected="a positive number")
+    """A rate in frames per second; InputError unless it is a positive number of a sensible size."""
+    if not RATES[0] <= fps <= RATES[1]:
+        raise InputError("video frames per second", got=fps, expected="a positive number, 1e-6 to 1e6")
     return float(fps)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """PyAV's (container, first video stream) of a file; turns its errors into InputError."""
-    try:
-        import av
-    except ImportError as error:
-        raise MissingComponentError("PyAV (av)", needed_for="reading video files", extra="video") from error
-    if not path.is_file():
-        raise InputError("cannot find the video", got=path, expected="a file")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"no video stream in {path}", fix="give a file with pictures")
-            yield container, container.streams.video[0]
-    except (av.FFmpegError, OSError, EOFError) as error:
-        raise InputError(
-            f"cannot read the video {path}",
-            got=f"{path.stat().st_size} bytes, {error}",
-            expected="an MP4, WebM, ... file",
-        ) from error
+@dataclass(frozen=True)
+class Timeline:
+    """The frames that a player shows: seconds of each from the first one, ascending, and how many come in a second.
+
+    steady: frame i comes at i / rate, to within half a frame. stamps: the file's own times, None where it has none
+    that can be trusted.
+    """
+
+    seconds: np.ndarray
+    rate: float
+    steady: bool
+    stamps: list[int] | None
 
 
-def _count_frames(path: Path) -> int:
-    """Frames of a file whose header does not tell."""
-    with _opened(path) as (container, stream):
-        return sum(1 for _ in container.decode(stream))
+def _announced(path: Path) -> Timeline | None:
+    """The timeline by the packets of a file, without decoding; None where they do not tell.
+
+    Headers count frames that an edit list cuts off; packets say which are not shown.
+    """
+    with opened_video(path) as (container, stream):
+        packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        return _timeline(((packet.pts, packet.duration) for packet in packets), stream, path)
 
 
-def read_clip(path: Path, sampler: Sampler) -> Clip:
-    """The frames of a file that `sampler` chooses; decodes once, keeps only those frames in memory.
+def _decoded(path: Path) -> Timeline:
+    """The timeline by decoding every frame; without usable times, frames come steadily at the header's rate."""
+    with opened_video(path) as (container, stream):
+        frames = [(frame.pts, getattr(frame, "duration", 0)) for frame in container.decode(stream)]
+        found, rate = _timeline(frames, stream, path), _header_rate(stream)
+    if found is not None:
+        return found
+    if not frames or rate <= 0:
+        raise InputError(f"no frames in the video {path}", got=f"{len(frames)} frames at {rate:g} per second")
+    return Timeline(np.arange(len(frames)) / rate, rate, True, None)
 
+
+def _header_rate(stream: Any) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 0)
+
+
+def _timeline(frames: Iterable[tuple[int | None, int | None]], stream: Any, path: Path) -> Timeline | None:
+    """The timeline of (time, duration) in the stream's clock, in any order; None where a time is missing or twice."""
+    shown: list[tuple[int, int]] = []
+    for stamp, lasting in frames:
+        if stamp is None:
+            return None
+        if len(shown) >= MAX_FRAMES:
+            raise InputError(f"the video {path} is too long", got=f"more than {MAX_FRAMES} frames", fix="cut it")
+        shown.append((stamp, lasting or 0))
+    shown.sort()
+    stamps = [stamp for stamp, _ in shown]
+    if not stamps or len(set(stamps)) < len(stamps) or not stream.time_base:
+        return None
+    seconds = (np.array(stamps, np.float64) - stamps[0]) * float(stream.time_base)
+    rate, half = _header_rate(stream), 0.0
+    if rate > 0:
+        half = 0.5 / rate
+        if np.abs(seconds - np.arange(len(seconds)) / rate).max() <= half:
+            return Timeline(seconds, rate, True, stamps)
+    last = shown[-1][1] * float(stream.time_base) or seconds[-1] / max(len(seconds) - 1, 1)
+    if seconds[-1] + last <= 0:
+        return None
+    return Timeline(seconds, len(seconds) / float(seconds[-1] + last), False, stamps)
+
+
+def _chosen(indices: list[int], line: Timeline) -> tuple[list[int], list[float]]:
+    """The frames to take for a sampler's indices, and the second that each is looked at.
+
+    Samplers count steady frames: index i means the moment i / rate. Where frames do not come steadily the one on the
+    screen at that moment is taken, unless all frames are asked for anyway.
+    """
+    moments = [index / line.rate for index in indices]
+    every = len(set(indices)) == len(line.seconds)
+    half, frames = 0.5 / line.rate, indices
+    if not line.steady and not every:
+        frames = [_on_screen(moment, half, line.seconds) for moment in moments]
+    times = []
+    for frame, moment in zip(frames, moments, strict=True):
+        came = float(line.seconds[frame])
+        still = came < moment - half and not every  # it came earlier and stands
+        times.append(moment if still or abs(came - moment) <= CLOCK else came)
+    return frames, times
+
+
+def _on_screen(moment: float, half: float, seconds: np.ndarray) -> int:
+    """The frame on the screen at a moment, or the next one if that is nearer and at most `half` a frame away."""
+    place = max(int(np.searchsorted(seconds, moment, side="right")) - 1, 0)
+    wait = seconds[min(place + 1, len(seconds) - 1)] - moment
+    return place + 1 if 0 < wait <= min(half, moment - seconds[place]) else place
+
+
+def read_clip(path: Path, sampler: Sampler, fit: Fit | None = None) -> Clip:
+    """The frames of a file that `sampler` chooses, as a player shows them; keeps only those in memory.
+
+    `fit` makes what is kept of a frame, given it and the number of frames: [T, ...] arrays of one shape.
     Raises InputError on a file that cannot be read, MissingComponentError without PyAV.
     """
-    with _opened(path) as (_, stream):
-        total, rate = int(stream.frames), float(stream.average_rate or stream.guessed_rate or 0)
-    total = total or _count_frames(path)
-    if total < 1 or rate <= 0:
-        raise InputError(f"no frames in the video {path}", got=f"{total} frames at {rate} per second")
-    indices = [int(index) for index in sampler(total, rate)]
-    wanted, last, found = set(indices), max(indices), {}
-    with _opened(path) as (container, stream):
-        for index, frame in enumerate(container.decode(stream)):
-            if index in wanted:
-                found[index] = frame.to_ndarray(format="rgb24")
-            if index >= last:
+    line = _announced(path)
+    clip = None if line is None else _read(path, line, sampler, fit)
+    if clip is None:  # the packets did not tell the truth
+        clip = _read(path, replace(_decoded(path), stamps=None), sampler, fit)
+    if clip is None:
+        raise InputError(f"no frames could be decoded from {path}", fix="write the video anew")
+    return clip
+
+
+def _read(path: Path, line: Timeline, sampler: Sampler, fit: Fit | None) -> Clip | None:
+    """The clip; None when the file has other frames than the timeline says."""
+    indices = [int(index) for index in sampler(len(line.seconds), line.rate)]
+    frames, times = _chosen(indices, line)
+    kept: np.ndarray | None = None  # filled frame by frame
+    shape, missing = (0, 0), set(frames)
+    with opened_video(path) as (container, stream):
+        screen = Screen(stream)
+        for number, frame in enumerate(container.decode(stream)):
+            if line.stamps is not None and frame.pts != line.stamps[number]:
+                return None
+            if number in missing:
+                pixels = screen.show(frame)
+                if kept is not None and pixels.shape[:2] != shape:  # players scale to the size of the first one
+                    pixels = resize(pixels, shape, Image.Resampling.BICUBIC)
+                shape = (pixels.shape[0], pixels.shape[1])
+                fitted = pixels if fit is None else fit(pixels, len(frames))
+                kept = np.empty((len(frames), *fitted.shape), np.uint8) if kept is None else kept
+                kept[[place for place, chosen in enumerate(frames) if chosen == number]] = fitted
+                missing.remove(number)
+            if not missing:
                 break
-    kept = [index for index in indices if index in found]  # a header may promise more frames than the file holds
-    if not kept:
-        raise InputError(f"no frames could be decoded from {path}", got=f"{total} announced")
-    return Clip(np.stack([found[index] for index in kept]), tuple(kept), rate, total)
-
-
-def load_video(path: str | Path, max_frames: int, fps: float = DEFAULT_FPS) -> tuple[np.ndarray, float]:
-    """(frames [T, H, W, 3] uint8, seconds between them): `fps` frames a second, evenly, at most `max_frames`."""
-    if max_frames < 1:
-        raise InputError("max_frames", got=max_frames, expected="at least 1")
-    wanted = checked_rate(fps)
-
-    def evenly(total: int, rate: float) -> np.ndarray:
-        count = min(max(int(total / rate * wanted), 1), max_frames, total)
-        return np.arange(count) * total // count
-
-    clip = read_clip(Path(path), evenly)
-    return clip.frames, 1 / clip.sampled_fps
+    if kept is None or missing:
+        return None
+    return Clip(kept, tuple(indices), line.rate, len(line.seconds), tuple(times))

@@ -98,16 +98,15 @@ def image_patches(image: np.ndarray, settings: GridSettings) -> tuple[np.ndarray
 class VideoPatches(Sequence[np.ndarray]):
     """Qwen: patches [h*w, 3*temporal_patch*patch*patch] float32 of each grid frame, made when it is asked for.
 
-    frames [T][height, width, 3] uint8; the last one is repeated until `temporal_patch_size` divides their number.
-    `grid` (t, h, w) counts patches before merging. A long video thus never stands in memory as floats.
+    frames [T, height, width, 3] uint8 in the size of `video_frame_size`; the last one is repeated until
+    `temporal_patch_size` divides their number. `grid` (t, h, w) counts patches before merging. A long video thus never
+    stands in memory as floats.
     """
 
-    def __init__(self, frames: Sequence[np.ndarray], settings: VideoSettings):
-        assert isinstance(settings.frames, GridSettings)
-        self.frames, self.settings = frames, settings.frames
-        self.size = video_frame_size(len(frames), frames[0].shape[0], frames[0].shape[1], settings)
-        patch, step = self.settings.patch_size, self.settings.temporal_patch_size
-        self.grid = (-(-len(frames) // step), self.size[0] // patch, self.size[1] // patch)
+    def __init__(self, frames: np.ndarray, settings: GridSettings):
+        self.frames, self.settings = frames, settings
+        patch, step = settings.patch_size, settings.temporal_patch_size
+        self.grid = (-(-len(frames) // step), frames.shape[1] // patch, frames.shape[2] // patch)
 
     def __len__(self) -> int:
         """Grid frames."""
@@ -127,9 +126,8 @@ class VideoPatches(Sequence[np.ndarray]):
             raise IndexError(index)
         step = self.settings.temporal_patch_size
         first = index % len(self) * step
-        chosen = [self.frames[min(first + i, len(self.frames) - 1)] for i in range(step)]
-        resized = np.stack([resize(frame, self.size, self.settings.resample) for frame in chosen])
-        return _patches(normalize(resized, self.settings), self.settings)[0]
+        chosen = [min(first + i, len(self.frames) - 1) for i in range(step)]
+        return _patches(normalize(self.frames[chosen], self.settings), self.settings)[0]
 
 
 def video_frame_size(frames: int, height: int, width: int, settings: VideoSettings) -> geometry.Size:

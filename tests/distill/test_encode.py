@@ -175,7 +175,7 @@ def test_samples_that_cannot_be_encoded(tmp_path_factory):
         "no answer to learn": Sample("x", "Why", "", image, line=3),
         "image placeholders": Sample("x", "Why", "<image>", image, line=3),
         "takes no video": Sample("x", "Why", "so", video=image[0], line=3),
-        "cannot find the image": Sample("x", "Why", "so", (image[0].with_name("none.png"),), line=3),
+        "cannot read the image": Sample("x", "Why", "so", (image[0].with_name("none.png"),), line=3),
     }
     for what, sample in wrong.items():
         with pytest.raises(InputError) as caught:

@@ -82,9 +82,21 @@ def test_pillow_modes(family, mode, tmp_path):
 def test_files_are_read_like_transformers_reads_them(tmp_path):
     theirs, ours = tiny_pair("internvl", tmp_path)
     path = tmp_path / "a.png"
-    picture(61, 44, mode="RGBA").save(path)
+    picture(61, 44).save(path)
     messages = [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": "x"}]}]
     compare(theirs, ours, messages, [])
+
+
+def test_transparent_files_are_what_transformers_makes_of_opened_ones(tmp_path):
+    """Its chat templates drop the alpha of files, letters and all; its image processors lay pictures on white."""
+    theirs, ours = tiny_pair("internvl", tmp_path)
+    path = tmp_path / "a.png"
+    image = picture(61, 44, mode="RGBA")
+    image.save(path)
+    inputs = ours.encode("x", [path])
+    want = theirs(images=[image], text=[inputs.text], return_tensors="np")
+    np.testing.assert_array_equal(inputs.input_ids, want["input_ids"][0])
+    np.testing.assert_allclose(pixels_of(inputs), want["pixel_values"], atol=1e-6)
 
 
 def test_raw_prompt(tmp_path):

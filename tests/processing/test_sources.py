@@ -11,6 +11,7 @@ from PIL import Image
 from transformers.image_utils import load_image as hf_load_image
 
 from linmu.errors import InputError
+from linmu.processing.images import load_image
 from linmu.processing.sources import MediaSource, image_source, same_source
 from tests.processing.support import hf_chat, picture, pixels_of, tiny_pair
 from tests.tiny import tiny_video
@@ -83,7 +84,7 @@ def test_pillow_images_and_bytes_stand_upright(orientation, tmp_path):
     (tmp_path / "a.png").write_bytes(data)
     want = np.asarray(hf_load_image(str(tmp_path / "a.png")))
     for source in (data, Image.open(io.BytesIO(data))):
-        np.testing.assert_array_equal(np.asarray(image_source(source)), want)
+        np.testing.assert_array_equal(np.asarray(load_image(image_source(source))), want)
 
 
 def test_greys_and_alpha_of_arrays():

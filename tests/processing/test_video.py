@@ -14,7 +14,7 @@ from linmu.processing.convert import video_settings
 from linmu.processing.settings import GridSettings, SplitSettings, VideoSettings
 from linmu.processing.video import (
     Clip,
-    load_video,
+    checked_rate,
     read_clip,
     sample_internvl,
     sample_qwen2_5,
@@ -47,6 +47,10 @@ def movie(tmp_path):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def first(total, rate):
+    return np.array([0])
 
 
 @pytest.mark.parametrize("total", [2, 3, 7, 30, 61, 999])
@@ -84,32 +88,24 @@ def test_read_clip_like_pyav_in_transformers(movie):
     assert clip.timestamps[1] == 1.0
 
 
-def test_load_video(movie):
-    frames, seconds = load_video(movie, max_frames=100, fps=2.0)
-    assert frames.shape == (12, 48, 64, 3) and frames.dtype == np.uint8
-    assert seconds == pytest.approx(6.1 / 12)
-    frames, seconds = load_video(str(movie), max_frames=3, fps=2.0)
-    assert len(frames) == 3 and seconds == pytest.approx(6.1 / 3)
-
-
 def test_bad_videos(tmp_path, movie):
     data = movie.read_bytes()
     for name, content in {"empty.mp4": b"", "half.mp4": data[: len(data) // 3], "text.mp4": b"hello" * 99}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name) as caught:
-            load_video(tmp_path / name, 4)
+            read_clip(tmp_path / name, first)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="cannot find"):
-        load_video(tmp_path / "none.mp4", 4)
-    for arguments in ({"max_frames": 0}, {"max_frames": 4, "fps": 0}, {"max_frames": 4, "fps": float("nan")}):
+    with pytest.raises(InputError, match="cannot read the video"):
+        read_clip(tmp_path / "none.mp4", first)
+    for rate in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError):
-            load_video(movie, **arguments)
+            checked_rate(rate)
 
 
 def test_without_pyav(movie, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingComponentError, match=r"linmu\[video\]"):
-        load_video(movie, 4)
+        read_clip(movie, first)
 
 
 def qwen_video_config(theirs):
@@ -237,15 +233,14 @@ def test_qwen3_times_are_means_of_a_patch(tmp_path):
 def test_a_long_video_is_not_held_as_floats(monkeypatch):
     """Each grid frame's pixels are made when they are asked for, the same ones every time."""
     made = []
-    resize = vision.resize
-    monkeypatch.setattr(vision, "resize", lambda *arguments: made.append(1) or resize(*arguments))
-    frames = [np.full((40, 60, 3), level, np.uint8) for level in range(7)]
-    settings = video_settings("qwen2_5_vl", {})
-    patches = vision.VideoPatches(frames, settings)
+    normalize = vision.normalize
+    monkeypatch.setattr(vision, "normalize", lambda *arguments: made.append(1) or normalize(*arguments))
+    frames = np.stack([np.full((28, 56, 3), level, np.uint8) for level in range(7)])
+    patches = vision.VideoPatches(frames, video_settings("qwen2_5_vl", {}).frames)
     assert not made and len(patches) == 4
     last = patches[3]
-    assert len(made) == 2 and np.array_equal(last, patches[-1])
-    assert last.shape == (patches.grid[1] * patches.grid[2], 3 * 2 * 14 * 14)
+    assert len(made) == 1 and np.array_equal(last, patches[-1])
+    assert last.shape == (patches.grid[1] * patches.grid[2], 3 * 2 * 14 * 14) and patches.grid == (4, 2, 4)
     by_step = last.reshape(len(last), 3, 2, -1)
     assert np.array_equal(by_step[:, :, 0], by_step[:, :, 1])  # frame 7 does not exist: frame 6 is repeated
     with pytest.raises(IndexError):

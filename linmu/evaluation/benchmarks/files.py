@@ -7,14 +7,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from linmu.errors import InputError, MissingComponentError
+from linmu.regular_file import regular_file
 
 
 def json_rows(path: Path, key: str | None = None) -> list[dict[str, Any]]:
     """The objects of a JSON list, or of the list under `key` of a JSON object; raises InputError naming the file."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no {path}", fix="check the folder and the split") from error
+        if not path.exists():
+            raise InputError(f"no {path}", fix="check the folder and the split")
+        content = json.loads(regular_file(path, "the data set's").read_text("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}", got=error.strerror) from error
     except (ValueError, RecursionError) as error:
@@ -38,7 +39,7 @@ def parquet_rows(paths: list[Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:
-            rows += parquet.read_table(path).to_pylist()
+            rows += parquet.read_table(regular_file(path, "the data set's")).to_pylist()
         except (OSError, ValueError, ArrowException) as error:
             raise InputError(f"cannot read {path}", got=error, fix="copy or download the file again") from error
     return rows
