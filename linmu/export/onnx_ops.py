@@ -244,19 +244,24 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         if restart is not None:
             mask = self.node("Unsqueeze", restart, self.graph.const([0, 2]))
             g = self.where(mask, self.graph.const(RESTART_LOG_DECAY, np.float32), g)
+            k, v = self._before(k, v, g, restart)
         outputs = self.graph.node(
             "LinearAttention", [q, k, v, past or "", g], 2, domain=RECURRENT_DOMAIN, update_rule="gated",
             scale=form.head_dim**-0.5, q_num_heads=form.heads, kv_num_heads=form.state_heads,
         )  # fmt: skip
         return outputs[0], outputs[1]
 
-    def subtract_own(self, y, q, k, v, form: DecoderForm) -> str:  # noqa: D102
-        every = form.heads // form.state_heads
-        k, v = self.repeat_heads(k, every, form.head_dim), self.repeat_heads(v, every, form.head_dim)
-        product = self.unpack(self.node("Mul", q, k), form.heads)
-        own = self.node("ReduceSum", product, self.graph.const([-1]), keepdims=1)  # [1, N, H, 1]
-        own = self.node("Mul", own, self.graph.const(form.head_dim**-0.5, np.float32))
-        return self.node("Sub", y, self.pack(self.node("Mul", self.unpack(v, form.heads), own), form.heads))
+    def _before(self, k: str, v: str, g: str, restart: str) -> tuple[str, str]:
+        """Keys exp(g_t) k_{t-1} and values v_{t-1}: the kernel's sum at a token is then that of the tokens before it.
+
+        At a restart the key is exactly 0, as exp(g) is, whatever stands before it: the first token reads itself.
+        """
+        places = self.node("Range", self.graph.const(0), self.length(restart, 0), self.graph.const(1))
+        index = self.node("Max", self.node("Sub", places, self.graph.const(1)), self.graph.const(0))
+        heads = self.form.state_heads
+        decay = self.node("Unsqueeze", self.node("Exp", g), self.graph.const([-1]))  # [1, N, M, 1]
+        k = self.pack(self.node("Mul", self.unpack(self.take(k, index), heads), decay), heads)
+        return k, self.take(v, index)
 
     # ---- windows -------------------------------------------------------------------------------------------------
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> str:  # noqa: D102

@@ -117,16 +117,17 @@ class Ops(Protocol):
     def linear_attention(
         self, q: T, k: T, v: T, g: T, past: T | None, restart: T | None, form: DecoderForm
     ) -> tuple[T, T]:
-        """The gated recurrence (ssm.py) on packed heads; restart [N] bool drops the state before a token."""
+        """The gated recurrence (ssm.py) on packed heads.
+
+        restart [N] bool, of the backward direction: the state is dropped before a token, and no token sees itself
+        (the forward direction counts it). Its first element is set, and its state is not used.
+        """
 
     def read_state(self, stored: dict[str, T], form: DecoderForm) -> T:
         """The float32 state [B,M,d,d] of what was stored, by the kinds of `form.recurrent_kinds`."""
 
     def write_state(self, state: T, form: DecoderForm) -> dict[str, T]:
         """What is stored of a float32 state: rounded once, at the end of a call (linmu.state_precision)."""
-
-    def subtract_own(self, y: T, q: T, k: T, v: T, form: DecoderForm) -> T:
-        """Y minus each token's own term scale * (q.k) v."""
 
     def window_attention(self, q: T, k: T, v: T, bias: T, form: DecoderForm) -> T:
         """Attention inside window rows: packed [1,W*L,...], bias [W,1,L,L] -> [1,W*L,H*d]."""

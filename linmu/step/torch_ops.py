@@ -181,7 +181,7 @@ class TorchOps:
             y, state = ssm.step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], past, scale)
             return y.flatten(1)[:, None], state
         batched = None if restart is None else restart[None]
-        y, state = ssm.chunked(q, k, v, g, past, scale, batched, form.mmate.chunk_size)
+        y, state = ssm.chunked(q, k, v, g, past, scale, batched, form.mmate.chunk_size, strict=restart is not None)
         return y.flatten(2), state
 
     def read_state(self, stored: dict[str, Tensor], form: DecoderForm) -> Tensor:  # noqa: D102
@@ -198,12 +198,6 @@ class TorchOps:
         scale = state.abs().amax(-1, keepdim=True) / LARGEST_CODE
         codes = (state / torch.where(scale > 0, scale, 1.0)).round().clamp(-LARGEST_CODE, LARGEST_CODE)
         return {"recurrent": codes.to(torch.int8), "recurrent_scale": scale}
-
-    def subtract_own(self, y, q, k, v, form: DecoderForm) -> Tensor:  # noqa: D102
-        every, dim = form.heads // form.state_heads, form.head_dim
-        k, v = self.repeat_heads(k, every, dim), self.repeat_heads(v, every, dim)
-        own = (q * k).unflatten(-1, (form.heads, -1)).sum(-1) * dim**-0.5
-        return y - self.scale_heads(v, own, form)
 
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
         rows, length = bias.shape[0], bias.shape[-1]

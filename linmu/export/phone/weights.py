@@ -39,7 +39,6 @@ def program_weights(form: DecoderForm) -> dict[str, Tensor]:
     # sums with a plain number: Core ML's compiler takes them for a product's bias, and stops
     sums = {"hidden": form.eps, "head": form.mmate.norm_eps, "qk": form.qk_norm_eps}
     found |= {f"eps.{name}": torch.tensor([float(value)]) for name, value in sums.items()}
-    found["sum.head"] = torch.ones(1, size)
     for times in {form.state_heads // form.kv_heads, form.heads // form.state_heads, form.heads // form.kv_heads}:
         found[f"ones.{times}"] = torch.ones(1, times, 1, 1)  # broadcast over copies of a head
     found["turn"] = _quarter_turn(size)
