@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from linmu.export.exact_angles import digit_rule, turn_tables
 from linmu.export.graph_builder import MICROSOFT, GraphBuilder
 from linmu.export.quantized_ops import QuantizedOps
 from linmu.export.sliding_ops import MASKED, SlidingOps
@@ -154,9 +155,16 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return index
 
     def rope_tables(self, position_ids: str, form: DecoderForm) -> tuple[str, str]:  # noqa: D102
-        rows = self.node("Reshape", position_ids, self.shape(form.rope_axes, -1))
-        rows = self.node("Cast", self.node("Transpose", rows, perm=[1, 0]), to=FLOAT)  # [B*S, P]
-        angles = self.node("MatMul", rows, self.graph.weight("rope"))
+        rows = self.node("Reshape", position_ids, self.shape(form.rope_axes, 1, -1, 1))
+        values, above, carry = (self.graph.const(table) for table in digit_rule())
+        carried = self.node("Mul", self.node("Div", rows, above), carry)
+        digits = self.node("Sub", self.node("Div", rows, values), carried)  # [P, digits, B*S, 1]
+        digits = self.node("Cast", digits, to=FLOAT)
+        worth = self.graph.const(turn_tables(form.weights["rope"]().detach().numpy()), np.float32)
+        sums = self.node("ReduceSum", self.node("Mul", digits, worth), self.graph.const([0, 1]), keepdims=0)
+        coarse, fine = self.node("Split", sums, outputs=2, axis=-1, num_outputs=2)
+        turns = self.node("Sub", coarse, self.node("Round", coarse))
+        angles = self.node("Add", self.node("Mul", turns, self.graph.const(2 * np.pi, np.float32)), fine)
         tables = [self.node("Cos", angles), self.node("Sin", angles)]
         if form.rope_scale != 1.0:
             tables = [self.node("Mul", t, self.graph.const(form.rope_scale, np.float32)) for t in tables]

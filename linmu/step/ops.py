@@ -85,7 +85,10 @@ class Ops(Protocol):
         """0..B-1 [B,1] int64: each sequence's row of the rope tables of a decode step."""
 
     def rope_tables(self, position_ids: T, form: DecoderForm) -> tuple[T, T]:
-        """Cos and sin [rows, d/2] of position_ids [B,S] or [3,B,S]; rows = B*S."""
+        """Cos and sin [rows, d/2] of position_ids [B,S] or [3,B,S], int64; rows = B*S.
+
+        Of exact angles, the product of a position and a float32 frequency: within 1e-6 radians at any position.
+        """
 
     def extend_rows(self, table: T, backward: T) -> T:
         """Append as many rows as the backward sequence is long: what its padding indices read."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 from linmu.matrix_format import MatrixFormat, part
 from linmu.model import ssm
 from linmu.model.local_swin import sliding_attention
-from linmu.model.rotary import rotate
+from linmu.model.rotary import rope_tables, rotate
 from linmu.state_precision import LARGEST_CODE, LARGEST_HALF
 from linmu.step.form import DecoderForm
 from linmu.step.streamed import StreamedWeights
@@ -127,10 +127,8 @@ class TorchOps:
         return torch.arange(position_ids.shape[-2], device=position_ids.device)[:, None]
 
     def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
-        rows = position_ids.reshape(form.rope_axes, -1).T.float()  # [B*S, P]
-        angles = (rows[:, :, None] * self.weights["rope"]).sum(1)  # exact: one axis owns each frequency
-        dtype = self.weights["norm"].dtype
-        return (angles.cos() * form.rope_scale).to(dtype), (angles.sin() * form.rope_scale).to(dtype)
+        rows = position_ids.reshape(form.rope_axes, -1)
+        return rope_tables(rows, self.weights["rope"], form.rope_scale, self.weights["norm"].dtype)
 
     def extend_rows(self, table: Tensor, backward: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([table, table.new_zeros(backward.shape[1] + 1, table.shape[1])])

@@ -10,6 +10,7 @@ the scan. Masks and indices are made once per call, by portable kernels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,6 +21,7 @@ import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decom
 from torch import Tensor
 from torch.nn import functional
 
+from linmu.export.exact_angles import digit_rule
 from linmu.export.phone.weights import Buffers
 from linmu.matrix_format import MatrixFormat, part
 from linmu.step.form import DecoderForm
@@ -158,8 +160,12 @@ class PhoneOps(TorchOps):
         return Straight()
 
     def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
-        rows = position_ids.view(form.rope_axes, -1, 1).float()  # [P, S, 1]
-        angles = (rows * self.weights["rope"][:, None]).sum(0)  # exact: one axis owns each frequency
+        rows = position_ids.view(form.rope_axes, 1, -1, 1)
+        values, above, carry = (torch.from_numpy(table) for table in digit_rule())
+        carried = torch.div(rows, above, rounding_mode="floor") * carry
+        digits = (torch.div(rows, values, rounding_mode="floor") - carried).float()  # [P, digits, S, 1]
+        coarse, fine = (digits * self.weights["turns"]).sum((0, 1)).chunk(2, -1)
+        angles = (coarse - coarse.round()) * (2 * math.pi) + fine
         angles = torch.cat([angles, angles], -1)
         return (angles.cos() * form.rope_scale)[None], (angles.sin() * form.rope_scale)[None]  # [1, S, d]
 

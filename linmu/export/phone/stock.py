@@ -31,7 +31,7 @@ from linmu.step import decoder
 from linmu.step.form import DecoderForm
 
 EXTRA = 1 + 2 * SCHEDULES + SHIFTS
-MOST_CONTEXT = 1 << 24  # positions that float32 counts exactly; the state has no limit
+MOST_CONTEXT = 1 << 24  # what the runners are told; the state has no limit
 
 
 class StockOps(PhoneOps):
