@@ -29,6 +29,7 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
     def __init__(self, graph: GraphBuilder, form: DecoderForm):
         self.graph, self.form = graph, form
         self._per_sequence: set[str] = set()  # indices [B,1]; all others are [N]
+        self.hidden = ""  # of every token of a prompt: the value that verification looks at
 
     # ---- small helpers -------------------------------------------------------------------------------------------
     def fused(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
@@ -137,6 +138,7 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return self.node("Gather", x, self.graph.const(index), axis=0)
 
     def last_token(self, x: str) -> str:  # noqa: D102
+        self.hidden = x
         return self.node("Gather", x, self.graph.const([-1]), axis=1)
 
     def length(self, x: str, axis: int) -> str:

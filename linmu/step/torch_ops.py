@@ -28,6 +28,7 @@ class TorchOps:
         self.weights: MutableMapping[str, Tensor] = (
             {name: thunk().detach() for name, thunk in form.weights.items()} if streamed is None else streamed
         )
+        self.hidden = torch.zeros(1, 0, form.hidden)
         self.inputs: dict[str, tuple[MatrixFormat, Tensor]] = {}  # how the input of a quantized matrix is rounded
         self.rounding: Rounding = round_named
         for name, format in form.quantized.items():
@@ -118,6 +119,7 @@ class TorchOps:
         return x[index]
 
     def last_token(self, x: Tensor) -> Tensor:  # noqa: D102
+        self.hidden = x  # of every token: what verification compares
         return x[:, -1:]
 
     def token_index(self, x: Tensor) -> Tensor:  # noqa: D102
