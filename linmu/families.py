@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from linmu.errors import InputError
 
+STUDENT_PREFIX = "linmu_"  # of a student's `model_type`, in front of its teacher's
+
 
 @dataclass(frozen=True)
 class Family:

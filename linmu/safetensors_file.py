@@ -81,6 +81,23 @@ def parse_header(raw: bytes, data_bytes: int, name: str) -> Header:
     return Header(tensors, metadata, 8 + len(raw))
 
 
+def steady_header(raw: bytes) -> bytes:
+    """A JSON header with its metadata sorted, as many bytes as before: safetensors writes them in a random order."""
+    header = json.loads(raw)
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) > len(raw):
+        raise ValueError(f"a header grew from {len(raw)} to {len(text)} bytes")
+    return text.ljust(len(raw))
+
+
+def steady_bytes(content: bytes) -> bytes:
+    """A whole safetensors file with such a header: equal tensors and metadata make equal bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return content[:8] + steady_header(content[8:end]) + content[end:]
+
+
 def _header_bytes(path: Path, file: BinaryIO, size: int) -> bytes:
     length_bytes = file.read(8)
     if len(length_bytes) < 8:

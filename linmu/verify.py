@@ -20,7 +20,8 @@ from linmu.runtimes.ort_runner import OrtRunner
 from linmu.verification.compare import tolerance_of
 from linmu.verification.float_inputs import golden_runner
 from linmu.verification.graph_files import graph_files
-from linmu.verification.levels import GoldenLevels, graph_io_check, guarded, kernel_checks
+from linmu.verification.hidden import hidden_runner
+from linmu.verification.levels import POSITIONS, GoldenLevels, graph_io_check, guarded, kernel_checks
 
 Say = Callable[[str], None]
 
@@ -131,7 +132,7 @@ def _without_student(
         if golden is not None:
             say(f"{runner.backend}: golden vectors")
             found, drawn = graph_checks(bundle, golden, opened, steps)
-            checks, curves = checks + found, curves + drawn
+            checks, curves = checks + found + position_checks(bundle, golden, opened), curves + drawn
     if golden is not None:
         say(f"{runner.backend}: golden prompts")
         checks += prompt_checks(bundle, golden, runner)
@@ -157,6 +158,22 @@ def graph_checks(bundle: Bundle, golden: Golden, runner: Runner, steps: int) -> 
     plan += [("graph", name, check) for vector, name, check in graphs if f"{vector}/logits" in golden.graphs]
     plan.append(("rollout", f"{steps} steps", partial(levels.rollout, steps)))
     return [guarded(level, runner.backend, name, check) for level, name, check in plan], levels.curves
+
+
+def position_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Check]:
+    """Hidden states of all positions of the golden prompts, on backends that show them."""
+    vectors = [name for name in POSITIONS if f"{name}/hidden/projection" in golden.graphs]
+    if not vectors:
+        return []
+    try:
+        with hidden_runner(bundle, runner, float_inputs=golden.float_inputs) as shown:
+            if shown is None:
+                return []
+            levels = GoldenLevels(bundle, golden, shown, tolerance_of(bundle.manifest, runner.backend))
+            plan = [(f"{POSITIONS[name]}, every position", partial(levels.positions, name)) for name in vectors]
+            return [guarded("graph", runner.backend, name, check) for name, check in plan]
+    except BundleError as error:
+        return [Check("graph", runner.backend, "every position", False, note=str(error))]
 
 
 def prompt_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Check]:

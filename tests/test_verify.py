@@ -15,6 +15,10 @@ from linmu.errors import InputError
 from linmu.export import golden as golden_writer
 from linmu.export.onnx_bundle import export_bundle
 from linmu.golden import read_golden
+from linmu.model.folders import load_student
+from linmu.processing import Processor
+from linmu.runtimes.backends import open_runner
+from linmu.verification.hidden import HIDDEN, hidden_runner, hidden_states, whole_prompt
 from linmu.verify import verify
 from tests.folders import student_folder
 from tests.verification import broken
@@ -187,6 +191,54 @@ def test_the_bisect_names_the_stage(capsys, made, tmp_path, change):
         assert culprit == "student's tower -> vision graph"
     else:
         assert culprit == "step form -> graph files [onnxruntime]"
+
+
+EVERY = "every position of the prompt"
+
+
+def test_what_only_vision_tokens_of_the_last_layer_show_is_found(capsys, made, tmp_path):
+    """0.01 in the last layer's backward dt_bias: no logits of a last token, no state, no answer sees it."""
+    student, bundle = made(FAMILY)
+    folder = broken.copy_of(bundle, tmp_path / "bundle")
+    broken.weight_nudge(folder, "layers.2.dt_bias_b", 0.01)
+    broken.rehash(folder)
+    code, report = run(capsys, folder, "--student", student, "--backend", "onnxruntime", "--steps", "24")
+    assert code == 1 and report["first_stage_that_differs"] == EVERY
+    assert failures(report) == [("graph", "prefill, every position"), ("student", EVERY)]
+
+
+@pytest.mark.parametrize("layer", (0, 1))
+def test_a_nudge_in_any_layer_shows_at_some_position(capsys, made, tmp_path, layer):
+    folder = broken.copy_of(made(FAMILY)[1], tmp_path / "bundle")
+    broken.weight_nudge(folder, f"layers.{layer}.dt_bias_b", 0.01)
+    broken.rehash(folder)
+    for backend in ("onnxruntime", "torch"):
+        code, report = run(capsys, folder, "--backend", backend, "--steps", "8")
+        assert code == 1 and ("graph", "prefill, every position") in failures(report)
+        assert ("graph", "prefill, text only, every position") not in failures(report)
+
+
+def test_hidden_states_are_those_of_the_student(made):
+    """What a graph shows is what transformers calls the last hidden state."""
+    student, bundle = made("llama", "fp32", text_window=5)
+    opened = open_bundle(bundle)
+    inputs = Processor.from_folder(bundle).encode("as wide as the sea")
+    with torch.no_grad(), open_runner(opened, "onnxruntime") as runner:
+        arguments = {"input_ids": torch.from_numpy(inputs.input_ids)[None], "output_hidden_states": True}
+        wanted = load_student(student)(**arguments).hidden_states[-1][0].numpy()
+        with hidden_runner(opened, runner) as shown:
+            found = hidden_states(shown, whole_prompt(shown, inputs, opened.manifest))
+    assert found.shape == wanted.shape and abs(found - wanted).max() < 5e-5 * wanted.std()
+
+
+def test_bundles_that_show_no_hidden_states_are_still_verified(capsys, made, tmp_path):
+    """As exported before their values had names."""
+    folder = broken.copy_of(made("llama", "fp32", text_window=5)[1], tmp_path / "bundle")
+    path = folder / "prefill.onnx"
+    path.write_bytes(path.read_bytes().replace(HIDDEN.encode(), HIDDEN.replace("exposed", "unknown").encode()))
+    broken.rehash(folder)
+    code, report = run(capsys, folder, "--backend", "onnxruntime", "--steps", "8")
+    assert code == 0 and not [check for check in report["checks"] if "every position" in check["name"]]
 
 
 def test_a_changed_file_without_a_new_hash_fails_its_contract(capsys, made, tmp_path):

@@ -16,6 +16,7 @@ from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.specs import Dim, GraphSpec, StateSpec, TensorSpec
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
+from linmu.verification.hidden import HIDDEN
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,14 @@ def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderF
         ops, form, "inputs_embeds", "position_ids", {spec.name: spec.name for spec in past}, layout,
         "deepstack" if form.deepstack else None, fill[0].name if fill else None,
     )  # fmt: skip
-    return _save(path, graph, prefill_inputs(form, style), logits, new, present, form, 1)
+    named = {ops.hidden: HIDDEN}
+    return _save(path, graph, prefill_inputs(form, style), logits, new, present, form, 1, named)
 
 
-def _save(path, graph, inputs, logits, new, present, form: DecoderForm, batch: Dim) -> GraphSpec:
+def _save(path, graph, inputs, logits, new, present, form: DecoderForm, batch: Dim, named=None) -> GraphSpec:
     out = TensorSpec("logits", "float32", (batch, 1, form.vocab))
     outputs = {out.name: (logits, out)} | {spec.name: (new[spec.name], spec) for spec in present}
-    return graph.save(path, inputs, outputs)
+    return graph.save(path, inputs, outputs, named)
 
 
 def manifest_states(form: DecoderForm) -> tuple[StateSpec, ...]:

@@ -281,7 +281,18 @@ def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Runn
         f"{name}/grids": np.array(grids, np.int64).reshape(-1, 3),
     }  # fmt: skip
     _result(out, name, players, logits, runners[0].quantum)
+    if not runners[0].rounds:  # else ties move single positions, and nothing says which
+        _hidden(out, name, runners)
     return players
+
+
+def _hidden(out: _Vectors, name: str, runners: Runners) -> None:
+    """Hidden states of every position of the last prefill call: projections, norms, and their noise."""
+    shown = [runner.hidden[0] for runner in runners]
+    projection, norm = out.projector.rows(shown[0])
+    noise = max(logits_noise(shown[0], other, runners[0].quantum) for other in shown[1:])
+    found = {"projection": projection, "norm": norm, "noise": np.array((noise, 0.0), np.float32)}
+    out.tensors |= {f"{name}/hidden/{kind}": value for kind, value in found.items()}
 
 
 def _rollout(

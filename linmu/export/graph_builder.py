@@ -112,9 +112,12 @@ class GraphBuilder:
             self._known[key] = [name]
         return self._known[key][0]
 
-    def save(self, path: Path, inputs: Sequence[TensorSpec], outputs: dict[str, tuple[str, TensorSpec]]) -> GraphSpec:
-        """Write the graph: `outputs` maps contract names to (value, spec). Returns its spec."""
-        self._rename_outputs({value: name for name, (value, _) in outputs.items()})
+    def save(
+        self, path: Path, inputs: Sequence[TensorSpec], outputs: dict[str, tuple[str, TensorSpec]],
+        named: dict[str, str] | None = None,
+    ) -> GraphSpec:  # fmt: skip
+        """Write the graph: `outputs` maps contract names to (value, spec), `named` values to names. -> its spec."""
+        self._rename_outputs({value: name for name, (value, _) in outputs.items()} | (named or {}))
         domains = sorted({node.domain for node in all_nodes(self.nodes)} - {""})
         graph = helper.make_graph(
             self.nodes,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from linmu.export.exact_angles import digit_rule, turn_tables
 from linmu.export.graph_builder import MICROSOFT, GraphBuilder
 from linmu.export.quantized_ops import QuantizedOps
 from linmu.export.sliding_ops import MASKED, SlidingOps
@@ -28,6 +29,7 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
     def __init__(self, graph: GraphBuilder, form: DecoderForm):
         self.graph, self.form = graph, form
         self._per_sequence: set[str] = set()  # indices [B,1]; all others are [N]
+        self.hidden = ""  # of every token of a prompt: the value that verification looks at
 
     # ---- small helpers -------------------------------------------------------------------------------------------
     def fused(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
@@ -136,6 +138,7 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return self.node("Gather", x, self.graph.const(index), axis=0)
 
     def last_token(self, x: str) -> str:  # noqa: D102
+        self.hidden = x
         return self.node("Gather", x, self.graph.const([-1]), axis=1)
 
     def length(self, x: str, axis: int) -> str:
@@ -154,9 +157,16 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return index
 
     def rope_tables(self, position_ids: str, form: DecoderForm) -> tuple[str, str]:  # noqa: D102
-        rows = self.node("Reshape", position_ids, self.shape(form.rope_axes, -1))
-        rows = self.node("Cast", self.node("Transpose", rows, perm=[1, 0]), to=FLOAT)  # [B*S, P]
-        angles = self.node("MatMul", rows, self.graph.weight("rope"))
+        rows = self.node("Reshape", position_ids, self.shape(form.rope_axes, 1, -1, 1))
+        values, above, carry = (self.graph.const(table) for table in digit_rule())
+        carried = self.node("Mul", self.node("Div", rows, above), carry)
+        digits = self.node("Sub", self.node("Div", rows, values), carried)  # [P, digits, B*S, 1]
+        digits = self.node("Cast", digits, to=FLOAT)
+        worth = self.graph.const(turn_tables(form.weights["rope"]().detach().numpy()), np.float32)
+        sums = self.node("ReduceSum", self.node("Mul", digits, worth), self.graph.const([0, 1]), keepdims=0)
+        coarse, fine = self.node("Split", sums, outputs=2, axis=-1, num_outputs=2)
+        turns = self.node("Sub", coarse, self.node("Round", coarse))
+        angles = self.node("Add", self.node("Mul", turns, self.graph.const(2 * np.pi, np.float32)), fine)
         tables = [self.node("Cos", angles), self.node("Sin", angles)]
         if form.rope_scale != 1.0:
             tables = [self.node("Mul", t, self.graph.const(form.rope_scale, np.float32)) for t in tables]
@@ -244,19 +254,24 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         if restart is not None:
             mask = self.node("Unsqueeze", restart, self.graph.const([0, 2]))
             g = self.where(mask, self.graph.const(RESTART_LOG_DECAY, np.float32), g)
+            k, v = self._before(k, v, g, restart)
         outputs = self.graph.node(
             "LinearAttention", [q, k, v, past or "", g], 2, domain=RECURRENT_DOMAIN, update_rule="gated",
             scale=form.head_dim**-0.5, q_num_heads=form.heads, kv_num_heads=form.state_heads,
         )  # fmt: skip
         return outputs[0], outputs[1]
 
-    def subtract_own(self, y, q, k, v, form: DecoderForm) -> str:  # noqa: D102
-        every = form.heads // form.state_heads
-        k, v = self.repeat_heads(k, every, form.head_dim), self.repeat_heads(v, every, form.head_dim)
-        product = self.unpack(self.node("Mul", q, k), form.heads)
-        own = self.node("ReduceSum", product, self.graph.const([-1]), keepdims=1)  # [1, N, H, 1]
-        own = self.node("Mul", own, self.graph.const(form.head_dim**-0.5, np.float32))
-        return self.node("Sub", y, self.pack(self.node("Mul", self.unpack(v, form.heads), own), form.heads))
+    def _before(self, k: str, v: str, g: str, restart: str) -> tuple[str, str]:
+        """Keys exp(g_t) k_{t-1} and values v_{t-1}: the kernel's sum at a token is then that of the tokens before it.
+
+        At a restart the key is exactly 0, as exp(g) is, whatever stands before it: the first token reads itself.
+        """
+        places = self.node("Range", self.graph.const(0), self.length(restart, 0), self.graph.const(1))
+        index = self.node("Max", self.node("Sub", places, self.graph.const(1)), self.graph.const(0))
+        heads = self.form.state_heads
+        decay = self.node("Unsqueeze", self.node("Exp", g), self.graph.const([-1]))  # [1, N, M, 1]
+        k = self.pack(self.node("Mul", self.unpack(self.take(k, index), heads), decay), heads)
+        return k, self.take(v, index)
 
     # ---- windows -------------------------------------------------------------------------------------------------
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> str:  # noqa: D102

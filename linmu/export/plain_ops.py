@@ -153,7 +153,8 @@ class PlainOps(OnnxOps):
         """Attention-like sum inside each chunk: [n, M, r*L, d]."""
         m, r, size = form.state_heads, form.heads // form.state_heads, form.mmate.chunk_size
         rows, columns = self.graph.const([3]), self.graph.const([2])
-        allowed = self.graph.const(np.tril(np.ones((1, 1, size, size), bool)), bool)
+        strict = segment is not None  # the backward direction: no token sees itself
+        allowed = self.graph.const(np.tril(np.ones((1, 1, size, size), bool), -1 if strict else 0), bool)
         if segment is not None:
             same = self.node("Equal", self.node("Unsqueeze", segment, self.graph.const([1, 3])),
                              self.node("Unsqueeze", segment, self.graph.const([1, 2])))  # fmt: skip

@@ -29,7 +29,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Neg", "Mod", "Max", "Min", "Range", "Sum"), _NUMBERS),
     **dict.fromkeys(("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization"), _FLOATS),
     **dict.fromkeys(("Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Tanh", "Sigmoid", "Softplus", "Pow"), _FLOATS),
-    **dict.fromkeys(("Cos", "Sin", "CumSum", "Clip"), _FLOATS),
+    **dict.fromkeys(("Cos", "Sin", "CumSum", "Clip", "Round"), _FLOATS),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _NUMBERS),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), _NUMBERS),
     **dict.fromkeys(("And", "Or", "Not", "Xor"), ("BOOL",)),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from linmu.errors import InputError
-from linmu.families import Family, get_family
+from linmu.families import STUDENT_PREFIX, Family, get_family
 
 # What config.json leaves out when it equals transformers' default.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -68,11 +68,11 @@ class PromptRules:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PromptRules:
-        """Read a Hugging Face config.json or `config.to_dict()`.
+        """Read a Hugging Face config.json or `config.to_dict()`, a teacher's or its student's.
 
         Raises InputError for an unsupported family or image tokens that do not form a square.
         """
-        family = get_family(str(config.get("model_type")))
+        family = get_family(str(config.get("model_type")).removeprefix(STUDENT_PREFIX))
         if family.vision == "none":
             return cls(family.name)
         top = {**DEFAULTS[family.name], **_given(config)}

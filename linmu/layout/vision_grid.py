@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from linmu.errors import InputError
-from linmu.families import get_family
+from linmu.families import STUDENT_PREFIX, get_family
 
 Grid = tuple[int, int, int]
 
@@ -27,7 +27,7 @@ def vision_facts(config: dict[str, Any], family: str | None = None) -> dict[str,
     (height, width in pixels), patch, merge, tokens_per_tile. Both: kind, family, channels, hidden_size (of the output).
     Raises InputError for a family without vision and for a missing setting.
     """
-    name = family or config["model_type"]
+    name = family or config["model_type"].removeprefix(STUDENT_PREFIX)
     kind = get_family(name).vision
     if kind == "none":
         raise InputError(f"model family {name!r} has no vision tower", expected="a vision-language family")

@@ -23,6 +23,7 @@ from linmu.model.modeling import (
     teacher_config,
     use_linmu_attention,
 )
+from linmu.model.rotary import use_exact_angles
 from linmu.model.seeding import LayerReport, choose_scales, inherit
 from linmu.model.structure_probe import check_student
 from linmu.model.teacher_record import record_teacher
@@ -147,6 +148,7 @@ def _become_student(teacher: PreTrainedModel, family: Family, mmate: MMateConfig
     teacher.config.linmu = mmate.to_json()
     teacher.mmate, teacher._prompt_rules = mmate, rules
     use_linmu_attention(teacher)
+    use_exact_angles(teacher.get_decoder(), family)
     return teacher
 
 

@@ -77,7 +77,7 @@ class Direction(nn.Module):
         """Conv, rotation and recurrence of an already ordered sequence.
 
         qkv [B,N,C], g [B,N,M], tables cos and sin [B,N,d/2], state (conv [B,C,K-1], recurrent [B,M,d,d]),
-        valid [B,N] bool (False: no write), restart [B,N] bool; `strict` takes the current token out of its own sum.
+        valid [B,N] bool (False: no write), restart [B,N] bool; `strict` leaves each token out of its own sum.
         Returns y [B,N,H,d] before the norm (float32) and the new state.
         """
         convolved, conv = ssm.causal_conv(qkv, self.conv_weight, self.conv_bias, state[0])
@@ -90,17 +90,13 @@ class Direction(nn.Module):
         repeat = self.state_heads // self.kv_heads
         k, v = k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)
         scale = self.head_dim**-0.5
-        if q.shape[1] == 1 and restart is None:
+        if q.shape[1] == 1 and restart is None and not strict:
             y, recurrent = ssm.step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], state[1], scale)
             y = y[:, None]
         else:
-            y, recurrent = ssm.chunked(q, k, v, g, state[1], scale, restart, self.mmate.chunk_size)
-        every = self.heads // self.state_heads
-        if strict:
-            # Widened before the product: the norm would blow up what a narrow one leaves where nothing else is seen.
-            own = scale * (q.to(y.dtype) * k.repeat_interleave(every, 2).to(y.dtype)).sum(-1, keepdim=True)
-            y = y - own * v.repeat_interleave(every, 2).to(y.dtype)
+            y, recurrent = ssm.chunked(q, k, v, g, state[1], scale, restart, self.mmate.chunk_size, strict)
         if self.skip is not None:
+            every = self.heads // self.state_heads
             y = y + self.skip[:, None].to(y.dtype) * v.repeat_interleave(every, 2).to(y.dtype)
         return y, (conv, recurrent)
 

@@ -17,12 +17,13 @@ from transformers.modeling_utils import AttentionInterface
 
 from linmu.config import MMateConfig
 from linmu.errors import InputError
-from linmu.families import Family, get_family
+from linmu.families import STUDENT_PREFIX, Family, get_family
 from linmu.layout import MediaGrid, PromptRules, media_of_batch, prompt_layout, stack_layouts
 from linmu.model.attention import ATTENTION_NAME, LAYOUT_ARGUMENT, MMateAttention
 from linmu.model.mmate import Dimensions
+from linmu.model.rotary import use_exact_angles
 
-MODEL_TYPE_PREFIX = "linmu_"
+MODEL_TYPE_PREFIX = STUDENT_PREFIX
 
 
 class LinMUModel:
@@ -37,6 +38,7 @@ class LinMUModel:
         self._prompt_rules = None if self.linmu_family.text_only else PromptRules.from_config(teacher_config(config))
         replace_attention(self, self.mmate, self.linmu_family)
         use_linmu_attention(self)
+        use_exact_angles(self.get_decoder(), self.linmu_family)  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> PreTrainedModel:

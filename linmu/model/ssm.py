@@ -5,6 +5,7 @@ Glossary (code = paper = shape)
     g           Delta * A, the log-decay, <= 0           [B, S, M]
     state       S_t = exp(g_t) S_{t-1} + k_t v_t^T       [B, M, dk, dv], float32 or float64
     y           scale * S_t^T q_t                        [B, S, H, dv]
+    strict      y is scale * (exp(g_t) S_{t-1})^T q_t: a token does not see itself
     restart     the state is dropped before this token   [B, S] bool
     M           heads that own a state: H (one decay per query head) or G (one per key/value head); r = H / M
 The rule is "gated" of ONNX's LinearAttention (opset 27). There is no Delta factor on the write (mmate.md, Flex-MA 4).
@@ -32,15 +33,25 @@ def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, scale: float
 
 
 def recurrent(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, scale: float, restart: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    state: Tensor,
+    scale: float,
+    restart: Tensor | None = None,
+    strict: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The loop of `step` over S tokens (shapes in the glossary) -> y [B,S,H,dv], state [B,M,dk,dv]."""
     outputs = []
     for t in range(q.shape[1]):
         if restart is not None:
             state = torch.where(restart[:, t, None, None, None], torch.zeros_like(state), state)
-        y, state = step(q[:, t], k[:, t], v[:, t], g[:, t], state, scale)
+        y, new = step(q[:, t], k[:, t], v[:, t], g[:, t], state, scale)
+        if strict:  # read before the write
+            y, _ = step(q[:, t], torch.zeros_like(k[:, t]), v[:, t], g[:, t], state, scale)
         outputs.append(y)
+        state = new
     if not outputs:
         return _wide(v).new_zeros(q.shape[0], 0, q.shape[2], v.shape[3]), state
     return torch.stack(outputs, 1), state
@@ -55,11 +66,13 @@ def chunked(
     scale: float,
     restart: Tensor | None = None,
     chunk_size: int = 128,
+    strict: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The same function in chunks of L tokens: cost linear in S, parallel inside a chunk (mmate.md, chunked form).
 
     Shapes as in the glossary -> y [B,S,H,dv], state [B,M,dk,dv]. Restarts are masks, not huge decays: a cumulative
-    sum that holds -1e4 would lose the small decays beside it.
+    sum that holds -1e4 would lose the small decays beside it. `strict` is a mask too: a token's own term is never
+    summed, so that what has seen nothing is exactly 0.
     """
     length = q.shape[1]
     if length == 0:
@@ -80,7 +93,7 @@ def chunked(
         g = g.masked_fill(restart, 0.0)
         segment = restart.long().cumsum(-1)
     c = g.cumsum(-1)
-    causal = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+    causal = torch.ones(size, size, dtype=torch.bool, device=q.device).tril(-1 if strict else 0)
     within = causal & (segment[..., :, None] == segment[..., None, :])  # [B, n, 1, L, L]
     decay = (c[..., :, None] - c[..., None, :]).masked_fill(~within, float("-inf")).exp()  # mask before exp
     scores = (q @ k[:, :, :, None].mT) * decay[:, :, :, None]  # [B, n, M, r, L, L]

@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_tensors
 from linmu.atomic import write_bytes
 from linmu.errors import InputError, StateError
 from linmu.manifest import CANONICAL_AXES, state_kind
-from linmu.safetensors_file import parse_header, read_header
+from linmu.safetensors_file import parse_header, read_header, steady_bytes
 from linmu.specs import StateSpec
 from linmu.state_precision import exact_specs, read_exact, store
 
@@ -36,7 +36,7 @@ def save_state(
     model_hash: str,
     position: Mapping[str, Any],
 ) -> None:
-    """Write all states (`past.*` names, in the axis order of `specs`) to `path` in one step.
+    """Write all states (`past.*` names, in the axis order of `specs`) to `path` in one step; equal states, equal bytes.
 
     `position` holds at least "position" (rotary position of the next token) and "tokens" (tokens seen), and any other
     JSON values. Raises StateError on a missing, surplus, misshapen or non-finite tensor, InputError on a full disk.
@@ -55,7 +55,7 @@ def save_state(
         "model_hash": model_hash,
         "sha256": _digest(canonical),
     }
-    write_bytes(Path(path), save_tensors(canonical, metadata))
+    write_bytes(Path(path), steady_bytes(save_tensors(canonical, metadata)))
 
 
 def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -53,6 +53,11 @@ class TorchRunner:
         if self._vision is not None:
             self._vision.close()
 
+    @property
+    def hidden(self) -> np.ndarray:
+        """Hidden states [1, S, D] of the last prefill call's tokens."""
+        return self.ops.hidden.numpy()
+
     def new_state(self) -> TorchState:
         """A zero state for one sequence."""
         return TorchState(self.state_specs)

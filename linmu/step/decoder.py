@@ -163,8 +163,6 @@ def _direction(ops: Ops, form: DecoderForm, name: str, tag: str, qkv, dt, tables
     g = ops.log_decay(dt, name + f"dt_bias_{tag}", name + f"decay_{tag}")
     y, recurrent = ops.linear_attention(q, k, v, g, past and past["recurrent"], restart, form)
     every = form.heads // form.state_heads
-    if restart is not None:  # both directions count the current token: take it out of the backward one
-        y = ops.subtract_own(y, q, k, v, form)
     if form.has(name + f"skip_{tag}"):
         y = ops.add(y, ops.scale_channels(ops.repeat_heads(v, every, form.head_dim), name + f"skip_{tag}"))
     return y, {"conv": conv, "recurrent": recurrent}

@@ -9,6 +9,7 @@ Packed names, per layer i (all matrices [in, out], so that x @ W):
     layers.i.swin        [D, C] q | k | v of Local-Swin
     layers.i.out_proj    [H * d, D]; gate_up [D, 2I]; down [I, D]
     token_embedding      [V, D]; head [V, D] when not tied
+    rope                 [P, d/2] radians per position and axis, float32; an angle is the exact product
 Of a quantized form (linmu.matrix_format): in_proj is q | k | v alone, the rest of it is layers.i.controls
 [D, M + M + 3H]; a quantized matrix W stands as W.q and W.scale (and W.input_scale, W.pre); a quantized table [V, D] as
 [D, V].

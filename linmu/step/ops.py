@@ -85,7 +85,10 @@ class Ops(Protocol):
         """0..B-1 [B,1] int64: each sequence's row of the rope tables of a decode step."""
 
     def rope_tables(self, position_ids: T, form: DecoderForm) -> tuple[T, T]:
-        """Cos and sin [rows, d/2] of position_ids [B,S] or [3,B,S]; rows = B*S."""
+        """Cos and sin [rows, d/2] of position_ids [B,S] or [3,B,S], int64; rows = B*S.
+
+        Of exact angles, the product of a position and a float32 frequency: within 1e-6 radians at any position.
+        """
 
     def extend_rows(self, table: T, backward: T) -> T:
         """Append as many rows as the backward sequence is long: what its padding indices read."""
@@ -117,16 +120,17 @@ class Ops(Protocol):
     def linear_attention(
         self, q: T, k: T, v: T, g: T, past: T | None, restart: T | None, form: DecoderForm
     ) -> tuple[T, T]:
-        """The gated recurrence (ssm.py) on packed heads; restart [N] bool drops the state before a token."""
+        """The gated recurrence (ssm.py) on packed heads.
+
+        restart [N] bool, of the backward direction: the state is dropped before a token, and no token sees itself
+        (the forward direction counts it). Its first element is set, and its state is not used.
+        """
 
     def read_state(self, stored: dict[str, T], form: DecoderForm) -> T:
         """The float32 state [B,M,d,d] of what was stored, by the kinds of `form.recurrent_kinds`."""
 
     def write_state(self, state: T, form: DecoderForm) -> dict[str, T]:
         """What is stored of a float32 state: rounded once, at the end of a call (linmu.state_precision)."""
-
-    def subtract_own(self, y: T, q: T, k: T, v: T, form: DecoderForm) -> T:
-        """Y minus each token's own term scale * (q.k) v."""
 
     def window_attention(self, q: T, k: T, v: T, bias: T, form: DecoderForm) -> T:
         """Attention inside window rows: packed [1,W*L,...], bias [W,1,L,L] -> [1,W*L,H*d]."""

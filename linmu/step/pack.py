@@ -14,6 +14,7 @@ from linmu.errors import InputError
 from linmu.model.attention import MMateAttention
 from linmu.model.flex_ma import Direction
 from linmu.model.mapped import mapped_files
+from linmu.model.rotary import frequency_matrix
 from linmu.step.form import DecoderForm
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ def decoder_form(student: PreTrainedModel) -> DecoderForm:
     block: MMateAttention = decoder.layers[0].self_attn
     head, embedding = student.get_output_embeddings(), student.get_input_embeddings()
     tied = head.weight is embedding.weight
-    weights: dict[str, Weight] = {"token_embedding": lambda: embedding.weight, "rope": lambda: rope_matrix(student)}
+    weights: dict[str, Weight] = {
+        "token_embedding": lambda: embedding.weight,
+        "rope": lambda: frequency_matrix(decoder.rotary_emb, family),
+    }
     if not tied:
         weights["head"] = lambda: head.weight
     for index, layer in enumerate(decoder.layers):
@@ -61,22 +65,6 @@ def decoder_form(student: PreTrainedModel) -> DecoderForm:
         weights=weights,
         streamed=files is not None,
     )
-
-
-def rope_matrix(student: PreTrainedModel) -> Tensor:
-    """[P, d/2] float32: angle = position_ids^T @ this. M-RoPE axes own disjoint frequencies, the rest is 0."""
-    rotary, family = student.get_decoder().rotary_emb, student.linmu_family
-    inverse = rotary.inv_freq.float()
-    if family.rope == "plain":
-        return inverse[None]
-    axis = torch.zeros(inverse.shape[0], dtype=torch.long)
-    section = list(rotary.mrope_section)
-    if family.rope == "mrope":
-        axis = torch.repeat_interleave(torch.arange(3), torch.tensor(section))
-    else:
-        for dim in (1, 2):
-            axis[dim : section[dim] * 3 : 3] = dim
-    return torch.stack([torch.where(axis == p, inverse, torch.zeros_like(inverse)) for p in range(3)])
 
 
 def _layer(layer: nn.Module) -> dict[str, Weight]:

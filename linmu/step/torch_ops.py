@@ -13,7 +13,7 @@ from torch.nn import functional
 from linmu.matrix_format import MatrixFormat, part
 from linmu.model import ssm
 from linmu.model.local_swin import sliding_attention
-from linmu.model.rotary import rotate
+from linmu.model.rotary import rope_tables, rotate
 from linmu.state_precision import LARGEST_CODE, LARGEST_HALF
 from linmu.step.form import DecoderForm
 from linmu.step.streamed import StreamedWeights
@@ -28,6 +28,7 @@ class TorchOps:
         self.weights: MutableMapping[str, Tensor] = (
             {name: thunk().detach() for name, thunk in form.weights.items()} if streamed is None else streamed
         )
+        self.hidden = torch.zeros(1, 0, form.hidden)
         self.inputs: dict[str, tuple[MatrixFormat, Tensor]] = {}  # how the input of a quantized matrix is rounded
         self.rounding: Rounding = round_named
         for name, format in form.quantized.items():
@@ -118,6 +119,7 @@ class TorchOps:
         return x[index]
 
     def last_token(self, x: Tensor) -> Tensor:  # noqa: D102
+        self.hidden = x  # of every token: what verification compares
         return x[:, -1:]
 
     def token_index(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -127,10 +129,8 @@ class TorchOps:
         return torch.arange(position_ids.shape[-2], device=position_ids.device)[:, None]
 
     def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
-        rows = position_ids.reshape(form.rope_axes, -1).T.float()  # [B*S, P]
-        angles = (rows[:, :, None] * self.weights["rope"]).sum(1)  # exact: one axis owns each frequency
-        dtype = self.weights["norm"].dtype
-        return (angles.cos() * form.rope_scale).to(dtype), (angles.sin() * form.rope_scale).to(dtype)
+        rows = position_ids.reshape(form.rope_axes, -1)
+        return rope_tables(rows, self.weights["rope"], form.rope_scale, self.weights["norm"].dtype)
 
     def extend_rows(self, table: Tensor, backward: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([table, table.new_zeros(backward.shape[1] + 1, table.shape[1])])
@@ -181,7 +181,7 @@ class TorchOps:
             y, state = ssm.step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], past, scale)
             return y.flatten(1)[:, None], state
         batched = None if restart is None else restart[None]
-        y, state = ssm.chunked(q, k, v, g, past, scale, batched, form.mmate.chunk_size)
+        y, state = ssm.chunked(q, k, v, g, past, scale, batched, form.mmate.chunk_size, strict=restart is not None)
         return y.flatten(2), state
 
     def read_state(self, stored: dict[str, Tensor], form: DecoderForm) -> Tensor:  # noqa: D102
@@ -198,12 +198,6 @@ class TorchOps:
         scale = state.abs().amax(-1, keepdim=True) / LARGEST_CODE
         codes = (state / torch.where(scale > 0, scale, 1.0)).round().clamp(-LARGEST_CODE, LARGEST_CODE)
         return {"recurrent": codes.to(torch.int8), "recurrent_scale": scale}
-
-    def subtract_own(self, y, q, k, v, form: DecoderForm) -> Tensor:  # noqa: D102
-        every, dim = form.heads // form.state_heads, form.head_dim
-        k, v = self.repeat_heads(k, every, dim), self.repeat_heads(v, every, dim)
-        own = (q * k).unflatten(-1, (form.heads, -1)).sum(-1) * dim**-0.5
-        return y - self.scale_heads(v, own, form)
 
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
         rows, length = bias.shape[0], bias.shape[-1]

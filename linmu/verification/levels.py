@@ -21,6 +21,7 @@ from linmu.verification.compare import (
     Tolerance,
     Worst,
     array_error,
+    group_scale,
     logits_error,
     snapshot_error,
 )
@@ -33,6 +34,7 @@ NO_KERNEL = (
     "ONNX Runtime has no such kernel for this CPU (x86 needs AVX2): it multiplies inputs that are not rounded, more "
     "exactly than the reference. Verify on another CPU, or use a bundle of --quant none or fp16"
 )
+POSITIONS = {"prefill": "prefill", "text": "prefill, text only"}  # what the two prefill vectors are called
 PROJECTED_ROOM = 4.0  # a projection of V differences, each at the tolerance, reaches 4 sqrt(V) of them almost never
 
 
@@ -119,7 +121,19 @@ class GoldenLevels:
         """Prefill on golden embeddings: logits and all states ("prefill": with pictures, "text": without)."""
         player, logits = self._prefilled(name)
         meter = self._compared(name, logits, player)
-        return metered("graph", self.runner.backend, "prefill" if name == "prefill" else "prefill, text only", meter)
+        return metered("graph", self.runner.backend, POSITIONS[name], meter)
+
+    def positions(self, name: str) -> Check:
+        """Hidden states of every position of a prefill vector; the runner shows them (linmu.verification.hidden)."""
+        vectors, meter = self.golden.graphs, Meter()
+        self._prefilled(name)
+        tolerance = self.tolerance.widened(vectors[f"{name}/hidden/noise"]).logits
+        wanted, scale = vectors[f"{name}/hidden/projection"], group_scale(vectors[f"{name}/hidden/norm"])[:, None]
+        found = self.runner.hidden[0]  # type: ignore[attr-defined]
+        if np.isfinite(found).all():
+            found, _ = self.projector.rows(found)
+        meter.add(array_error(found, wanted, scale, "hidden states (projected)", tolerance))
+        return metered("graph", self.runner.backend, f"{POSITIONS[name]}, every position", meter)
 
     def step(self, name: str = "step") -> Check:
         """One step from the golden state (from the runner's own where the golden one is not stored in full)."""

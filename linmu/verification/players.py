@@ -14,8 +14,8 @@ from linmu.processing import ModelInputs
 from linmu.runtimes.base import PromptPiece, Runner
 from linmu.runtimes.prompt import MAX_PIECE_TOKENS, place_prompt, prompt_pieces
 from linmu.runtimes.session import Session
+from linmu.verification.hidden import WHOLE
 
-WHOLE = 1 << 60  # tokens of a piece: never cut
 PIECE_TOKENS = 16  # pieces of a session under test: cut wherever a prompt may be cut
 
 

@@ -45,11 +45,13 @@ from linmu.verification.compare import (
 )
 from linmu.verification.eager import StudentRunner, round_student, round_vision
 from linmu.verification.graph_files import GraphFiles
+from linmu.verification.hidden import hidden_runner, hidden_states, whole_prompt
 from linmu.verification.levels import greedy_note, guarded, run_errors
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
 from linmu.verification.rounded import rounded_checks
 
 GRAPHS = "graph files [onnxruntime]"
+EVERY = "every position of the prompt"
 KINDS = ("conv", "recurrent", "key", "value")
 
 
@@ -175,7 +177,8 @@ def student_checks(
             greedy = partial(_greedy, bundle, reference, runner, tolerance, noise)
             checks.append(guarded("student", name, "greedy", greedy))
             vision = _vision_check(reference, runner, tolerance)
-            found = [*([] if vision is None else [vision]), *_bisect(stages, name)]
+            every = guarded("student", name, EVERY, partial(_positions, bundle, reference, runner, tolerance))
+            found = [*([] if vision is None else [vision]), *_bisect(stages, name), every]
             checks += found
             culprit = culprit or _culprit(found, stages)
     return checks, curves, culprit
@@ -296,6 +299,33 @@ def _vision_check(reference: Reference, runner: Runner, tolerance: Tolerance) ->
         return metered("bisect", runner.backend, "student's tower -> vision graph", meter)
 
     return guarded("bisect", runner.backend, "student's tower -> vision graph", check)
+
+
+@torch.no_grad()
+def _positions(bundle: Bundle, reference: Reference, runner: Runner, tolerance: Tolerance) -> Check:
+    """Hidden states of every position of the prompt: the step form's against the student's, the backend's against both.
+
+    Logits of the last token and states hardly show what becomes of vision tokens in the last layers. The backend gets
+    the step form's own vision features: what towers differ by would hide more than the decoder's own noise does.
+    """
+    manifest, meter, runners = bundle.manifest, Meter(), (reference.runner, reference.twin)
+    quantum = reference.runner.quantum
+    own, moved = (whole_prompt(one, reference.inputs, manifest) for one in runners)
+    eager, twin, other = (hidden_states(*pair) for pair in ((runners[0], own), (runners[1], own), (runners[1], moved)))
+    if not reference.runner.lossy:
+        arguments = hf_inputs(reference.inputs, reference.student._prompt_rules)
+        output = reference.student(**arguments, output_hidden_states=True, use_cache=False)
+        limit = tolerance.widened((logits_noise(eager, other, quantum), 0.0))
+        wanted = output.hidden_states[-1][0].float().numpy()
+        meter.add(logits_error(eager, wanted, limit, name="hidden states of the step form"))
+    with hidden_runner(bundle, runner) as shown:
+        if shown is not None:
+            limit = tolerance.widened((logits_noise(eager, twin, quantum), 0.0))
+            meter.add(logits_error(hidden_states(shown, own), eager, limit, name="hidden states"))
+        note = "" if shown is not None else "this backend shows none"
+    return metered("student", runner.backend, EVERY, meter, note) if meter.worst else Check(
+        "student", runner.backend, EVERY, True, note=note
+    )  # fmt: skip
 
 
 def _greedy(bundle: Bundle, reference: Reference, runner: Runner, tolerance: Tolerance, noise: list[float]) -> Check:

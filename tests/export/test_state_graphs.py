@@ -91,6 +91,32 @@ def test_prefill_and_step_round_where_the_reference_does(precision, family, sett
     compare(form, call(tmp_path / "step.onnx", {**feeds, **stored}), *found)
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_states_beyond_float16_saturate_in_graphs(style, tmp_path) -> None:
+    """What a token repeated for long does (20,000 times: 6.8e4): a state that nothing forgets grows past 65,504."""
+    packed = decoder_form(shared_student("llama")[0])
+    still = {name: _zeros(thunk) for name, thunk in packed.weights.items() if name.endswith("decay_f")}
+    form = replace(packed, state="fp16", weights=packed.weights | still)
+    write(form, tmp_path, STYLES[style])
+    stored = random_state(form)
+    for name in (spec.name for spec in form.state_specs() if spec.dtype == "float16"):
+        stored[name] = np.where(stored[name] > 0, np.float16(65504), np.float16(-65504))
+    positions = step_positions(form, 5)
+    whole = replace(form, state="fp32")
+    past = {name: torch.from_numpy(value) for name, value in read_exact(form.state_specs(), stored).items()}
+    with torch.no_grad():
+        _, present = decoder.step(TorchOps(whole), whole, torch.tensor([[7]]), positions, past, None)
+    found = call(tmp_path / "step.onnx", {"input_ids": np.array([[7]]), "position_ids": positions.numpy(), **stored})
+    for layer in range(form.layers):
+        name = f"present.{layer}.recurrent"
+        assert float(present[name].abs().max()) > 65504  # float32 goes on
+        assert np.abs(found[name]).max() == np.float16(65504)  # and no infinity
+
+
+def _zeros(thunk):
+    return lambda: torch.zeros_like(thunk())
+
+
 def _row(form) -> int:
     from linmu.export.decoder_graphs import window_row
 

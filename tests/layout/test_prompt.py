@@ -8,6 +8,9 @@ import torch
 
 from linmu.errors import InputError
 from linmu.layout import MediaGrid, PromptRules, media_from_grids, media_of_batch, prompt_layout
+from linmu.layout.vision_grid import vision_facts
+from linmu.model.modeling import teacher_config
+from tests.model.students import shared_student
 from tests.tiny import FAMILY_NAMES, VISION_NAMES, tiny_inputs, tiny_model
 
 IMAGE, VIDEO = 261, 262  # ids of the tiny Qwen tokenizers
@@ -25,6 +28,15 @@ def tiny():
 
 def rules_of(model) -> PromptRules:
     return PromptRules.from_config(model.config.to_dict())
+
+
+@pytest.mark.parametrize("family", VISION_NAMES)
+def test_a_students_own_config_says_what_its_teachers_does(family):
+    model = shared_student(family)[0]
+    config = model.config.to_dict()
+    assert config["model_type"].startswith("linmu_") and "linmu" in config
+    assert PromptRules.from_config(config) == model._prompt_rules
+    assert vision_facts(config) == vision_facts(teacher_config(model.config))
 
 
 def teacher_positions(model, ids: np.ndarray, **grids) -> tuple[np.ndarray, int]:

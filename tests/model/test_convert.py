@@ -15,9 +15,10 @@ from transformers.modeling_utils import AttentionInterface
 import linmu
 from linmu.config import MMateConfig
 from linmu.errors import InputError
-from linmu.families import FAMILIES
+from linmu.families import FAMILIES, get_family
 from linmu.model.convert import convert
 from linmu.model.modeling import LinMUForCausalLM, LinMUForConditionalGeneration, decoder_layers
+from linmu.model.rotary import use_exact_angles
 from tests.model.students import SMALL, cases, new_parameters
 from tests.tiny import FAMILY_NAMES, VISION_NAMES, tiny_inputs, tiny_model
 
@@ -89,6 +90,7 @@ def test_every_setting_converts(family, settings):
 def test_with_a_wide_text_window_and_no_share_of_flex_ma_text_is_the_teachers(family):
     teacher, tokenizer = tiny_model(family)
     teacher = teacher.double()
+    use_exact_angles(teacher.get_decoder(), get_family(teacher.config.model_type))  # as its student will have them
     inputs = tiny_inputs(family, teacher, tokenizer, "text")
     with torch.inference_mode():
         expected = teacher(**inputs).logits

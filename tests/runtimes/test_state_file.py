@@ -33,6 +33,16 @@ def test_round_trip(saved):
         np.testing.assert_array_equal(restored[name], array)
 
 
+def test_equal_states_make_equal_files(tmp_path):
+    """safetensors itself orders metadata anew in every call."""
+    files = []
+    for number in range(12):
+        path = tmp_path / f"{number}.safetensors"
+        save_state(path, tensors(), specs=LAST, model_hash=HASH, position=POSITION)
+        files.append(path.read_bytes())
+    assert len(set(files)) == 1
+
+
 def test_file_is_canonical_and_another_axis_order_reads_it(saved):
     conv = tensors()["past.0.conv"]
     expected = np.stack([[conv[b, :, c] for c in range(50)] for b in range(2)])

@@ -47,7 +47,7 @@ def run_student(student, inputs: dict, form: DecoderForm, row: int | None = None
     layout = layout_tensors(placed, form.mmate, never_empty=True, row=row) if form.vision else None
     deepstack = None
     if form.deepstack:
-        deepstack = np.zeros((form.deepstack, *seen["x"].shape), np.float32)
+        deepstack = np.zeros((form.deepstack, *seen["x"].shape), seen["x"].detach().numpy().dtype)
         for i, features in enumerate(seen.get("deepstack_visual_embeds") or ()):
             deepstack[i, 0, seen["visual_pos_masks"][0].numpy()] = features.detach().numpy()
     positions = placed.position_ids[:, None] if form.rope_axes == 3 else placed.position_ids

@@ -38,6 +38,15 @@ def weight_byte(folder: Path, name: str) -> None:
     (folder / "weights.data").write_bytes(raw)
 
 
+def weight_nudge(folder: Path, name: str, amount: float) -> None:
+    """Add a small number to a float32 weight."""
+    entry = read_decoder_file(folder).weights[name]
+    raw, end = bytearray((folder / "weights.data").read_bytes()), entry.offset + 4 * int(np.prod(entry.shape))
+    moved = np.frombuffer(bytes(raw[entry.offset : end]), np.float32) + np.float32(amount)
+    raw[entry.offset : end] = moved.tobytes()
+    (folder / "weights.data").write_bytes(raw)
+
+
 def weight_nan(folder: Path, name: str) -> None:
     """One weight becomes NaN."""
     entry = read_decoder_file(folder).weights[name]

@@ -10,6 +10,7 @@ the scan. Masks and indices are made once per call, by portable kernels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,6 +21,7 @@ import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decom
 from torch import Tensor
 from torch.nn import functional
 
+from linmu.export.exact_angles import digit_rule
 from linmu.export.phone.weights import Buffers
 from linmu.matrix_format import MatrixFormat, part
 from linmu.step.form import DecoderForm
@@ -32,8 +34,8 @@ MASKED = -1e30  # added before an exponential: exp() is exactly 0, and no differ
 class Causal:
     """Constants of one scan over N tokens; restarts: [1, N, 1], 0 where a span begins, or None without restarts.
 
-    triangle [1, N, N]: ones where s <= t; bias [1, N, N]: 0 where token t sees token s, else MASKED; row [1, 1, N]:
-    ones.
+    triangle [1, N, N]: ones where s <= t; bias [1, N, N]: 0 where token t sees token s (of the backward direction:
+    s < t), else MASKED; row [1, 1, N]: ones.
     """
 
     triangle: Tensor
@@ -158,8 +160,12 @@ class PhoneOps(TorchOps):
         return Straight()
 
     def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
-        rows = position_ids.view(form.rope_axes, -1, 1).float()  # [P, S, 1]
-        angles = (rows * self.weights["rope"][:, None]).sum(0)  # exact: one axis owns each frequency
+        rows = position_ids.view(form.rope_axes, 1, -1, 1)
+        values, above, carry = (torch.from_numpy(table) for table in digit_rule())
+        carried = torch.div(rows, above, rounding_mode="floor") * carry
+        digits = (torch.div(rows, values, rounding_mode="floor") - carried).float()  # [P, digits, S, 1]
+        coarse, fine = (digits * self.weights["turns"]).sum((0, 1)).chunk(2, -1)
+        angles = (coarse - coarse.round()) * (2 * math.pi) + fine
         angles = torch.cat([angles, angles], -1)
         return (angles.cos() * form.rope_scale)[None], (angles.sin() * form.rope_scale)[None]  # [1, S, d]
 
@@ -183,7 +189,7 @@ class PhoneOps(TorchOps):
         ready["any_vision"] = None
         ready["vision"] = Mask(yes, 1 - yes)
         restart = layout["restart"]
-        ready["restart"] = causal_constants(torch.arange(restart.shape[0]), restart)
+        ready["restart"] = causal_constants(torch.arange(restart.shape[0]), restart, strict=True)
         return ready
 
     def branch(self, condition, then, otherwise) -> list[Tensor]:  # noqa: D102
@@ -264,11 +270,6 @@ class PhoneOps(TorchOps):
         """[H, S, d] -> [1, S, H * d]."""
         return y.permute(1, 0, 2).contiguous().view(1, -1, y.shape[0] * y.shape[2])
 
-    def subtract_own(self, y, q, k, v, form: DecoderForm) -> Tensor:  # noqa: D102
-        every, size = form.heads // form.state_heads, form.head_dim
-        k, v = self.repeat_heads(k, every, size), self.repeat_heads(v, every, size)
-        return y - v * (self.product(q * k, self.weights["sum.head"]) * size**-0.5)
-
     def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):  # noqa: D102
         window, owners, size = form.mmate.text_window, form.kv_heads, form.head_dim
         if self.recent is None:
@@ -321,11 +322,14 @@ def softplus(x: Tensor) -> Tensor:
     return torch.relu(x) + (torch.log(u) + (e - (u - 1.0)) / u)
 
 
-def causal_constants(index: Tensor, restart: Tensor | None) -> Causal:
-    """The constants of a scan over tokens `index` [N] int64 with restarts [N] bool or None."""
-    seen = index[:, None] >= index[None, :]
-    triangle = seen.float()[None]
-    bias, restarts = (1 - triangle) * MASKED, None
+def causal_constants(index: Tensor, restart: Tensor | None, *, strict: bool = False) -> Causal:
+    """The constants of a scan over tokens `index` [N] int64 with restarts [N] bool or None.
+
+    strict: no token sees itself (the backward direction).
+    """
+    triangle = (index[:, None] >= index[None, :]).float()[None]
+    seen = (index[:, None] > index[None, :]).float()[None] if strict else triangle
+    bias, restarts = (1 - seen) * MASKED, None
     if restart is not None:
         span = restart.long().cumsum(0)
         bias = bias + (span[:, None] != span[None, :]).float()[None] * MASKED

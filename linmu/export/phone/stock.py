@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from linmu.config import MMateConfig
 from linmu.export.phone.methods import Method, used_weights, vision_method
-from linmu.export.phone.ops import MASKED, Causal, Mask, PhoneOps, Straight, causal_constants
+from linmu.export.phone.ops import MASKED, Mask, PhoneOps, Straight, causal_constants
 from linmu.export.phone.weights import Buffers
 from linmu.export.vision_towers import VisionTower
 from linmu.layout.scan import invert, scan_order
@@ -31,7 +31,7 @@ from linmu.step import decoder
 from linmu.step.form import DecoderForm
 
 EXTRA = 1 + 2 * SCHEDULES + SHIFTS
-MOST_CONTEXT = 1 << 24  # positions that float32 counts exactly; the state has no limit
+MOST_CONTEXT = 1 << 24  # what the runners are told; the state has no limit
 
 
 class StockOps(PhoneOps):
@@ -45,8 +45,8 @@ class StockOps(PhoneOps):
         return table
 
     def prepare_layout(self, layout: dict[str, Any], form: DecoderForm) -> dict[str, Any]:  # noqa: D102
-        assert self.causal is not None
-        return {**layout, "restart": Causal(self.causal.triangle, self.causal.bias, self.causal.row, None)}
+        index = torch.arange(layout["vision"].yes.shape[1])
+        return {**layout, "restart": causal_constants(index, None, strict=True)}
 
     def take(self, x: Any, index: Any) -> Any:  # noqa: D102
         return x if isinstance(index, Straight) else super().take(x, index)

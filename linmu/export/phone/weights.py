@@ -1,7 +1,8 @@
 """A step form's weights as an ExecuTorch program takes them: matrices [out, in], vectors by head [H, 1, d].
 
-Of a quantized matrix W: W.q [out, in] int8, W.scale [out] or [out, in / group], and zero points W.zero, all 0, which
-XNNPACK's pattern asks for; W.pre [in] as in the form.
+In the place of frequencies stand `turns`, the table of linmu.export.exact_angles. Of a quantized matrix W: W.q
+[out, in] int8, W.scale [out] or [out, in / group], and zero points W.zero, all 0, which XNNPACK's pattern asks for;
+W.pre [in] as in the form.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from linmu.export.exact_angles import turn_tables
 from linmu.matrix_format import part
 from linmu.step.form import DecoderForm, is_matrix
 
@@ -27,7 +29,9 @@ def program_weights(form: DecoderForm) -> dict[str, Tensor]:
     for name, thunk in form.weights.items():
         matrix, _, kind = name.rpartition(".")
         value = thunk().detach()
-        if matrix in form.quantized:
+        if name == "rope":
+            found["turns"] = torch.from_numpy(turn_tables(value.numpy()))
+        elif matrix in form.quantized:
             found |= _quantized_part(matrix, kind, value)
         elif name.rpartition(".")[2] in BY_HEAD:
             found[name] = value.float().reshape(form.heads, 1, -1)
@@ -39,7 +43,6 @@ def program_weights(form: DecoderForm) -> dict[str, Tensor]:
     # sums with a plain number: Core ML's compiler takes them for a product's bias, and stops
     sums = {"hidden": form.eps, "head": form.mmate.norm_eps, "qk": form.qk_norm_eps}
     found |= {f"eps.{name}": torch.tensor([float(value)]) for name, value in sums.items()}
-    found["sum.head"] = torch.ones(1, size)
     for times in {form.state_heads // form.kv_heads, form.heads // form.state_heads, form.heads // form.kv_heads}:
         found[f"ones.{times}"] = torch.ones(1, times, 1, 1)  # broadcast over copies of a head
     found["turn"] = _quarter_turn(size)

@@ -14,7 +14,7 @@ from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.config.generic_node_configs import SliceCopyConfig, ViewCopyConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-# XNNPACK reduces large angles in float32, and positions make them large; and it has one GELU, whichever is asked for
+# sines and cosines (of positions, once a call) stay torch's own; and XNNPACK has one GELU, whichever is asked for
 EXACT = ("SinConfig", "CosConfig", "GeluConfig")
 SLICE = "aten.slice_copy.Tensor"
 
