@@ -193,8 +193,8 @@ def test_the_step_form_is_checked_by_itself(monkeypatch):
     teacher, _ = tiny_model("qwen3_vl")
     record = record_teacher(teacher, FAMILIES["qwen3_vl"])
     student = convert(teacher)
-    original = pack.rope_matrix
-    monkeypatch.setattr(pack, "rope_matrix", lambda model: original(model).flip(0))  # time and column exchanged
+    original = pack.frequency_matrix
+    monkeypatch.setattr(pack, "frequency_matrix", lambda *given: original(*given).flip(0))  # time and column exchanged
     with pytest.raises(InputError, match="layer 0 of the step form: attention differs"):
         check_student(student, record)
 
