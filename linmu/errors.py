@@ -9,15 +9,25 @@ class LinmuError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None):
+        super().__init__(_one_line(what, got, expected, fix))
         self.what, self.got, self.expected, self.fix = what, got, expected, fix
-        parts = [what.rstrip(".")]
-        if got is not None:
-            parts.append(f"got {got}")
-        if expected is not None:
-            parts.append(f"expected {expected}")
-        if fix is not None:
-            parts.append(f"fix: {fix}")
-        super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
+
+    def replace_text(self, old: str, new: str) -> None:
+        """Say `new` wherever the message says `old`."""
+        told = [None if x is None else str(x).replace(old, new) for x in (self.what, self.got, self.expected, self.fix)]
+        self.what, self.got, self.expected, self.fix = str(told[0]), *told[1:]
+        self.args = (str(self.args[0]).replace(old, new),)
+
+
+def _one_line(what: str, got: object, expected: object, fix: str | None) -> str:
+    parts = [what.rstrip(".")]
+    if got is not None:
+        parts.append(f"got {got}")
+    if expected is not None:
+        parts.append(f"expected {expected}")
+    if fix is not None:
+        parts.append(f"fix: {fix}")
+    return "; ".join(" ".join(str(part).split()) for part in parts)
 
 
 class InputError(LinmuError):
