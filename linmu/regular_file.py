@@ -15,8 +15,6 @@ def regular_file(path: Path, what: str) -> Path:
     """
     try:
         mode = Path(path).stat().st_mode
-    except FileNotFoundError as error:
-        raise InputError(f"{what} is missing", got=path, expected="a file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or a name that has no bytes
         raise InputError(f"cannot read {what} {path}", got=getattr(error, "strerror", None) or error) from error
     if not stat.S_ISREG(mode):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from linmu.bundle import Bundle
+from linmu.errors import StateError
 from linmu.runtimes.base import Runner
 from linmu.runtimes.state_file import load_state, save_state
 
@@ -71,8 +72,13 @@ class SessionState:
         )  # fmt: skip
 
     def load(self, path: str | Path) -> None:
-        """Read a state file; raises StateError when it is damaged or of another model."""
-        tensors, position = load_state(Path(path), list(self._bundle.manifest.state), self._bundle.model_hash)
+        """Read a state file; raises StateError when it is damaged or of another model (this state stays as it is)."""
+        manifest = self._bundle.manifest
+        single = [replace(spec, shape=(1, *spec.shape[1:])) for spec in manifest.state]
+        tensors, position = load_state(Path(path), single, self._bundle.model_hash)
+        pending = position.get("pending", [])
+        vocab = manifest.model.vocab_size
+        if not isinstance(pending, list) or not all(type(token) is int and 0 <= token < vocab for token in pending):
+            raise StateError(f"{path}: pending", got=f"{pending!r:.60}", expected=f"token ids below {vocab}")
         self.handle.write(tensors)
-        self.position, self.tokens = int(position["position"]), int(position["tokens"])
-        self.pending = tuple(int(token) for token in position.get("pending", ()))
+        self.position, self.tokens, self.pending = position["position"], position["tokens"], tuple(pending)
