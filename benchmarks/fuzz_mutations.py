@@ -272,6 +272,8 @@ def repair(folder: Path) -> None:
     """Make every hash right again, as far as what is left of the manifest has a place for it."""
     from linmu.manifest import OWN_HASH, own_hash
 
+    if (folder / "manifest.json").is_symlink() or not (folder / "manifest.json").is_file():
+        return
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, entry in manifest["files"].items():
@@ -280,5 +282,5 @@ def repair(folder: Path) -> None:
                 entry |= {"sha256": sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         manifest[OWN_HASH] = own_hash(manifest)
         write(folder / "manifest.json", json.dumps(manifest).encode())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # damaged beyond that

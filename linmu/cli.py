@@ -19,7 +19,9 @@ from rich.console import Console, RenderableType
 from rich.progress import Progress
 
 from linmu import cli_device, cli_export, cli_training
+from linmu.cli_process import drop_stdout, open_streams, stopped, system_error
 from linmu.errors import CheckFailed, InputError, LinmuError
+from linmu.interrupts import stop_signals
 
 INTERRUPTED = 130
 PIPED_WIDTH = 120  # columns of a table that goes to a file or a pipe
@@ -150,12 +152,15 @@ def run(
             pieces = session.stream(prompt, pictures, video, max_new_tokens=max_new_tokens, sampling=sampling)
             for piece in pieces:
                 results.text(piece)
-            results.text("\n")
-            found = session.result("")
-            _say(
-                f"{found.prompt_tokens} prompt tokens, first token after {found.timings['ttft_ms']:.0f} ms, "
-                f"{found.timings['tokens_per_s']:.1f} tokens/s, state {session.state.nbytes / 2**20:.1f} MiB"
-            )
+                if results.gone:  # nobody reads: what was generated is in the state
+                    break
+            else:
+                results.text("\n")
+                found = session.result("")
+                _say(
+                    f"{found.prompt_tokens} prompt tokens, first token after {found.timings['ttft_ms']:.0f} ms, "
+                    f"{found.timings['tokens_per_s']:.1f} tokens/s, state {session.state.nbytes / 2**20:.1f} MiB"
+                )
         if session.notice:
             _say(session.notice)
         if save_state is not None:
@@ -219,28 +224,39 @@ cli_training.register(app)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 check failed, 2 bad input, 3 missing component, 130."""
+    """Run the command line and return its exit code: 0, 1 check failed, 2 bad input, 3 missing component, 130.
+
+    SIGTERM and SIGHUP clean up as Ctrl-C does: 143 and 129. A reader of stdout that goes away changes nothing.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING if debug else logging.ERROR)
+    open_streams()
+    with stop_signals():
+        return _main(arguments, debug)
+
+
+def _main(arguments: list[str], debug: bool) -> int:
     try:
         code = app(arguments, prog_name="linmu", standalone_mode=False)
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            drop_stdout()
         if code == INTERRUPTED:  # typer's form of KeyboardInterrupt
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except LinmuError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED, debug)
+        return _fail(*stopped(), debug)
     except typer.TyperException as error:
         return _fail(f"{error.format_message()} fix: see linmu --help", 2, debug)
-    except BrokenPipeError:  # the reader (head, less) went away; the interpreter must not complain while it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:  # the one place that catches everything: a user gets a line, not a stack
+        if (known := system_error(error)) is not None:
+            return _fail(str(known), known.exit_code, debug)
         hint = "" if debug else "; run with --debug for the traceback"
         return _fail(f"{type(error).__name__}: {error}{hint}", 1, debug)
 
@@ -296,19 +312,27 @@ class _Results:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.gone = False  # whether nobody reads any more
 
     def text(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            self.gone = True
+            drop_stdout()
 
     def json(self, value: Any) -> None:
-        self.text(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+        unicode = (getattr(self._stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+        self.text(json.dumps(plain(value), ensure_ascii=not unicode, allow_nan=False) + "\n")
 
     def view(self, view: RenderableType) -> None:
         console = Console(file=self._stream)
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = PIPED_WIDTH  # rich's 80 would cut tables in files and pipes
-        console.print(view)
+        with console.capture() as shown:
+            console.print(view)
+        self.text(shown.get())
 
     def report(self, report: Any, json_output: bool) -> None:
         self.json(report.to_json()) if json_output else self.text(report.to_text().rstrip("\n") + "\n")

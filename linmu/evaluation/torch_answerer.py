@@ -27,6 +27,7 @@ from linmu.model.folders import DTYPES, load_student, load_teacher, write_side_f
 from linmu.model.modeling import teacher_config
 from linmu.model_files import ModelFolder, read_model_folder
 from linmu.processing import ModelInputs, Processor
+from linmu.runtimes.backends import usable_threads
 
 WINDOW_BATCHES = 8  # so many batches are encoded and sorted by length together
 WINDOW_BYTES = 2**28  # of pixels
@@ -196,7 +197,7 @@ def _dtype(name: str, device: torch.device) -> str:
 def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     if count is not None:
-        torch.set_num_threads(count)
+        torch.set_num_threads(usable_threads(count) or before)
     try:
         yield
     finally:

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from linmu.errors import InputError
+from linmu.processing.tokenizer_check import check_tokenizer
+from linmu.regular_file import regular_file
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+PANIC = "PanicException"  # of pyo3
 MAX_HELD = 3  # a UTF-8 character has at most four bytes, so at most three of them can be waiting
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read tokenizer.json, without its padding and truncation; InputError naming the file."""
-    if not path.is_file():
+    if not path.exists():
         raise InputError("the tokenizer file is missing", got=path, expected="tokenizer.json")
-    try:
+    regular_file(path, "the tokenizer")
+    with told(f"cannot read the tokenizer {path}", "a tokenizer.json"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  the Rust binding raises bare Exception, and nothing narrower
-        raise InputError(f"cannot read the tokenizer {path}", got=error, expected="a tokenizer.json") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    check_tokenizer(path)
     return tokenizer
+
+
+@contextmanager
+def told(what: str, expected: str | None = None) -> Iterator[None]:
+    """What the tokenizers library raises, as an InputError: its Rust binding has bare exceptions and panics."""
+    try:
+        yield
+    except BaseException as error:
+        # a panic is no Exception, and its class cannot be imported
+        if isinstance(error, InputError) or not (isinstance(error, Exception) or type(error).__name__ == PANIC):
+            raise
+        raise InputError(what, got=f"{error!s:.300}", expected=expected) from error
 
 
 class StreamDecoder:
@@ -67,4 +83,5 @@ class StreamDecoder:
 
 def to_ids(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> np.ndarray:
     """Token ids [S] int64 of a text."""
-    return np.asarray(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int64)
+    with told("the tokenizer cannot encode the prompt"):
+        return np.asarray(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int64)
