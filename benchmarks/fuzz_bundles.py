@@ -126,13 +126,13 @@ def parts(bundle: Path) -> dict[str, Part]:
             ask, repair,
         ),
         "state": Part([(3, side(tensors(STATE))), (2, side(values_of(STATE))), (1, side(bytes_of(STATE))),
-                       (1, side(kind_of(STATE)))], go_on, mended(STATE, state_file._digest)),
+                       (1, side(kind_of(STATE, outside=False)))], go_on, mended(STATE, state_file._digest)),
         "golden": Part([(3, json_file("golden/prompts.json")), (1, json_file("manifest.json")),
                         *((2, tensors(name)) for name in golden), *((1, values_of(name)) for name in golden),
                         *((1, bytes_of(name)) for name in golden), (1, kind_of("golden/picture.png"))],
                        verified, repair),
         "record": Part([(3, side(tensors(RECORD))), (2, side(values_of(RECORD))), (1, side(bytes_of(RECORD))),
-                        (1, side(kind_of(RECORD)))], calibrated, mended(RECORD, record.digest)),
+                        (1, side(kind_of(RECORD, outside=False)))], calibrated, mended(RECORD, record.digest)),
     }  # fmt: skip
 
 

@@ -103,11 +103,12 @@ def bytes_of(name: str) -> Mutation:
     return change
 
 
-def kind_of(name: str) -> Mutation:
-    """Something else than a file under its name."""
+def kind_of(name: str, outside: bool = True) -> Mutation:
+    """Something else than a file under its name; `outside`: also a link to a file outside."""
+    kinds = ("fifo", "folder", "zero", "nothing", "loop") + ("outside",) * outside
 
     def change(folder: Path, dice: random.Random) -> str:
-        path, kind = folder / name, dice.choice(("fifo", "folder", "zero", "outside", "nothing", "loop"))
+        path, kind = folder / name, dice.choice(kinds)
         path.unlink()
         if kind == "fifo":
             os.mkfifo(path)

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from linmu import strict_json
 from linmu.errors import BundleError, InputError
 
 FORMAT_VERSION = 1
@@ -178,7 +179,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return tuple(_value(arguments[0], item, where) for item in value)
     if origin is dict and isinstance(value, dict):
         return {str(key): _value(arguments[1], item, where) for key, item in value.items()}
-    if hint is float and type(value) in (int, float):
+    if hint is float and (type(value) is float or (type(value) is int and abs(value) < 1 << 64)):
         return float(value)
     if hint in (int, bool, str) and type(value) is hint:
         return value
@@ -196,12 +197,17 @@ def read_json(path: Path) -> Any:
 
 
 def read_settings(path: Path) -> ProcessorSettings:
-    """Read `processor.json`; raises BundleError on an unknown version or key, InputError on an unreadable file."""
-    settings = from_json(ProcessorSettings, read_json(path), "top level")
+    """Read `processor.json`; raises BundleError for an unreadable file, an unknown version or key, and bad values."""
+    from linmu.processing.limits import check_limits  # it needs the classes of this module
+
+    if not path.exists():
+        raise InputError("a file is missing", got=path, expected="a readable JSON file")
+    settings = from_json(ProcessorSettings, strict_json.read_json(path, "processor.json", BundleError), "top level")
     if settings.format_version != FORMAT_VERSION:
         raise BundleError(
             f"format_version in {path}", got=settings.format_version, expected=FORMAT_VERSION, fix="update linmu"
         )
+    check_limits(settings)
     return settings
 
 
