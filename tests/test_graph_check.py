@@ -93,7 +93,7 @@ def test_other_domains(tmp_path):
 def test_nothing_is_computed_while_a_graph_is_opened(tmp_path, operator, values, more):
     constants = [constant(f"c{i}", x) for i, x in enumerate(values)]
     made = node(operator, *(x.name for x in constants), **more)
-    refused(saved(tmp_path, [made], constants), "positive constant|constants alone")
+    refused(saved(tmp_path, [made], constants), "positive constant|constants alone|in Div")
 
 
 @pytest.mark.parametrize("divisor", [[0], [-1], [2, -1], [], None])
