@@ -19,6 +19,7 @@ from rich.console import Console, RenderableType
 from rich.progress import Progress
 
 from linmu import cli_device, cli_export, cli_training
+from linmu.atomic import check_file_target
 from linmu.cli_process import drop_stdout, open_streams, stopped, system_error
 from linmu.errors import CheckFailed, InputError, LinmuError
 from linmu.interrupts import stop_signals
@@ -137,6 +138,8 @@ def run(
     """Answer a prompt, greedily unless told otherwise; tokens appear as they come."""
     if save_state is not None and not save_state.absolute().parent.is_dir():
         raise InputError(f"--save-state {save_state}", got="no such folder", fix="make the folder first")
+    if save_state is not None:
+        check_file_target(save_state)
     with _results() as results:
         from linmu.runtimes.sampling import Sampling
         from linmu.runtimes.session import load
