@@ -1,6 +1,6 @@
 """Hostile bundles, states, golden files and calibration records with correct hashes: what becomes of them.
 
-    python benchmarks/fuzz_bundles.py BUNDLE [--count 1000] [--seed 0] [--part bundle]... [--calib FILE] [--show CLASS]
+    python benchmarks/fuzz_bundles.py BUNDLE [--count 1000] [--seed 0] [--part bundle[:500]]... [--calib FILE] [--show CLASS]
 
 Every input is one seeded mutation (fuzz_mutations.py) of a good one, with hashes repaired where a stranger could. It is
 used in a process of its own, with limits of memory and time, which notes files that are opened outside. Counted by
@@ -40,6 +40,7 @@ BAD = ("not a LinmuError", "traceback", "crash", "hang", ">2 GB", "outside read"
 CLASSES = ("refused", "works, same answer", "works, other answer", "failed by verify", *BAD)
 SECONDS, MOST_BYTES = 20, 2 << 30
 QUESTION, TOKENS = "What color is the star?", 4
+CODE = str(Path(record.__file__).resolve().parents[1])  # of linmu itself: some modules are imported late
 STATE, RECORD = "state.safetensors", "record.safetensors"
 
 
@@ -147,7 +148,7 @@ def child(use: Callable[[Path], Any], folder: Path, pipe: int) -> None:
         if event == "open" and isinstance(arguments[0], str | bytes):
             path = os.path.realpath(os.fsdecode(arguments[0]))
             if "outside.data" in path or path.startswith(("/etc/hostname", "/dev/zero")) or (
-                path.startswith(tempfile.gettempdir()) and not path.startswith(inside)
+                path.startswith(tempfile.gettempdir()) and not path.startswith((inside, CODE))
             ):
                 opened.append(path)
 
@@ -265,16 +266,16 @@ def prepare(bundle: Path, place: Path, calib: Path | None) -> Path:
     return good
 
 
-def run(bundle: Path, chosen: list[str], count: int, seed: int, calib: Path | None = None,
+def run(bundle: Path, chosen: dict[str, int], seed: int, calib: Path | None = None,
         show: Callable[[str, str, str], None] = lambda *_: None) -> dict[str, Counter[str]]:  # fmt: skip
-    """Counts by part and class."""
+    """Counts by part and class; `chosen`: inputs by part."""
     import linmu.runtimes.ort_runner
     import linmu.verify  # noqa: F401  imported once, before the processes part
 
     counts: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as place:
         good = prepare(bundle, Path(place), calib)
-        for name in chosen:
+        for name, count in chosen.items():
             counts[name] = Counter()
             for kind, what, note in fuzz(good, parts(bundle)[name], count, f"{seed}/{name}"):
                 counts[name][kind] += 1
@@ -288,17 +289,19 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--part", action="append", choices=("bundle", "state", "golden", "record"))
+    parser.add_argument("--part", action="append", metavar="bundle|state|golden|record[:COUNT]")
     parser.add_argument("--calib", type=Path)
     parser.add_argument("--show", action="append", default=list(BAD))
     options = parser.parse_args()
-    chosen = options.part or ["bundle", "state", "golden"] + ["record"] * (options.calib is not None)
+    asked = options.part or ["bundle", "state", "golden"] + ["record"] * (options.calib is not None)
+    pairs = [text.partition(":") for text in asked]
+    chosen = {name: int(count or options.count) for name, _, count in pairs}
 
     def show(kind: str, what: str, note: str) -> None:
         if kind in options.show or "all" in options.show:
             print(f"{kind}: {what} | {note}", file=sys.stderr, flush=True)
 
-    counts = run(options.bundle, chosen, options.count, options.seed, options.calib, show)
+    counts = run(options.bundle, chosen, options.seed, options.calib, show)
     print("| part | inputs | " + " | ".join(CLASSES) + " |\n|---|" + "--:|" * (len(CLASSES) + 1))
     for name, found in counts.items():
         print(f"| {name} | {sum(found.values())} | " + " | ".join(str(found[kind] or "") for kind in CLASSES) + " |")

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from linmu.atomic import check_file_target
+from linmu.atomic import atomic_file, check_file_target
 from linmu.device_facts import DeviceLoad, LoadMonitor, board, power_mode
 from linmu.doctor import require
 from linmu.errors import InputError, LinmuError
@@ -212,10 +212,8 @@ def draw(report: BenchReport, path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(contexts, [str(context) for context in contexts])
         axes.grid(alpha=0.3)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}", got=error.strerror) from error
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:])
 
 
 def _main() -> int:

@@ -87,7 +87,8 @@ def test_weights_that_the_file_does_not_hold(folder, entry):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("vocab", 2**31), ("vocab", "11"), ("layers", 2), ("mmate", {"taps": 5}), ("family", "qwen2"),
-     ("family", ["llama"]), ("quantized", {TABLE: {"weights": "int4"}}), ("quantized", []), ("tied", 1), ("eps", None), ("head_dim", True)],
+     ("family", ["llama"]), ("quantized", {TABLE: {"weights": "int4"}}), ("quantized", []),
+     ("tied", 1), ("eps", None), ("head_dim", True)],
 )  # fmt: skip
 def test_a_form_that_is_not_the_manifests(folder, name, value):
     edited(folder, "form", name, value=value)

@@ -14,7 +14,7 @@ from linmu.export.onnx_bundle import write_bundle
 from tests.calibration.test_record import a_record
 from tests.folders import ROOT, student_folder
 
-COUNTS = {"bundle": 120, "state": 60, "golden": 15, "record": 60}
+COUNTS = {"bundle": 120, "state": 50, "golden": 10, "record": 50}
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,13 @@ def bundle(tmp_path_factory):
     return root / "bundle"
 
 
-@pytest.mark.parametrize("part", COUNTS)
-def test_every_input_is_refused_or_works(bundle, part):
-    command = [sys.executable, "benchmarks/fuzz_bundles.py", str(bundle), "--part", part, "--seed", "7",
-               "--count", str(COUNTS[part]), "--calib", str(bundle.parent / "calib.safetensors")]  # fmt: skip
+def test_every_input_is_refused_or_works(bundle):
+    chosen = [text for part, count in COUNTS.items() for text in ("--part", f"{part}:{count}")]
+    command = [sys.executable, "benchmarks/fuzz_bundles.py", str(bundle), *chosen, "--seed", "7", "--calib",
+               str(bundle.parent / "calib.safetensors")]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
-    counts = json.loads(done.stdout.splitlines()[-1])["counts"][part]
-    assert sum(counts.values()) == COUNTS[part] and counts["refused"] > COUNTS[part] // 3
+    counts = json.loads(done.stdout.splitlines()[-1])["counts"]
+    assert {part: sum(found.values()) for part, found in counts.items()} == COUNTS
+    assert all(found["refused"] > COUNTS[part] // 3 for part, found in counts.items() if part != "golden")
