@@ -1,6 +1,6 @@
 """Hostile bundles, states, golden files and calibration records with correct hashes: what becomes of them.
 
-    python benchmarks/fuzz_bundles.py BUNDLE [--count 1000] [--seed 0] [--part bundle[:500]]... [--calib FILE] [--show CLASS]
+    python benchmarks/fuzz_bundles.py BUNDLE [--count 1000] [--seed 0] [--part bundle[:500]]... [--calib FILE]
 
 Every input is one seeded mutation (fuzz_mutations.py) of a good one, with hashes repaired where a stranger could. It is
 used in a process of its own, with limits of memory and time, which notes files that are opened outside. Counted by
