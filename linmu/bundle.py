@@ -82,7 +82,7 @@ def open_bundle(folder: Path, verify_hashes: bool = True) -> Bundle:
         raise BundleError(f"{path} is a link", expected="the file itself")
     if not path.exists():
         raise BundleError(f"no {path}", expected="a folder made by `linmu export`")
-    content = read_json(path, f"the manifest of {folder}", BundleError)
+    content = read_json(path, "the manifest", BundleError)
     manifest = Manifest.from_json(content)
     for name in manifest.files:
         if problem := path_problem(name):
