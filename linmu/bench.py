@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from linmu.atomic import atomic_file, check_file_target
 from linmu.device_facts import DeviceLoad, LoadMonitor, board, power_mode
 from linmu.doctor import require
 from linmu.errors import InputError, LinmuError
@@ -122,6 +123,7 @@ def bench(
             raise InputError("the plot file", got=plot, expected="a name that ends in .png, .svg or .pdf")
         if not Path(plot).absolute().parent.is_dir():
             raise InputError(f"cannot write {plot}", got="no such folder")  # told before minutes of measuring
+        check_file_target(plot)
     if not contexts or min(contexts) < 1:
         raise InputError("context lengths", got=list(contexts), expected="counts of at least 1")
     rows: list[Row] = []
@@ -210,10 +212,8 @@ def draw(report: BenchReport, path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(contexts, [str(context) for context in contexts])
         axes.grid(alpha=0.3)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}", got=error.strerror) from error
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:])
 
 
 def _main() -> int:

@@ -17,6 +17,7 @@ from linmu.atomic import atomic_file
 from linmu.bundle import ENGINES, Bundle, open_bundle
 from linmu.device_facts import host_memory
 from linmu.errors import InputError
+from linmu.graph_check import check_graph_files
 from linmu.runtimes.tensorrt import cuda, engine_files
 from linmu.runtimes.tensorrt.builder import capability_name
 from linmu.runtimes.tensorrt.compiler import compile_engine
@@ -124,6 +125,7 @@ def build(
             f"{folder} is not made for TensorRT", got=f"target {opened.manifest.target}",
             fix="linmu export STUDENT --target jetson",
         )  # fmt: skip
+    check_graph_files(folder, opened.manifest)
     ranges = bundle_ranges(opened.manifest, max_tokens)
     machine = _machine(flavour, capability, optimization_level)
     (folder / ENGINES).mkdir(exist_ok=True)

@@ -8,12 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from linmu.atomic import write_bytes
-from linmu.errors import BundleError
-from linmu.manifest import MANIFEST_NAME, FileEntry, Manifest, check_profiles, check_state, model_hash
+from linmu.errors import BundleError, InputError
+from linmu.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    check_own_hash,
+    check_profiles,
+    check_state,
+    model_hash,
+)
+from linmu.manifest_facts import check_facts
+from linmu.regular_file import inside
 from linmu.specs import GraphSpec, TensorSpec
+from linmu.strict_json import read_json
 
 ENGINES = "engines"  # made on the device by `linmu build`: neither hashed nor expected
 
@@ -51,6 +61,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     check_state(complete)
     check_profiles(complete)
     _check_members(complete)
+    check_facts(complete)
     Manifest.from_json(json.loads(json.dumps(complete.to_json())))  # what we write, we can read
     text = json.dumps(complete.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes(folder / MANIFEST_NAME, text.encode())
@@ -60,12 +71,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 def open_bundle(folder: Path, verify_hashes: bool = True) -> Bundle:
     """Open and check a bundle; raises BundleError naming the file of the first problem found.
 
-    Checked: manifest format and version, every path, missing and surplus files, sizes and (`verify_hashes`) sha256.
+    Checked: manifest format, version, facts and own hash, every path, missing and surplus files, sizes and
+    (`verify_hashes`) sha256. No file is opened that is no regular file inside the folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}", expected="a folder made by `linmu export`")
-    manifest = Manifest.from_json(_read_json(folder / MANIFEST_NAME))
+    path = folder / MANIFEST_NAME
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link", expected="the file itself")
+    if not path.exists():
+        raise BundleError(f"no {path}", expected="a folder made by `linmu export`")
+    content = read_json(path, "the manifest", BundleError)
+    manifest = Manifest.from_json(content)
     for name in manifest.files:
         if problem := path_problem(name):
             raise BundleError(f"{MANIFEST_NAME}: file name {name!r}", got=problem, expected="a path inside the bundle")
@@ -75,6 +93,8 @@ def open_bundle(folder: Path, verify_hashes: bool = True) -> Bundle:
         raise BundleError(f"{folder / surplus[0]}: the manifest does not list this file", fix="remove it")
     for name, entry in manifest.files.items():
         _check_file(folder, name, entry, verify_hashes)
+    check_own_hash(content)  # last: what is wrong with a part is said of that part
+    check_facts(manifest)
     return Bundle(folder.absolute(), manifest)  # files are read later, wherever the process is then
 
 
@@ -122,25 +142,6 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) != len(pairs):
-            raise ValueError("a key that occurs twice")
-        return dict(pairs)
-
-    def no_constant(text: str) -> Any:
-        raise ValueError(f"the number {text}")
-
-    try:
-        return json.loads(path.read_text("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
-    except FileNotFoundError as error:
-        raise BundleError(f"no {path}", expected="a folder made by `linmu export`") from error
-    except OSError as error:
-        raise BundleError(f"cannot read {path}", got=error.strerror) from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not valid JSON", got=error, fix="export or copy the bundle again") from error
-
-
 def _files_of(folder: Path) -> list[str]:
     """Relative names of all files but manifest.json and engines/; links to folders are refused."""
     names = []
@@ -163,16 +164,20 @@ def _check_members(manifest: Manifest) -> None:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"{path} is a link that leaves the bundle", fix="put the file itself there")
-    return path
+    try:
+        return inside(folder, name, "the file")
+    except InputError as error:
+        raise BundleError(
+            f"{folder / name} is a link that leaves the bundle", fix="put the file itself there"
+        ) from error
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, verify_hashes: bool) -> None:
     path = _inside(folder, name)
-    if not path.is_file():
+    if not path.exists():
         raise BundleError(f"{path} is missing", expected="a file the manifest lists", fix="copy the bundle again")
+    if not path.is_file():
+        raise BundleError(f"{path} is no regular file", got="a folder, FIFO, socket or device", fix="copy it again")
     if (size := path.stat().st_size) != entry.bytes:
         raise BundleError(f"{path}", got=f"{size} bytes", expected=f"{entry.bytes} bytes", fix="copy the bundle again")
     if verify_hashes and (digest := file_sha256(path)) != entry.sha256:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, fields, is_dataclass
-from math import isfinite
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.progress import Progress
 
 from linmu import cli_device, cli_export, cli_training
+from linmu.atomic import check_file_target
+from linmu.cli_output import open_results, progress_bar, require_modules, require_separate, say, show_view
+from linmu.cli_process import drop_stdout, open_streams, stopped, system_error
 from linmu.errors import CheckFailed, InputError, LinmuError
+from linmu.interrupts import stop_signals
 
 INTERRUPTED = 130
-PIPED_WIDTH = 120  # columns of a table that goes to a file or a pipe
 # What transformers loads where ExecuTorch is installed, too: warnings about kernels for GPUs that nobody asked for.
 TALKATIVE = ("torchao", "torch.utils._pytree")
 
@@ -74,10 +69,10 @@ def convert(
     from linmu.model_files import read_model_folder
 
     mmate = mmate_config(settings or [])
-    _require_separate(teacher, out)
-    _require("linmu convert", "convert", "torch", "transformers")
+    require_separate(teacher, out)
+    require_modules("linmu convert", "convert", "torch", "transformers")
     read_model_folder(teacher)  # a wrong folder is reported before torch takes its seconds to load
-    with _results() as results, _progress("converting") as progress:
+    with open_results() as results, progress_bar("converting") as progress:
         from linmu.model.folders import convert_folder
         from linmu.tables import conversion_view
 
@@ -85,10 +80,10 @@ def convert(
             teacher, out, mmate=mmate, overwrite=overwrite, progress=lambda *step: progress("layer", *step),
             dtype=dtype, adapter=adapter,
         )  # fmt: skip
-        _show(conversion_view(report))
+        show_view(conversion_view(report))
         for note in report.notes:
-            _say(note)
-        _say(f"student written to {out}")
+            say(note)
+        say(f"student written to {out}")
         if json_output:
             results.json({"student": str(out), "report": report})
 
@@ -109,13 +104,13 @@ def verify(
 ) -> None:
     """Check every backend available here against the reference: graphs, roll-out with states, greedy tokens."""
     if student is not None:
-        _require("linmu verify --student", "convert", "torch", "transformers")
-    with _results() as results:
+        require_modules("linmu verify --student", "convert", "torch", "transformers")
+    with open_results() as results:
         from linmu.verify import verify as verify_bundle
 
         report = verify_bundle(
             bundle, student=student, calibration=calibration, backends=tuple(backends or ()), steps=steps,
-            report=report_file, progress=_say,
+            report=report_file, progress=say,
         )  # fmt: skip
         results.report(report, json_output)
         if not report.ok:
@@ -148,7 +143,9 @@ def run(
     """Answer a prompt, greedily unless told otherwise; tokens appear as they come."""
     if save_state is not None and not save_state.absolute().parent.is_dir():
         raise InputError(f"--save-state {save_state}", got="no such folder", fix="make the folder first")
-    with _results() as results:
+    if save_state is not None:
+        check_file_target(save_state)
+    with open_results() as results:
         from linmu.runtimes.sampling import Sampling
         from linmu.runtimes.session import load
 
@@ -166,14 +163,17 @@ def run(
         else:
             for piece in session.stream(prompt, pictures, video, **options):
                 results.text(piece)
-            results.text("\n")
-            found = session.result("")
-            _say(
-                f"{found.prompt_tokens} prompt tokens, first token after {found.timings['ttft_ms']:.0f} ms, "
-                f"{found.timings['tokens_per_s']:.1f} tokens/s, state {session.state.nbytes / 2**20:.1f} MiB"
-            )
+                if results.gone:  # nobody reads: what was generated is in the state
+                    break
+            else:
+                results.text("\n")
+                found = session.result("")
+                say(
+                    f"{found.prompt_tokens} prompt tokens, first token after {found.timings['ttft_ms']:.0f} ms, "
+                    f"{found.timings['tokens_per_s']:.1f} tokens/s, state {session.state.nbytes / 2**20:.1f} MiB"
+                )
         if session.notice:
-            _say(session.notice)
+            say(session.notice)
         if save_state is not None:
             session.state.save(save_state)
 
@@ -189,10 +189,10 @@ def bench(
 ) -> None:
     """Measure time to first token, tokens per second, peak memory and state bytes against context length."""
     lengths = context_lengths(contexts)
-    with _results() as results:
+    with open_results() as results:
         from linmu.bench import bench as bench_bundle
 
-        report = bench_bundle(bundle, contexts=lengths, backend=backend, threads=threads, progress=_say, plot=plot)
+        report = bench_bundle(bundle, contexts=lengths, backend=backend, threads=threads, progress=say, plot=plot)
         results.report(report, json_output)
 
 
@@ -205,7 +205,7 @@ def inspect(
     from linmu.inspect import inspect_folder
     from linmu.tables import inspection_view
 
-    with _results() as results:
+    with open_results() as results:
         found = inspect_folder(folder)
         if json_output:
             results.json(found.to_json())
@@ -219,7 +219,7 @@ def doctor(json_output: JsonOption = False) -> None:
     from linmu.doctor import diagnose
     from linmu.tables import diagnosis_view
 
-    with _results() as results:
+    with open_results() as results:
         found = diagnose()
         if json_output:
             results.json(found.to_json())
@@ -235,34 +235,43 @@ cli_training.register(app)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 check failed, 2 bad input, 3 missing component, 130."""
+    """Run the command line and return its exit code: 0, 1 check failed, 2 bad input, 3 missing component, 130.
+
+    SIGTERM and SIGHUP clean up as Ctrl-C does: 143 and 129. A reader of stdout that goes away changes nothing.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING if debug else logging.ERROR)
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no failed command
     if not debug:  # what Pillow thinks of somebody's metadata is not what was asked
         warnings.filterwarnings("ignore", module=r"PIL\b")
+    open_streams()
+    with stop_signals():
+        return _main(arguments, debug)
+
+
+def _main(arguments: list[str], debug: bool) -> int:
     try:
         code = app(arguments, prog_name="linmu", standalone_mode=False)
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            drop_stdout()
         if code == INTERRUPTED:  # typer's form of KeyboardInterrupt
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except LinmuError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED, debug)
+        return _fail(*stopped(), debug)
     except typer.TyperException as error:
         return _fail(f"{error.format_message()} fix: see linmu --help", 2, debug)
-    except BrokenPipeError:  # the reader (head, less) went away; the interpreter must not complain while it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except BaseException as error:  # the one place that catches everything: a user gets a line, not a stack
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's is no Exception
             raise
+        if (known := system_error(error)) is not None:
+            return _fail(str(known), known.exit_code, debug)
         hint = "" if debug else "; run with --debug for the traceback"
         return _fail(f"{type(error).__name__}: {error}{hint}", 1, debug)
 
@@ -298,93 +307,6 @@ def _parse(name: str, value: str, default: Any) -> Any:
         return type(default)(value) if isinstance(default, int | float) else value
     except ValueError as error:
         raise InputError(f"--set {name}", got=repr(value), expected=f"a number like {default}") from error
-
-
-def _require(command: str, extra: str, *modules: str) -> None:
-    from linmu.doctor import require
-
-    for module in modules:
-        require(module, needed_for=f"`{command}`", extra=extra)
-
-
-def _require_separate(source: Path, out: Path) -> None:
-    source, out = source.resolve(), out.resolve()
-    if out == source or out in source.parents or source in out.parents:
-        raise InputError(f"cannot write to {out}", got=f"input {source}", expected="two folders, neither in the other")
-
-
-class _Results:
-    """What goes to the real stdout while everything else that is printed goes to stderr."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def text(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
-
-    def json(self, value: Any) -> None:
-        text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
-        try:
-            text.encode(getattr(self._stream, "encoding", None) or "utf-8")
-        except UnicodeEncodeError:
-            text = json.dumps(plain(value), allow_nan=False)
-        self.text(text + "\n")
-
-    def view(self, view: RenderableType) -> None:
-        console = Console(file=self._stream)
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console.width = PIPED_WIDTH  # rich's 80 would cut tables in files and pipes
-        console.print(view)
-
-    def report(self, report: Any, json_output: bool) -> None:
-        self.json(report.to_json()) if json_output else self.text(report.to_text().rstrip("\n") + "\n")
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON knows it: dataclasses and paths unpacked, NaN and infinities as null."""
-    if hasattr(value, "to_json"):
-        return plain(value.to_json())
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy arrays and scalars
-        return plain(value.tolist())
-    if isinstance(value, float) and not isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
-@contextmanager
-def _results() -> Iterator[_Results]:
-    """Keep stdout for results: libraries that print there (torch.onnx does) are sent to stderr meanwhile."""
-    results = _Results(sys.stdout)
-    with redirect_stdout(sys.stderr):
-        yield results
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[..., None]]:
-    """A bar on stderr, moved by progress(text) or progress(text, done, total)."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-
-        def show(text: str, done: int = 0, total: int | None = None) -> None:
-            bar.update(task, description=f"{title}: {text}", completed=done, total=total)
-
-        yield show
-
-
-def _show(view: RenderableType) -> None:
-    Console(stderr=True, highlight=False).print(view)
-
-
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False).print(text, markup=False)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -1,4 +1,4 @@
-"""The command of the device: `linmu build`. `linmu.cli` registers it and has what it shares."""
+"""The command of the device: `linmu build`. `linmu.cli` registers it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from linmu.cli_output import open_results, progress_bar, say
 
 
 def register(app: typer.Typer) -> None:
@@ -37,15 +39,13 @@ def build_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """On the device: compile the graphs into TensorRT engines; what is built and still right is kept."""
-    from linmu.cli import _progress, _results, _say
-
-    with _results() as results:
+    with open_results() as results:
         from linmu.build import build
 
-        with _progress("building") as progress:
+        with progress_bar("building") as progress:
             report = build(
                 bundle, max_tokens=max_tokens, flavour=tensorrt, capability=compute_capability,
-                optimization_level=optimization_level, force=force, ignore_memory=ignore_memory, say=_say,
+                optimization_level=optimization_level, force=force, ignore_memory=ignore_memory, say=say,
                 progress=progress,
             )  # fmt: skip
         results.report(report, json_output)

@@ -1,4 +1,4 @@
-"""The command that writes bundles: `linmu export`. `linmu.cli` registers it and has what it shares."""
+"""The command that writes bundles: `linmu export`. `linmu.cli` registers it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from linmu.cli_output import open_results, progress_bar, require_modules, require_separate, say, show_view
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +60,6 @@ def export_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Write a bundle: graphs, weights, tokenizer, golden vectors and a manifest with every hash."""
-    from linmu.cli import _progress, _require, _require_separate, _results, _say, _show
     from linmu.demo import student_folder
     from linmu.export.phone.delegates import find_delegate
     from linmu.export.targets import find_target, stored_precision, write_bundle
@@ -73,17 +74,17 @@ def export_command(
     if backend is not None and "backend" in row.options:
         find_delegate(target, backend, calib is not None or quant not in (None, "none", "fp32"))
     student = student or student_folder()
-    _require_separate(student, out)
-    _require("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
-    _require(f"linmu export --target {target}", row.extra, *row.packages)
-    with _results() as results:
-        with _progress("exporting") as progress:
+    require_separate(student, out)
+    require_modules("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
+    require_modules(f"linmu export --target {target}", row.extra, *row.packages)
+    with open_results() as results:
+        with progress_bar("exporting") as progress:
             report = write_bundle(
                 student, out, target=target, precision=quant, plain_ops=plain_ops or None,
                 compile_check=None if compile_check else False, calibration=calib, budget_bytes=budget,
                 state=state, backend=backend, overwrite=overwrite, progress=progress,
             )  # fmt: skip
-        _show(export_view(report))
-        _say(f"bundle written to {out}")
+        show_view(export_view(report))
+        say(f"bundle written to {out}")
         if json_output:
             results.json({"bundle": str(out), **report.to_json()})

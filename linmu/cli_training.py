@@ -1,4 +1,4 @@
-"""Commands that read data: eval, distill, calibrate. `linmu.cli` registers them and has what they share."""
+"""Commands that read data: eval, distill, calibrate. `linmu.cli` registers them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from linmu.cli_output import open_results, progress_bar, require_modules, require_separate, say, show_view
 
 
 def register(app: typer.Typer) -> None:
@@ -52,19 +54,18 @@ def eval_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Measure accuracy by task: ask every question, score the generated text, give 95% intervals."""
-    from linmu.cli import _results, _show
     from linmu.evaluation.answerers import Engine
     from linmu.evaluation.report import evaluation_view
     from linmu.evaluation.run import Plan, evaluate
 
     plan = Plan(format, split, subtitles, ignore_case, limit, seed, max_new_tokens)
     engine = Engine(backend, threads, device, dtype, batch_size)
-    with _results() as results:
+    with open_results() as results:
         with _bars() as progress:
             found = evaluate(
                 model, data, teacher=teacher, plan=plan, engine=engine, predictions=predictions, progress=progress
             )
-        _show(evaluation_view(found))
+        show_view(evaluation_view(found))
         if json_output:
             results.json(found)
 
@@ -92,12 +93,10 @@ def distill_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Train a student to answer like its teacher, in stages; --resume goes on after a kill."""
-    from linmu.cli import _require, _require_separate, _results, _say, _show
-
     for source in (student, teacher, data):
-        _require_separate(source, out)
-    _require("linmu distill", "convert", "torch", "transformers", "accelerate", "peft")
-    with _results() as results:
+        require_separate(source, out)
+    require_modules("linmu distill", "convert", "torch", "transformers", "accelerate", "peft")
+    with open_results() as results:
         from linmu.distill.recipe import load_recipe, parse_settings, parse_stages
         from linmu.distill.report import distill_view
 
@@ -107,11 +106,11 @@ def distill_command(
 
         report = distill(
             student, teacher, data, out, recipe=chosen, stages=numbers, resume=resume, seed=seed, bf16=bf16,
-            validation=validation, cache=cache, say=_say,
+            validation=validation, cache=cache, say=say,
         )  # fmt: skip
         if is_main_process():
-            _show(distill_view(report))
-            _say(f"student written to {out}")
+            show_view(distill_view(report))
+            say(f"student written to {out}")
             if json_output:
                 results.json({"student": str(out), "report": report})
 
@@ -133,20 +132,19 @@ def calibrate_command(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Measure activations and states over real data, once, for every target and preset; an interrupted run goes on."""
-    from linmu.cli import _progress, _require, _results, _say
     from linmu.demo import student_folder
 
-    _require("linmu calibrate", "convert", "torch", "transformers")
-    with _results() as results:
+    require_modules("linmu calibrate", "convert", "torch", "transformers")
+    with open_results() as results:
         from linmu.calibration.collect import calibrate
 
-        with _progress("calibrating") as progress:
+        with progress_bar("calibrating") as progress:
             record = calibrate(
                 student or student_folder(), out, data=data, samples=samples, decode_tokens=decode_tokens,
                 long_tokens=long_tokens, state_tokens=state_tokens, allow_random=allow_random, progress=progress,
             )  # fmt: skip
         tokens = record.tokens
-        _say(f"{record.done} samples, {tokens['prefill']} prompt tokens and {tokens['decode']} decode steps: {out}")
+        say(f"{record.done} samples, {tokens['prefill']} prompt tokens and {tokens['decode']} decode steps: {out}")
         if json_output:
             results.json({"record": str(out), **record.summary()})
 

@@ -10,6 +10,13 @@ from linmu.layout.types import WindowSize
 
 SCANS = ("rms", "raster")
 DECAYS = ("query_head", "kv_head")
+MOST_WINDOW_TOKENS = 1 << 14  # an attention mask has this squared
+_SMALLEST, _LARGEST = 1e-12, 1e12
+_LIMITS: dict[str, tuple[float, float]] = {  # far beyond what makes sense: they keep damaged files from asking for much
+    **dict.fromkeys(("window_frames", "window_rows", "window_columns"), (1, MOST_WINDOW_TOKENS)),
+    "max_span_frames": (1, 1 << 20), "chunk_size": (1, 1 << 20), "taps": (2, 1 << 10), "text_window": (0, 1 << 20),
+    "norm_eps": (0.0, 1.0), "min_half_life": (_SMALLEST, _LARGEST), "max_half_life": (_SMALLEST, _LARGEST),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,15 +52,18 @@ class MMateConfig:
     max_half_life: float = 65536.0
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            _check_type(item.name, getattr(self, item.name), type(item.default))
         for name, allowed in (("decay", DECAYS), ("scan", SCANS)):
             if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"mmate.{name}", got=repr(getattr(self, name)), expected="one of " + ", ".join(allowed)
-                )
-        positive = ("window_frames", "window_rows", "window_columns", "max_span_frames", "chunk_size")
-        for name, low in {**dict.fromkeys(positive, 1), "taps": 2, "text_window": 0}.items():
-            if int(getattr(self, name)) < low:
-                raise InputError(f"mmate.{name}", got=getattr(self, name), expected=f"at least {low}")
+                raise _bad(name, repr(getattr(self, name)), "one of " + ", ".join(allowed))
+        for name, (low, high) in _LIMITS.items():
+            if not low <= getattr(self, name) <= high:
+                raise _bad(name, getattr(self, name), f"{low} to {high}")
+        if (tokens := self.window_frames * self.window_rows * self.window_columns) > MOST_WINDOW_TOKENS:
+            raise _bad("window_frames x window_rows x window_columns", tokens, f"at most {MOST_WINDOW_TOKENS} tokens")
+        if not self.min_half_life <= self.max_half_life:
+            raise _bad("max_half_life", self.max_half_life, f"at least min_half_life ({self.min_half_life})")
 
     @property
     def window(self) -> WindowSize:
@@ -65,11 +75,23 @@ class MMateConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> MMateConfig:
+    def from_json(cls, data: Any) -> MMateConfig:
         """Read `to_json`'s form; raises InputError on an unknown key or a bad value."""
+        if not isinstance(data, dict):
+            raise InputError("M-MATE settings", got=type(data).__name__, expected="a JSON object")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise InputError(
                 "unknown M-MATE setting", got=", ".join(unknown), expected="one of " + ", ".join(sorted(known))
             )
         return cls(**data)
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    """Exact types: true is no number; a whole number will do for a float."""
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise _bad(name, f"{type(value).__name__} {value!r:.60}", kind.__name__)
+
+
+def _bad(name: str, got: object, expected: str) -> InputError:
+    return InputError(f"mmate.{name}", got=got, expected=expected)

@@ -47,7 +47,7 @@ FAMILIES: dict[str, Family] = {
 
 def get_family(model_type: str) -> Family:
     """The family of a `model_type`; raises InputError that names every supported one."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
             f"model family {model_type!r} is not supported",
             expected="one of " + ", ".join(sorted(FAMILIES)),

@@ -9,7 +9,6 @@ All pseudo-random values come from SHAKE-256 of a label, so they are the same on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import shake_256
@@ -26,6 +25,7 @@ from linmu.manifest import CANONICAL_AXES, state_kind
 from linmu.safetensors_file import read_header
 from linmu.specs import StateSpec
 from linmu.state_precision import exact_specs, read_exact, store
+from linmu.strict_json import read_json
 
 GRAPHS_FILE = "golden/graphs.safetensors"
 ROLLOUT_FILE = "golden/rollout.safetensors"
@@ -45,6 +45,12 @@ NEW_TOKENS = 32
 PICTURE_SIZE = (140, 100)
 TEXT_PROMPT = "Name three things that float on water, and say why."
 PICTURE_PROMPT = "What is in this picture?"
+
+PROMPT_TYPES: dict[str, type] = {
+    **dict.fromkeys(("name", "prompt", "text"), str), "max_new_tokens": int,
+    **dict.fromkeys(("images", "input_ids", "pixels", "token_ids", "gaps", "noise"), list),
+}  # fmt: skip
+TENSOR_TYPES = {"F32", "F64", "F16", "I64", "I32", "BOOL"}
 
 State = Mapping[str, np.ndarray]
 
@@ -193,10 +199,13 @@ def read_golden(bundle: Bundle) -> Golden:
     graphs, metadata = _tensors(bundle, GRAPHS_FILE)
     rollout, _ = _tensors(bundle, ROLLOUT_FILE)
     path = bundle.path(PROMPTS_FILE)
-    try:
-        prompts = json.loads(path.read_text("utf-8"))["prompts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} cannot be read", got=error, fix="export the bundle again") from error
+    document = read_json(path, PROMPTS_FILE, BundleError)
+    prompts = document.get("prompts") if isinstance(document, dict) else None
+    if not isinstance(prompts, list):
+        raise BundleError(f"{path} cannot be read", got="no list of prompts", fix="export the bundle again")
+    for number, prompt in enumerate(prompts):
+        if (wrong := _wrong(prompt, set(bundle.manifest.files))) is not None:
+            raise BundleError(f"{path}: prompt {number}", got=wrong, fix="export the bundle again")
     if metadata.get("format_version") != FORMAT_VERSION or metadata.get("seed") != SEED:
         got = f"version {metadata.get('format_version')}, seed {metadata.get('seed')}"
         raise BundleError("the golden vectors", got=got, expected=f"version {FORMAT_VERSION}", fix="export again")
@@ -210,9 +219,40 @@ def read_golden(bundle: Bundle) -> Golden:
     return Golden(graphs, rollout, prompts, metadata)
 
 
+def _wrong(prompt: Any, files: set[str]) -> str | None:
+    """What a golden prompt lacks or has of another type; None for a whole one."""
+    if not isinstance(prompt, dict):
+        return type(prompt).__name__
+    for name, kind in PROMPT_TYPES.items():
+        if type(prompt.get(name)) is not kind:
+            return f"{name} {prompt.get(name)!r:.40}"
+    counts, numbers = (*prompt["input_ids"], *prompt["token_ids"], prompt["max_new_tokens"]), list[Any]()
+    for name in ("gaps", "noise"):
+        numbers += prompt[name]
+        if len(prompt[name]) != len(prompt["token_ids"]):
+            return f"{len(prompt[name])} {name} of {len(prompt['token_ids'])} tokens"
+    for pixels in prompt["pixels"]:
+        if not isinstance(pixels, dict) or set(pixels) != {"shape", "projection", "norm"}:
+            return f"pixels {pixels!r:.40}"
+        if not isinstance(pixels["shape"], list) or not isinstance(pixels["projection"], list):
+            return f"pixels {pixels!r:.40}"
+        counts, numbers = (*counts, *pixels["shape"]), [*numbers, *pixels["projection"], pixels["norm"]]
+        if len(pixels["projection"]) != PROJECTIONS:
+            return f"{len(pixels['projection'])} projections"
+    if not all(type(count) is int and 0 <= count < 1 << 31 for count in counts) or prompt["max_new_tokens"] < 1:
+        return "ids or sizes that are no counts"
+    if not all(type(number) in (int, float) for number in numbers):
+        return "numbers that are none"
+    unknown = [name for name in prompt["images"] if not isinstance(name, str) or name not in files]
+    return f"image {unknown[0]!r:.40}, which the manifest does not list" if unknown else None
+
+
 def _tensors(bundle: Bundle, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     path = bundle.path(name)
+    header = read_header(path)
+    if other := sorted({entry.dtype for entry in header.tensors.values()} - TENSOR_TYPES):
+        raise BundleError(f"{path}: values of type", got=other[0], expected=" or ".join(sorted(TENSOR_TYPES)))
     try:
-        return load_tensors(path.read_bytes()), dict(read_header(path).metadata)
-    except (OSError, SafetensorError, ValueError) as error:
+        return load_tensors(path.read_bytes()), dict(header.metadata)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path} cannot be read", got=error, fix="export the bundle again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
@@ -16,6 +17,7 @@ from linmu.state_precision import exact_specs
 FORMAT = "linmu-bundle"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+OWN_HASH = "manifest_sha256"
 WEIGHT_SUFFIXES = (".onnx", ".data", ".pte")
 
 DTYPE_BYTES = {
@@ -24,6 +26,8 @@ DTYPE_BYTES = {
     **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
     **dict.fromkeys(("int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2"), 1),
 }
+
+_STATE_NAME = re.compile(r"past\.(0|[1-9][0-9]{0,5})\.(\w+)")
 
 # Axis order of a state in a saved file, by the last part of its name.
 CANONICAL_AXES = {
@@ -97,7 +101,7 @@ class Manifest:
         for name in _TOP_OPTIONAL:
             if not plain[name]:
                 del plain[name]
-        return {
+        content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             **plain,
@@ -107,6 +111,7 @@ class Manifest:
             "state": [spec.to_json() for spec in self.state],
             "files": {path: asdict(entry) for path, entry in sorted(self.files.items())},
         }
+        return {**content, OWN_HASH: own_hash(content)}
 
     @classmethod
     def from_json(cls, data: Any) -> Manifest:
@@ -115,6 +120,8 @@ class Manifest:
         _check_keys(data, _TOP, MANIFEST_NAME, optional=_TOP_OPTIONAL)
         facts = data["model"]
         _check_keys(facts, _MODEL, "model", optional=_MODEL_OPTIONAL)
+        for name in ("created_with", "golden"):
+            _strings(list(data[name].values()), name, empty=True)
         manifest = cls(
             **{name: data[name] for name in _PLAIN},
             **{name: data.get(name, {}) for name in _TOP_OPTIONAL},
@@ -133,7 +140,7 @@ _PLAIN = ("created_with", "target", "precision", "state_bytes", "vision", "gener
 _TOP: dict[str, type] = {
     "format": str, "format_version": int, "created_with": dict, "model": dict, "target": str, "backends": list,
     "precision": dict, "graphs": dict, "state": list, "state_bytes": int, "vision": dict, "generation": dict,
-    "golden": dict, "tolerances": dict, "profiles": dict, "program": dict, "files": dict,
+    "golden": dict, "tolerances": dict, "profiles": dict, "program": dict, "files": dict, OWN_HASH: str,
 }  # fmt: skip
 _TOP_OPTIONAL = ("profiles", "program")
 _MODEL: dict[str, type] = {
@@ -142,6 +149,23 @@ _MODEL: dict[str, type] = {
     "mmate": dict, "prompt_rules": dict, "rope_parameters": dict,
 }  # fmt: skip
 _MODEL_OPTIONAL = ("intermediate_size", "weights_hash", "mmate", "prompt_rules", "rope_parameters")
+
+
+def own_hash(content: Mapping[str, Any]) -> str:
+    """Hexadecimal sha256 of a manifest's content without its own hash: sorted keys, no spaces, ASCII.
+
+    It shows damage. It says nothing about who made the bundle: whoever changes a file can change it, too.
+    """
+    plain = {name: value for name, value in content.items() if name != OWN_HASH}
+    return sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_own_hash(content: Mapping[str, Any]) -> None:
+    """Raise BundleError when manifest.json is not as it was written."""
+    if (found := own_hash(content)) != content[OWN_HASH]:
+        raise BundleError(
+            f"{MANIFEST_NAME} was changed", got=f"sha256 {found}", expected=content[OWN_HASH], fix="copy it again"
+        )
 
 
 def state_bytes(specs: Iterable[StateSpec]) -> int:
@@ -179,6 +203,10 @@ def check_state(manifest: Manifest) -> None:
     for names in ([spec.name for spec in manifest.state], [spec.output for spec in manifest.state]):
         if len(set(names)) != len(names):
             raise _bad("state", "a name that occurs twice")
+    for spec in manifest.state:  # an output that belongs to another state would be loaded and saved as that one
+        past = _STATE_NAME.fullmatch(spec.name)
+        if past is None or int(past[1]) >= manifest.model.layers or spec.output != f"present.{past[1]}.{past[2]}":
+            raise _bad("state", f"{spec.name} -> {spec.output}", "past.LAYER.KIND -> present.LAYER.KIND")
     if (total := state_bytes(manifest.state)) != manifest.state_bytes:
         raise _bad("state_bytes", manifest.state_bytes, str(total))
     for name, graph in manifest.graphs.items():
@@ -240,8 +268,8 @@ def _check_keys(data: Any, kinds: Mapping[str, type], where: str, optional: Iter
             raise _bad(f"{where}.{name}", value, "a count")
 
 
-def _strings(values: list[Any], where: str) -> list[str]:
-    if not all(isinstance(value, str) and value for value in values):
+def _strings(values: list[Any], where: str, empty: bool = False) -> list[str]:
+    if not all(isinstance(value, str) and (value or empty) for value in values):
         raise _bad(where, values, "a list of names")
     return values
 

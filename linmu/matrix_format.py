@@ -69,6 +69,8 @@ class MatrixFormat:
     def from_json(cls, data: dict[str, Any]) -> MatrixFormat:
         """Read `to_json`; raises TypeError on unknown keys, ValueError on an unknown format."""
         found = cls(**data)
+        if type(found.group) is not int or found.group < 0:
+            raise ValueError(f"unknown matrix format {data}")
         if found.weights not in WEIGHTS or found.input not in INPUTS or found.group < (found.input == "int8_blocks"):
             raise ValueError(f"unknown matrix format {data}")
         return found

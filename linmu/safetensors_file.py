@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from linmu.errors import InputError
+from linmu.regular_file import regular_file
+from linmu.strict_json import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
@@ -57,7 +59,7 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read and check the header of `path`; raises InputError naming the file when it is damaged or something else."""
     try:
-        size = path.stat().st_size
+        size = regular_file(path, "the file").stat().st_size
         with path.open("rb") as file:
             raw = _header_bytes(path, file, size)
     except OSError as error:
@@ -68,8 +70,8 @@ def read_header(path: Path) -> Header:
 def parse_header(raw: bytes, data_bytes: int, name: str) -> Header:
     """Check the JSON header `raw` of a file with `data_bytes` bytes of data; raises InputError naming `name`."""
     try:
-        content = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(bytes(raw), name)
+    except InputError as error:
         raise _damaged(name, "a header that is not JSON") from error
     if not isinstance(content, dict):
         raise _damaged(name, "a header that is not a JSON object")

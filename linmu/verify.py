@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from linmu.atomic import write_bytes
+from linmu.atomic import check_file_target, write_bytes
 from linmu.bundle import Bundle, open_bundle
 from linmu.doctor import require
 from linmu.errors import BundleError, InputError
@@ -44,6 +44,8 @@ def verify(
     bundle that is none, has no reference, or was made of another student, MissingComponentError for a missing backend.
     """
     folder, say = Path(bundle), progress or (lambda _: None)
+    if report is not None:
+        check_file_target(report)
     if student is not None:
         for module in ("torch", "transformers"):
             require(module, needed_for="linmu verify --student", extra="convert")

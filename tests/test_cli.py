@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 
 from linmu import __version__
-from linmu.cli import context_lengths, main, mmate_config, plain
+from linmu.cli import context_lengths, main, mmate_config
+from linmu.cli_output import plain
 from linmu.config import MMateConfig
 from linmu.errors import InputError
+from linmu.interrupts import Stopped, raise_if_stopped, stop_signals
+from linmu.runtimes.backends import usable_threads
 from tests.bundles import tiny_bundle
 
 COMMANDS = ("convert", "distill", "eval", "calibrate", "export", "build", "verify", "run", "bench", "inspect", "doctor")
@@ -158,15 +161,102 @@ def test_interrupt_is_exit_130():
     assert (process.returncode, err) == (130, "error: interrupted\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_clean_up_too(tmp_path, number):
+    with subprocess.Popen([sys.executable, "-c", HALF, str(tmp_path / "out")], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        assert process.stdout.readline() == "ready\n" and len(os.listdir(tmp_path)) == 1
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (128 + number, f"error: stopped by {number.name}\n")
+    assert os.listdir(tmp_path) == []
+
+
+HALF = """
+import sys, time
+from pathlib import Path
+import linmu.inspect
+from linmu.atomic import atomic_folder
+from linmu.cli import main
+def half(folder):
+    with atomic_folder(Path(folder)):
+        print("ready", file=sys.__stdout__, flush=True)
+        time.sleep(60)
+linmu.inspect.inspect_folder = half
+sys.exit(main(["inspect", sys.argv[1]]))
+"""
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    script = "import os, signal, linmu.interrupts as i\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    script += "with i.stop_signals(): os.kill(os.getpid(), signal.SIGHUP); print('alive')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "alive\n", done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_inside_a_destructor_is_not_lost():
+    class Bar:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    with pytest.raises(Stopped), stop_signals():
+        Bar()
+        raise_if_stopped()
+    with stop_signals():
+        raise_if_stopped()  # the next command does not see it
+
+
 @pytest.mark.parametrize("flag", [[], ["--json"]])
-def test_reader_that_went_away(tmp_path, flag):
+@pytest.mark.parametrize("closed", ["reader", "stdout"])
+def test_reader_that_went_away(tmp_path, flag, closed):
+    """What was to be printed is dropped, and the exit code is the command's own."""
     folder = tiny_bundle(tmp_path / "b")
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "linmu", "inspect", str(folder), *flag]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    before = partial(os.close, 1) if closed == "stdout" else None
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+                          preexec_fn=before)  # fmt: skip
     os.close(writing)
-    assert done.returncode == 1 and done.stderr == ""
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_stdout_will_do(tmp_path, encoding):
+    folder = tiny_bundle(tmp_path / "b", created_with={"linmu": "0.1.0 \N{SNOWMAN} \U0001f600"})
+    command = [sys.executable, "-m", "linmu", "inspect", str(folder)]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for flag in ([], ["--json"]):
+        done = subprocess.run([*command, *flag], capture_output=True, env=environment, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.decode(encoding))["kind"] == "bundle"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("PermissionError(13, 'Permission denied', '/closed/x')", "the system refuses /closed/x; got Permission"),
+        ("OSError(28, 'No space left on device')", "disk full while writing"),
+        ("OSError(24, 'Too many open files')", "the system refuses an operation; got Too many open files"),
+        ("MemoryError()", "not enough memory"),
+        ("UnicodeEncodeError('utf-8', chr(0xd800), 0, 1, 'surrogates')", "a text or a name that has no bytes"),
+    ],
+)
+def test_errors_of_the_system_are_bad_input(error, said):
+    before = f"import linmu.inspect\ndef broken(folder): raise {error}\nlinmu.inspect.inspect_folder = broken"
+    done = run_linmu("inspect", "x", before=before)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+
+
+def test_no_more_threads_than_cores():
+    said = []
+    assert usable_threads(100_000, said.append) == os.cpu_count() and "100000 threads asked for" in said[0]
+    assert usable_threads(1, said.append) == 1 and usable_threads(None, said.append) is None and len(said) == 1
+    for wrong in (0, -1, True, 1.5):
+        with pytest.raises(InputError, match="threads"):
+            usable_threads(wrong)
 
 
 def test_libraries_that_print_do_not_disturb_json(tmp_path):

@@ -277,11 +277,21 @@ def test_the_torch_backend_fails_on_broken_weights_too(capsys, made, tmp_path):
 
 def test_other_layout_rules_fail(capsys, made, tmp_path):
     folder = broken.copy_of(made(FAMILY)[1], tmp_path / "bundle")
-    mmate = json.loads((folder / "manifest.json").read_text())["model"]["mmate"]
-    broken.rehash(folder, mmate={**mmate, "scan": "raster"})
+    decoder = json.loads((folder / "decoder.json").read_text())  # must say the same as the manifest
+    decoder["form"]["mmate"]["scan"] = "raster"
+    (folder / "decoder.json").write_text(json.dumps(decoder))
+    broken.rehash(folder, mmate=decoder["form"]["mmate"])
     code, report = run(capsys, folder, "--backend", "onnxruntime", "--steps", "8")
     assert code == 1 and ("graph", "prefill") in failures(report)
     assert ("graph", "prefill, text only") not in failures(report)
+
+
+def test_a_manifest_that_says_other_layout_rules_than_the_decoder_is_refused(capsys, made, tmp_path):
+    folder = broken.copy_of(made(FAMILY)[1], tmp_path / "bundle")
+    mmate = json.loads((folder / "decoder.json").read_text())["form"]["mmate"]
+    broken.rehash(folder, mmate={**mmate, "window_rows": mmate["window_rows"] + 1})
+    code, report = run(capsys, folder, "--backend", "onnxruntime", "--steps", "8")
+    assert code == 1 and failures(report) == [("contract", "opening the graphs")]
 
 
 def test_another_student_is_refused(capsys, made):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from linmu.atomic import check_file_target
 from linmu.calibration.observe import VISION, Book, ObservedRunner
 from linmu.calibration.record import CalibrationRecord, Origin, read_record, write_record
 from linmu.calibration.rounded_state import measure_states, text_stream
@@ -52,6 +53,7 @@ def calibrate(
     student, out, say = Path(student), Path(out), progress or (lambda *_: None)
     if out.suffix != ".safetensors":
         raise InputError("name of the calibration record", got=out.name, expected="NAME.safetensors")
+    check_file_target(out)
     require_student(student)
     model, processor = open_student(student), model_processor(student)
     form = decoder_form(model)

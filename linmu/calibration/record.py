@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from linmu.calibration.statistics import InputStatistics
 from linmu.errors import InputError
 from linmu.export.steady_header import steady_header
 from linmu.safetensors_file import read_header
+from linmu.strict_json import parse_json
 
-FORMAT, FORMAT_VERSION = "linmu-calibration", "2"
-READABLE = ("1", FORMAT_VERSION)  # 1 has no float16_states
+FORMAT, FORMAT_VERSION = "linmu-calibration", "3"
+READABLE = ("1", "2", FORMAT_VERSION)  # 1 has no float16_states, 1 and 2 have no sha256
+DTYPES = {"F32", "F64", "I64", "U64"}
 
 
 @dataclass(frozen=True)
@@ -91,43 +94,69 @@ def write_record(path: Path, record: CalibrationRecord) -> None:
         tensors |= {f"{name}/{kind}": np.ascontiguousarray(x) for kind, x in statistics.tensors().items()}
     metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "origin": json.dumps(asdict(record.origin)),
                 "tokens": json.dumps(record.tokens), "done": str(record.done)}  # fmt: skip
+    metadata["sha256"] = digest(metadata, tensors)
     with atomic_file(Path(path)) as temporary:
         save_file(tensors, temporary, metadata)
         steady_header(temporary)
 
 
+def digest(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
+    """Hexadecimal sha256 of everything in a record but itself: it shows damage, not who wrote the file."""
+    said = {name: value for name, value in metadata.items() if name != "sha256"}
+    found = sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        found.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        found.update(np.ascontiguousarray(tensors[name]).data)
+    return found.hexdigest()
+
+
 def read_record(path: Path) -> CalibrationRecord:
     """Read a record, finished or not; raises InputError for a file that is none, damaged, or of another version."""
     path = Path(path)
-    metadata = read_header(path).metadata
+    header = read_header(path)
+    metadata = header.metadata
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a calibration record", expected="a file made by `linmu calibrate`")
-    if metadata.get("format_version") not in READABLE:
-        raise InputError(f"{path} has another version", got=metadata.get("format_version"),
-                         expected=" or ".join(READABLE), fix="calibrate again")  # fmt: skip
+    if (version := metadata.get("format_version")) not in READABLE:
+        raise InputError(f"{path} has another version", got=version, expected=" or ".join(READABLE),
+                         fix="calibrate again")  # fmt: skip
     try:
-        return _parse(metadata, load_file(path))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        if unknown := sorted({entry.dtype for entry in header.tensors.values()} - DTYPES):
+            raise ValueError(f"values of type {unknown[0]}")
+        tensors = load_file(path)
+        hashed = "sha256" in metadata or version == FORMAT_VERSION
+        if hashed and metadata.get("sha256") != digest(metadata, tensors):
+            raise ValueError("values that were changed after they were written")
+        return _parse(metadata, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path} is damaged", got=error, fix="calibrate again") from error
 
 
 def _parse(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> CalibrationRecord:
-    origin = json.loads(metadata["origin"])
+    origin, counted, done = (parse_json(metadata[name], name) for name in ("origin", "tokens", "done"))
     if set(origin) != {item.name for item in fields(Origin)}:
         raise ValueError(f"unknown origin {sorted(origin)}")
+    hashes = [origin.pop(name) for name in ("student_hash", "data_hash")]
+    counts = [done, *origin.values(), *counted.values()]
+    whole = all(type(count) is int and 0 <= count < 1 << 62 for count in counts)
+    if not whole or not all(isinstance(text, str) for text in hashes):
+        raise ValueError("an origin or counts that are no hashes and counts")
+    if set(counted) != {"prefill", "decode"}:
+        raise ValueError(f"tokens of {sorted(counted)}")
     grouped: dict[str, dict[str, np.ndarray]] = {}
     states, curves = {}, {}
     for key, value in tensors.items():
         group, _, name = key.rpartition("/")
         if group == "states":
+            if value.dtype != np.float32 or value.ndim != 1 or not value.size or not np.isfinite(value).all():
+                raise ValueError(f"{key} of {value.dtype}{list(value.shape)}")
             states[name] = np.array(value)
         elif group == "float16_states":
             curves[name] = checked_curve(value)
         else:
             grouped.setdefault(group, {})[name] = value
     inputs = {name: InputStatistics.from_tensors(values) for name, values in sorted(grouped.items())}
-    tokens = {str(kind): int(count) for kind, count in json.loads(metadata["tokens"]).items()}
-    return CalibrationRecord(Origin(**origin), int(metadata["done"]), tokens, inputs, states, curves)
+    return CalibrationRecord(Origin(*hashes, **origin), done, counted, inputs, states, curves)
 
 
 def record_of(path: Path, student_hash: str) -> CalibrationRecord:

@@ -101,10 +101,30 @@ class InputStatistics:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> InputStatistics:
-        """Read `tensors` back; raises KeyError when one is missing."""
+        """Read `tensors` back; raises KeyError when one is missing, ValueError for what no input can have given."""
+        if set(tensors) != {*_FIELDS, "count"} or tensors["count"].shape != (2,):
+            raise ValueError(f"statistics {sorted(tensors)}")
         count, kept = (int(n) for n in tensors["count"])
-        values = {name: np.array(tensors[name]) for name in _FIELDS}
-        return cls(len(values["min"]), kept, count, values)
+        channels, found = tensors["min"].size, cls(tensors["min"].size, kept, count)
+        rows = min(count, kept)
+        for name, empty in found.values.items():
+            value = tensors[name]
+            shape = (rows, *empty.shape[1:]) if name in ("rows", "priorities") else empty.shape
+            if value.dtype != empty.dtype or value.shape != shape:
+                raise ValueError(f"{name} of {value.dtype}{list(value.shape)} for {count} rows of {channels} channels")
+        if count < 0 or kept < 1 or not channels or not _plausible(tensors, count):
+            raise ValueError(f"statistics of {count} rows that no rows can have")
+        return cls(channels, kept, count, {name: np.array(tensors[name]) for name in _FIELDS})
+
+
+def _plausible(tensors: dict[str, np.ndarray], count: int) -> bool:
+    """Whether numbers agree: a NaN or an infinity that was seen stays one, but nothing is smaller than it can be."""
+    if not count:
+        return True
+    with np.errstate(invalid="ignore"):
+        rising = not (tensors["min"] > tensors["max"]).any()
+        positive = not (tensors["sum_abs"] < 0).any() and not (tensors["sum_square"] < 0).any()
+    return rising and positive and not (tensors["histogram"] < 0).any()
 
 
 def priorities(start: int, count: int) -> np.ndarray:

@@ -16,8 +16,10 @@ from transformers import TrainerCallback
 
 from linmu.atomic import atomic_file
 from linmu.distill.recipe import LOSSES, Stage, Stop
+from linmu.interrupts import raise_if_stopped
 from linmu.meter import peak_bytes
 
+LEAST_SECONDS = 1e-9  # a clock may stand still
 TRAINING_COLUMNS = (
     "step", "loss", *LOSSES, "learning_rate", "grad_norm", "tokens", "tokens_per_s", "peak_mib", "seconds",
 )  # fmt: skip
@@ -98,7 +100,8 @@ class TrainingLog(TrainerCallback):
                         file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)  # fmt: skip
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar; the last step is always logged."""
+        """Move the bar; the last step is always logged. Stops where an interrupt got lost (in a bar's destructor)."""
+        raise_if_stopped()
         if self.bar is not None:
             self.bar.update(1)
         if state.global_step >= state.max_steps:
@@ -109,7 +112,7 @@ class TrainingLog(TrainerCallback):
         if self.bar is None or not logs or "loss" not in logs:
             return
         now = time.perf_counter()
-        seconds, tokens = now - self.clock, logs["tokens"] - self.tokens
+        seconds, tokens = max(now - self.clock, LEAST_SECONDS), logs["tokens"] - self.tokens
         self.clock, self.tokens = now, logs["tokens"]
         row = logs | {"step": state.global_step, "seconds": seconds, "tokens_per_s": tokens / seconds,
                       "peak_mib": peak_memory() / 2**20}  # fmt: skip

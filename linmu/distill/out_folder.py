@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -21,7 +24,14 @@ from linmu.distill.recipe import Recipe, Stage
 from linmu.errors import InputError
 from linmu.model.folders import CONVERSION_FILE, SIDE_FILES
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
 TRAINING = "training"
+LOCK_FILE = ".lock"
 RUN_FILE, START_FILE = "run.json", "start.json"
 REPORT_FILE = "distillation.json"
 _CONFIG = "config.json"
@@ -51,6 +61,29 @@ class OutFolder:
             return
         self.training.mkdir(parents=True, exist_ok=True)
         write_bytes(path, (json.dumps(run, indent=2) + "\n").encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one run; raises InputError while another one, here or on another machine, holds it.
+
+        The system lets go of the lock when the process ends, however that happens.
+        """
+        if fcntl is None:  # no such locks on Windows
+            yield
+            return
+        if not self.root.exists() or self._empty() or self.training.is_dir():
+            self.training.mkdir(parents=True, exist_ok=True)
+        else:
+            yield  # somebody else's folder, which `begin` refuses
+            return
+        with (self.training / LOCK_FILE).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"another run writes {self.root}", fix="wait, or choose another folder") from error
+            except OSError:  # a file system without locks
+                pass
+            yield
 
     def _empty(self) -> bool:
         """Nothing there, or no more than a run leaves that was killed before it wrote run.json."""

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,23 +74,24 @@ def distill(
         "data": folder.fingerprint, "validation": check.fingerprint if check is not None else None,
     }  # fmt: skip
     target = OutFolder(out, recipe)
-    with state.main_process_first():
-        target.begin(identity, resume or not state.is_main_process)
-    model = load_student(student).to(state.device)
-    setting = _setting(teacher, hashes["teacher"], model, student, folder, check, recipe, target.training, bf16)
-    processes = f"{state.num_processes} process" + "es" * (state.num_processes > 1)
-    say(f"{len(folder)} samples, longest {setting.data.lengths.tokens.max()} tokens, {processes}")
-    if cache is None:
-        sources = live_sources(setting, model)
-    else:
-        sources = cached_sources(setting, model, Path(cache), recipe, chosen, say)
-    run = StageRun(recipe, sources, setting.data, setting.check, setting.collate, seed, bf16, say)
-    reports = _run_stages(run, target, chosen, model, student, resume)
-    seconds, peak = time.perf_counter() - started, peak_memory()
-    report = DistillReport(student.name, teacher.name, len(folder), reports, seconds, peak)
-    if state.is_main_process:
-        _publish(target, student, report)
-    state.wait_for_everyone()
+    with target.locked() if state.is_main_process else nullcontext():
+        with state.main_process_first():
+            target.begin(identity, resume or not state.is_main_process)
+        model = load_student(student).to(state.device)
+        setting = _setting(teacher, hashes["teacher"], model, student, folder, check, recipe, target.training, bf16)
+        processes = f"{state.num_processes} process" + "es" * (state.num_processes > 1)
+        say(f"{len(folder)} samples, longest {setting.data.lengths.tokens.max()} tokens, {processes}")
+        if cache is None:
+            sources = live_sources(setting, model)
+        else:
+            sources = cached_sources(setting, model, Path(cache), recipe, chosen, say)
+        run = StageRun(recipe, sources, setting.data, setting.check, setting.collate, seed, bf16, say)
+        reports = _run_stages(run, target, chosen, model, student, resume)
+        seconds, peak = time.perf_counter() - started, peak_memory()
+        report = DistillReport(student.name, teacher.name, len(folder), reports, seconds, peak)
+        if state.is_main_process:
+            _publish(target, student, report)
+        state.wait_for_everyone()
     return report
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from linmu.atomic import write_bytes
+from linmu.atomic import check_file_target, write_bytes
 from linmu.errors import InputError
 from linmu.evaluation.questions import Question
 
@@ -43,6 +43,7 @@ class Predictions:
         self._found: dict[tuple[str, str, str], Prediction] = {}
         if path is None:
             return
+        check_file_target(path)
         if path.exists():
             self._load(path)
         else:

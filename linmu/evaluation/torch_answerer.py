@@ -26,6 +26,7 @@ from linmu.model.folders import DTYPES, load_student, load_teacher, write_side_f
 from linmu.model.modeling import teacher_config
 from linmu.model_files import ModelFolder, read_model_folder
 from linmu.processing import ModelInputs, Processor
+from linmu.runtimes.backends import usable_threads
 from linmu.scratch import scratch_folder
 
 WINDOW_BATCHES = 8  # so many batches are encoded and sorted by length together
@@ -195,7 +196,7 @@ def _dtype(name: str, device: torch.device) -> str:
 def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     if count is not None:
-        torch.set_num_threads(count)
+        torch.set_num_threads(usable_threads(count) or before)
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ from linmu.export.steady_header import steady_header
 from linmu.export.student_manifest import model_facts
 from linmu.export.vision_graph import build_vision, export_vision
 from linmu.export.weight_file import write_weights
+from linmu.graph_check import check_graph_files
 from linmu.manifest import Manifest, state_bytes
 from linmu.meter import peak_bytes
 from linmu.model.mapped import open_student
@@ -146,6 +147,7 @@ def write_planned(
         (folder / "README.md").write_text(bundle_readme(folder, manifest), encoding="utf-8")
         say("hashing")
         manifest = write_manifest(folder, manifest)
+        check_graph_files(folder, manifest)  # a device would refuse what is not on its list
     return ExportReport(
         manifest=manifest,
         graphs=reports,

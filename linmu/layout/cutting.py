@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from linmu.errors import InputError
 from linmu.layout.types import PromptLayout
 
 
@@ -22,10 +23,10 @@ def cut_points(layout: PromptLayout, start: int = 0) -> list[int]:
 def pieces(layout: PromptLayout, max_tokens: int) -> list[tuple[int, int]]:
     """Cut a prompt greedily into consecutive (start, stop) of at most `max_tokens` tokens.
 
-    A span longer than that, with the text inside it, stays whole. Raises ValueError when max_tokens < 1.
+    A span longer than that, with the text inside it, stays whole. Raises InputError when max_tokens < 1.
     """
     if max_tokens < 1:
-        raise ValueError(f"pieces of {max_tokens} tokens")
+        raise InputError(f"pieces of {max_tokens} tokens")
     cuts = np.asarray(cut_points(layout), np.int64)
     found, start = [], 0
     while start < layout.length:

@@ -23,6 +23,8 @@ def prompt_layout(rules: PromptRules, input_ids: Any, media: Sequence[MediaGrid]
     frames of a span allowed. Raises InputError when tokens and media do not match.
     """
     ids = np.asarray(input_ids).reshape(-1)
+    if max_span_frames < 1:
+        raise InputError("frames of a span", got=max_span_frames, expected="at least 1")
     spans: list[Span] = []
     runs: list[VisionRun] = []
     places = _vision_places(rules, ids)
@@ -50,6 +52,8 @@ def _vision_places(rules: PromptRules, ids: np.ndarray) -> np.ndarray:
 
 def _check_media(rules: PromptRules, ids: np.ndarray, places: np.ndarray, media: Sequence[MediaGrid]) -> None:
     """Raise InputError unless the media take exactly the vision tokens, each its own kind."""
+    if bad := [grid for item in media for grid in item.tiles if min(grid) < 1]:
+        raise InputError("the grid of an image or a video", got=bad[0], expected="at least one token each way")
     counts = [sum(t * h * w for t, h, w in item.tiles) for item in media]
     if sum(counts) != len(places):
         raise InputError(

@@ -27,6 +27,7 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # LLaVA's towers by model_type: (image_size, patch_size, class tokens in front of the patches).
 LLAVA_TOWERS = {"clip_vision_model": (224, 32, 1), "siglip_vision_model": (224, 16, 0), "dinov2": (224, 14, 1)}
+LARGEST_RULE = 1 << 30
 LLAVA_DEFAULT_TOWER = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
 
 
@@ -97,14 +98,34 @@ class PromptRules:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> PromptRules:
-        """Read `to_json`'s form; raises InputError on an unknown or missing field."""
+    def from_json(cls, data: Any) -> PromptRules:
+        """Read `to_json`'s form; raises InputError on an unknown or missing field or a bad value."""
+        if not isinstance(data, dict):
+            raise InputError("prompt rules", got=type(data).__name__, expected="a JSON object")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise InputError("unknown prompt rule", got=", ".join(unknown), expected=", ".join(sorted(known)))
         if "family" not in data:
             raise InputError("prompt rules without a family", expected="family")
+        for name, value in data.items():
+            _check_rule(name, value)
         return cls(**data)
+
+
+def _check_rule(name: str, value: Any) -> None:
+    """Raise InputError for a value that no family has: sizes go into array shapes, ids into comparisons."""
+    if name == "family":
+        get_family(value)
+        return
+    whole = type(value) is int and 0 <= value < LARGEST_RULE
+    if name.endswith("_token_id"):
+        fits = value is None or whole
+    elif name == "tokens_per_second":
+        fits = type(value) in (int, float) and 0 < value < LARGEST_RULE
+    else:
+        fits = whole and value >= (0 if name == "tokens_per_tile" else 1)
+    if not fits:
+        raise InputError(f"prompt rule {name}", got=f"{value!r:.60}", expected="a count")
 
 
 def _given(data: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from linmu.errors import InputError
 from linmu.layout.types import SCHEDULES
 
 # Axes (t=0, h=1, w=2) from the slowest to the fastest, by schedule.
@@ -26,10 +27,10 @@ def scan_order(grid: tuple[int, int, int], schedule: int, scan: str = "rms") -> 
     """The raster index visited at each scan position, [t*h*w] int64, read-only (calls share it).
 
     `scan` is "rms" or "raster"; "raster" is the identity for every schedule.
-    Raises ValueError for an empty grid, an unknown schedule or an unknown scan.
+    Raises InputError for an empty grid, an unknown schedule or an unknown scan.
     """
     if min(grid) < 1 or schedule not in range(SCHEDULES) or scan not in ("rms", "raster"):
-        raise ValueError(f"no scan order for grid {grid}, schedule {schedule}, scan {scan!r}")
+        raise InputError(f"no scan order for grid {grid}, schedule {schedule}, scan {scan!r}")
     raster = np.arange(grid[0] * grid[1] * grid[2], dtype=np.int64)
     order = raster if scan == "raster" else _snake(raster.reshape(grid).transpose(AXES[schedule]))
     order.setflags(write=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from linmu.errors import InputError
 from linmu.layout.scan import invert, scan_order
 from linmu.layout.types import SCHEDULES, SHIFTS, PromptLayout, Span
 from linmu.layout.windows import pack_windows, window_pieces
@@ -46,18 +47,18 @@ def layout_tensors(
     windows [2,W,L] and window_segment [2,W,L] (-1 on padding); window_slot [2,S]: row*L+column, 0 for text.
     With `never_empty` a text-only piece gets one element of padding in place of zero-sized tensors (for graphs).
     `row`: the length L of window rows (default: that of the longest window; the function is the same).
-    Raises ValueError for a piece that is empty, outside the prompt or cuts a span, and for a row that is too short.
+    Raises InputError for a piece that is empty, outside the prompt or cuts a span, and for a row that is too short.
     """
     stop = layout.length if stop is None else stop
     if not 0 <= start < stop <= layout.length:
-        raise ValueError(f"piece {start}..{stop} of a prompt of {layout.length} tokens")
+        raise InputError(f"piece {start}..{stop} of a prompt of {layout.length} tokens")
     spans = []
     for span in layout.spans:
         first, last = int(span.positions[0]), int(span.positions[-1])
         if last < start or first >= stop:
             continue
         if first < start or last >= stop:
-            raise ValueError(f"piece {start}..{stop} cuts the span of tokens {first}..{last}")
+            raise InputError(f"piece {start}..{stop} cuts the span of tokens {first}..{last}")
         spans.append(Span(span.positions - start, span.grid))
     batch = _batch_tensors([spans], stop - start, mmate, row)
     batch["backward"], batch["restart"] = batch["backward"][:, 0], batch["restart"][0]
@@ -77,12 +78,12 @@ def stack_layouts(
     `offsets` [B]: left pad tokens; `length`: padded length S. order, inverse, backward_slot [4,B*S] (pads keep their
     place); backward [4,B,Nb] with B*S on padding, short rows padded at the end; backward_slot counts in the flattened
     [B*Nb] axis; restart [B,Nb]; vision [B*S]; windows, window_segment [2,W,L]; window_slot [2,B*S].
-    Raises ValueError when a prompt and its padding do not fill `length`.
+    Raises InputError when a prompt and its padding do not fill `length`.
     """
     rows = []
     for number, (layout, offset) in enumerate(zip(layouts, offsets, strict=True)):
         if offset < 0 or offset + layout.length != length:
-            raise ValueError(f"prompt {number}: {offset} pad tokens and {layout.length} tokens do not make {length}")
+            raise InputError(f"prompt {number}: {offset} pad tokens and {layout.length} tokens do not make {length}")
         shift = number * length + offset
         rows.append([Span(span.positions + shift, span.grid) for span in layout.spans])
     return _batch_tensors(rows, len(rows) * length, mmate)

@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 
+from linmu.errors import InputError
 from linmu.layout.types import WindowSize
 
 
@@ -34,12 +35,12 @@ def pack_windows(pieces: list[np.ndarray], row_length: int) -> tuple[np.ndarray,
     """Pack pieces in order into rows, several to a row where they fit: (index [W,L], segment [W,L]) int64.
 
     `segment` is the piece's number inside its row and -1 on padding, where `index` is 0.
-    Raises ValueError for a piece longer than a row.
+    Raises InputError for a piece longer than a row.
     """
     places, row, column, number = [], 0, 0, 0
     for piece in pieces:
         if len(piece) > row_length:
-            raise ValueError(f"a window of {len(piece)} tokens does not fit a row of {row_length}")
+            raise InputError(f"a window of {len(piece)} tokens does not fit a row of {row_length}")
         if column + len(piece) > row_length:
             row, column, number = row + 1, 0, 0
         places.append((row, column, number))

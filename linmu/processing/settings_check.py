@@ -21,6 +21,7 @@ from linmu.processing.settings import (
 MOST_EDGE, MOST_PIXELS, MOST_TILES, MOST_FRAMES, MOST_CELLS = 2**12, 2**31, 2**8, 2**16, 2**10
 SMALLEST, LARGEST = 1e-9, 1e9  # of factors: pixels stay finite in float32
 PILLOW_FILTERS = range(6)
+MOST_TEXT = 2**12  # characters of a placeholder, which a prompt may hold a thousand times
 KIND_OF_FAMILY: dict[str, type[ImageSettings]] = {
     "qwen2_5_vl": GridSettings,
     "qwen3_vl": GridSettings,
@@ -113,8 +114,9 @@ def _check_tokens(settings: ProcessorSettings) -> None:
         if not 0 <= number < 2**31:
             raise _wrong("tokens.eos_token_ids", tokens.eos_token_ids, "ids")
     for name in ("image", "video", "vision_start", "vision_end", "fake_image", "global_image"):
-        if getattr(tokens, name) == "":
-            raise _wrong(f"tokens.{name}", "", "a text or null")
+        text = getattr(tokens, name)
+        if text is not None and not 0 < len(text) <= MOST_TEXT:
+            raise _wrong(f"tokens.{name}", text, f"a text of at most {MOST_TEXT} characters, or null")
     if settings.image is None:
         return
     needed = ["image", *NEEDED_TOKENS.get(settings.family, ()), *(["video"] if settings.video is not None else [])]

@@ -14,6 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from linmu.errors import InputError, LinmuError
+from linmu.processing.tokenizer_check import check_tokenizer
+from linmu.regular_file import regular_file
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 PROBE = "Hi, é 世界!"
@@ -62,12 +64,14 @@ def _without_panic_messages() -> Iterator[None]:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read tokenizer.json, without its padding and truncation; InputError naming the file."""
-    if not path.is_file():
+    if not path.exists():
         raise InputError("the tokenizer file is missing", got=path, expected="tokenizer.json")
+    regular_file(path, "the tokenizer")
     with rust_calls(f"reading the tokenizer {path}", expected="a tokenizer.json"), _without_panic_messages():
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        check_tokenizer(path)
         tokenizer.decode(tokenizer.encode(PROBE).ids)  # what would fail at the first prompt fails here
     return tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,9 +70,11 @@ def open_runner(
 ) -> Runner:
     """Open a bundle in a backend ("auto": the best one that can run it here).
 
-    say is told in one line when "auto" passes over a better backend (default: standard error).
+    say is told in one line when "auto" passes over a better backend, and when there are fewer cores than `threads`
+    (default: standard error).
     Raises InputError for a backend that the bundle does not name, MissingComponentError when it is not installed.
     """
+    threads = usable_threads(threads, say or _to_stderr)
     named = [name for name in BACKENDS if name in bundle.manifest.backends]
     if backend == "auto":
         backend = _choose(bundle, named, say or _to_stderr)
@@ -84,6 +87,18 @@ def open_runner(
         )
     runner: Runner = getattr(import_module(entry.module), entry.opener)(bundle, threads)
     return runner
+
+
+def usable_threads(threads: int | None, say: Callable[[str], None] = lambda _: None) -> int | None:
+    """At most as many threads as there are cores (each takes memory, and more only wait for each other)."""
+    if threads is None:
+        return None
+    if type(threads) is not int or threads < 1:
+        raise InputError("threads", got=repr(threads), expected="at least 1")
+    cores = os.cpu_count() or 1
+    if threads > cores:
+        say(f"{threads} threads asked for, {cores} cores are here: running with {cores}")
+    return min(threads, cores)
 
 
 def _choose(bundle: Bundle, named: list[str], say: Callable[[str], None]) -> str:

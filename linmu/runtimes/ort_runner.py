@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,14 @@ import onnxruntime as ort
 
 from linmu.bundle import Bundle, check_graph_io
 from linmu.config import MMateConfig
-from linmu.decoder_file import embedding_rows, map_weights, read_decoder_file
+from linmu.decoder_file import embedding_rows, open_decoder
 from linmu.errors import BundleError
+from linmu.graph_check import check_graph_file
 from linmu.layout import PromptLayout, layout_tensors
 from linmu.layout.vision_grid import vision_inputs
 from linmu.matrix_format import part
 from linmu.runtimes.base import PromptPiece, VisionFeatures
+from linmu.runtimes.contract import check_contract
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
 TILES_AT_ONCE = 4  # of one vision call
@@ -88,8 +93,8 @@ class OrtRunner:
     def __init__(self, bundle: Bundle, threads: int | None = None):
         self.bundle, self.threads = bundle, threads
         self.state_specs = bundle.manifest.state
-        self._decoder = read_decoder_file(bundle.folder)
-        self._weights = map_weights(bundle.folder, self._decoder)
+        check_contract(bundle.manifest)
+        self._decoder, self._weights = open_decoder(bundle.folder, bundle.manifest)
         self._one_graph = bundle.manifest.precision.get("ops") == "fused"
         # numpy has no int4 and no fp8: ONNX Runtime reads packed integers from the file itself
         packed = {part(name, "q") for name in self._decoder.packing}
@@ -134,13 +139,15 @@ class OrtRunner:
         session = self.session("vision")
         if "grid" not in call:  # tiles are independent: a few at a time bound the memory
             tiles, most = feeds["pixel_values"], TILES_AT_ONCE
-            parts = [
-                session.run(["embeddings"], {"pixel_values": tiles[i : i + most]})[0]
-                for i in range(0, len(tiles), most)
-            ]
+            with _told("vision"):
+                parts = [
+                    session.run(["embeddings"], {"pixel_values": tiles[i : i + most]})[0]
+                    for i in range(0, len(tiles), most)
+                ]
             embeddings = np.concatenate(parts)
             return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]))
-        outputs = dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
+        with _told("vision"):
+            outputs = dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
         return VisionFeatures(outputs["embeddings"], outputs.get("deepstack"))
 
     def prefill(self, piece: PromptPiece, state: OrtState) -> np.ndarray:
@@ -182,11 +189,13 @@ class OrtRunner:
 
     def run_bound(self, name: str, binding: ort.IOBinding, options: ort.RunOptions | None = None) -> None:
         """Run graph `name` on bound buffers."""
-        self.session(name).run_with_iobinding(binding, options)
+        with _told(name):
+            self.session(name).run_with_iobinding(binding, options)
 
     def run_graph(self, name: str, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run graph `name` on arrays -> the outputs asked for."""
-        found: list[np.ndarray] = self.session(name).run(outputs, feeds)
+        with _told(name):
+            found: list[np.ndarray] = self.session(name).run(outputs, feeds)
         return found
 
     def _decode_inputs(self) -> dict[str, np.ndarray]:
@@ -252,13 +261,15 @@ class OrtRunner:
         return str(path)
 
     def _open(self, name: str, spec: GraphSpec) -> ort.InferenceSession:
+        places = {} if name == "vision" else self._decoder.places
+        check_graph_file(self.bundle.folder, spec.file, self.bundle.manifest, places)
         options, path = self._options(name), self.bundle.folder / spec.file
         unwanted = UNWANTED if "int8" in str(self.bundle.manifest.precision.get("matrix_inputs")) else []
         try:
             session = ort.InferenceSession(
                 self._source(path, options), options, providers=[PROVIDER], disabled_optimizers=unwanted
             )
-        except _ort_errors() as error:
+        except ort_errors() as error:
             raise BundleError(f"{path} cannot be loaded", got=_first_line(error), fix="export it again") from error
         # what verification adds to a graph's outputs (linmu.verification.exposed) stands behind those of the bundle
         outputs = [value for value in session.get_outputs() if not value.name.startswith(EXPOSED)]
@@ -266,15 +277,28 @@ class OrtRunner:
         return session
 
 
-def _ort_errors() -> tuple[type[Exception], ...]:
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What ONNX Runtime raises while a graph runs, as one line."""
+    try:
+        yield
+    except ort_errors() as error:
+        raise BundleError(
+            f"the {name} graph failed while it ran", got=_first_line(error), fix="linmu verify tells what is wrong"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def ort_errors() -> tuple[type[Exception], ...]:
+    """Everything that ONNX Runtime raises; its binding also uses ordinary ones."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    return (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile, state.NotImplemented,
-            state.InvalidArgument, state.RuntimeException)  # fmt: skip
+    own = [item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception)]
+    return (*own, RuntimeError, ValueError, TypeError)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _specs(values: list[Any]) -> list[TensorSpec]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from linmu.config import MMateConfig
-from linmu.errors import InputError
+from linmu.errors import BundleError, InputError
 from linmu.families import get_family
 from linmu.layout import PromptLayout, PromptRules, layout_tensors, pieces, prompt_layout
 from linmu.manifest import Manifest
@@ -87,8 +87,14 @@ class _VisionRows:
         if not len(here):
             return
         rows, deep = self._take(len(here))
+        if rows.shape[1:] != embeds.shape[1:]:
+            raise BundleError("the vision graph's embeddings", got=f"width {rows.shape[1:]}",
+                              expected=embeds.shape[1], fix="export the bundle again")  # fmt: skip
         embeds[here] = rows
         if deepstack is not None and deep is not None:
+            if deep.shape != (wanted := (len(deepstack), *rows.shape)):
+                raise BundleError("the vision graph's deepstack", got=deep.shape, expected=wanted,
+                                  fix="export the bundle again")  # fmt: skip
             deepstack[:, 0, here] = deep
 
     def _take(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -128,5 +134,8 @@ def _joined(old: np.ndarray | None, new: np.ndarray, axis: int) -> np.ndarray:
 def _deepstack_layers(manifest: Manifest) -> int:
     for spec in manifest.graphs["prefill"].inputs:
         if spec.name == "deepstack":
-            return int(spec.shape[0])
+            layers = spec.shape[0] if spec.shape else None
+            if not isinstance(layers, int):
+                raise BundleError("deepstack of the prefill graph", got=spec.shape, expected="a fixed number of layers")
+            return layers
     return 0

@@ -130,7 +130,8 @@ class SessionState:
     def load(self, path: str | Path) -> None:
         """Read a state file; raises StateError, with the state as it was, when it is damaged or of another model."""
         with self._guard.call():
-            tensors, values = load_state(Path(path), list(self._bundle.manifest.state), self._bundle.model_hash)
+            single = [replace(spec, shape=(1, *spec.shape[1:])) for spec in self._bundle.manifest.state]
+            tensors, values = load_state(Path(path), single, self._bundle.model_hash)
             loaded = self._snapshot(path, tensors, values)
             with self.all_or_nothing():
                 self._restore(loaded)

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from linmu.atomic import write_bytes
 from linmu.errors import InputError, StateError
 from linmu.manifest import CANONICAL_AXES, state_kind
-from linmu.safetensors_file import parse_header, read_header, steady_bytes
+from linmu.safetensors_file import Header, parse_header, read_header, steady_bytes
 from linmu.specs import StateSpec
 from linmu.state_precision import exact_specs, read_exact, store
+from linmu.strict_json import parse_json
 
 FORMAT = "linmu-state"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"  # 1: a sha256 of the tensors alone
+MOST_TOKENS = 1 << 53
+_NUMPY = {"F32": "float32", "F16": "float16", "I8": "int8"}
 _RESERVED = ("format", "format_version", "model_hash", "sha256")
 
 
@@ -53,8 +55,8 @@ def save_state(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "model_hash": model_hash,
-        "sha256": _digest(canonical),
     }
+    metadata["sha256"] = _digest(metadata, canonical)
     write_bytes(Path(path), steady_bytes(save_tensors(canonical, metadata)))
 
 
@@ -64,7 +66,8 @@ def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple
     Raises StateError when the file is damaged, no state, of another model, or a tensor is missing, misshapen or NaN.
     """
     path = Path(path)
-    metadata, tensors = _read(path)
+    header = _header(path)
+    metadata = header.metadata
     if metadata.get("format") != FORMAT or metadata.get("format_version") != FORMAT_VERSION:
         found = f"{metadata.get('format')} version {metadata.get('format_version')}"
         raise StateError(f"{path} is no state file", got=found, expected=f"{FORMAT} version {FORMAT_VERSION}")
@@ -75,8 +78,12 @@ def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple
             expected=model_hash[:16],
             fix="load it with the bundle that saved it",
         )
-    _check_tensors(str(path), tensors, exact_specs(specs), canonical=True)
-    if metadata.get("sha256") != _digest(tensors):
+    exact = exact_specs(specs)
+    shapes = {name: (_NUMPY.get(entry.dtype, entry.dtype), entry.shape) for name, entry in header.tensors.items()}
+    _check_shapes(str(path), shapes, exact, canonical=True)  # before anything of their size is read
+    tensors = _tensors(path, header)
+    _check_finite(str(path), tensors, exact)
+    if metadata.get("sha256") != _digest(metadata, tensors):
         raise StateError(f"{path} was changed after it was saved", fix="save the state again")
     position = _read_position(path, metadata)
     restored = {
@@ -86,38 +93,62 @@ def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple
     return store(specs, restored), position
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def _header(path: Path) -> Header:
     try:
-        header = read_header(path)
+        return read_header(path)
+    except InputError as error:
+        raise StateError(error.what, got=error.got, expected=error.expected, fix="save the state again") from error
+
+
+def _tensors(path: Path, header: Header) -> dict[str, np.ndarray]:
+    """All tensors of a file whose header was checked; it must still be the same file."""
+    try:
         raw = path.read_bytes()
-        parse_header(raw[8 : header.data_start], len(raw) - header.data_start, str(path))  # unchanged since
+        again = parse_header(raw[8 : header.data_start], len(raw) - header.data_start, str(path))
     except OSError as error:
         raise StateError(f"cannot read {path}", got=error.strerror) from error
     except InputError as error:
         raise StateError(error.what, got=error.got, expected=error.expected, fix="save the state again") from error
-    if unknown := sorted({entry.dtype for entry in header.tensors.values()} - {"F32", "F16", "I8", "I32", "I64", "U8"}):
-        raise StateError(f"{path}: dtype of a state", got=unknown[0], expected="one numpy has")
-    return dict(header.metadata), load_tensors(raw)
+    if again != header:
+        raise StateError(f"{path} changed while it was read", fix="load it again")
+    return {
+        name: np.frombuffer(raw, np.float32, (entry.end - entry.start) // 4, header.data_start + entry.start).reshape(
+            entry.shape
+        )
+        for name, entry in header.tensors.items()
+    }
 
 
 def _check_tensors(where: str, tensors: Mapping[str, np.ndarray], specs: Sequence[StateSpec], canonical: bool) -> None:
+    _check_shapes(where, {name: (str(x.dtype), x.shape) for name, x in tensors.items()}, specs, canonical)
+    _check_finite(where, tensors, specs)
+
+
+def _check_shapes(
+    where: str, found: Mapping[str, tuple[str, tuple[int, ...]]], specs: Sequence[StateSpec], canonical: bool
+) -> None:
+    """(dtype, shape) by name against the specs; raises StateError for the first difference."""
     wanted = {spec.name for spec in specs}
-    if missing := sorted(wanted - set(tensors)):
+    if missing := sorted(wanted - set(found)):
         raise StateError(f"{where} lacks {missing[0]}", expected=f"{len(wanted)} tensors")
-    if surplus := sorted(set(tensors) - wanted):
+    if surplus := sorted(set(found) - wanted):
         raise StateError(f"{where} has a tensor the model does not: {surplus[0]}")
     symbols: dict[str, int] = {}
     for spec in specs:
-        array = tensors[spec.name]
+        dtype, actual = found[spec.name]
         sizes = dict(zip(spec.axes, spec.shape, strict=True))
         shape = tuple(sizes[axis] for axis in (_canonical(spec) if canonical else spec.axes))
-        if str(array.dtype) != spec.dtype or not _fits(array.shape, shape, symbols):
+        if dtype != spec.dtype or not _fits(actual, shape, symbols):
             raise StateError(
                 f"{where}: {spec.name}",
-                got=f"{array.dtype}{list(array.shape)}",
+                got=f"{dtype}{list(actual)}",
                 expected=f"{spec.dtype}[{', '.join(map(str, shape))}]",
             )
-        if not np.isfinite(array).all():
+
+
+def _check_finite(where: str, tensors: Mapping[str, np.ndarray], specs: Sequence[StateSpec]) -> None:
+    for spec in specs:
+        if not np.isfinite(tensors[spec.name]).all():
             raise StateError(f"{where}: {spec.name} has NaN or infinite values", fix="start from an earlier state")
 
 
@@ -134,16 +165,16 @@ def _fits(actual: tuple[int, ...], shape: tuple[int | str, ...], symbols: dict[s
 def _check_position(where: str, position: Mapping[str, Any]) -> None:
     for name in ("position", "tokens"):
         value = position.get(name)
-        if type(value) is not int or value < 0:
-            raise StateError(f"{where}: {name}", got=repr(value), expected="a count")
+        if type(value) is not int or not 0 <= value < MOST_TOKENS:
+            raise StateError(f"{where}: {name}", got=f"{value!r:.40}", expected="a count")
     if reserved := sorted(set(position) & set(_RESERVED)):
         raise StateError(f"{where}: {reserved[0]} is set by the file format itself")
 
 
 def _read_position(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        position = {key: json.loads(value) for key, value in metadata.items() if key not in _RESERVED}
-    except ValueError as error:
+        position = {key: parse_json(value, key) for key, value in metadata.items() if key not in _RESERVED}
+    except InputError as error:
         raise StateError(f"{path}: metadata are damaged", got=error, fix="save the state again") from error
     _check_position(str(path), position)
     return position
@@ -157,8 +188,10 @@ def _order(current: Sequence[str], wanted: Sequence[str]) -> list[int]:
     return [list(current).index(axis) for axis in wanted]
 
 
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    digest = sha256()
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
+    """sha256 of everything in the file but itself: it shows damage, not who wrote the file."""
+    said = {name: value for name, value in metadata.items() if name != "sha256"}
+    digest = sha256(json.dumps(said, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensors[name]).data)

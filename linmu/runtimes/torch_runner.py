@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from linmu.bundle import Bundle
-from linmu.decoder_file import map_weights, plain_parts, read_decoder_file
+from linmu.decoder_file import open_decoder, plain_parts
+from linmu.errors import BundleError
 from linmu.matrix_format import part
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.ort_runner import OrtRunner
@@ -101,13 +102,16 @@ class TorchRunner:
 
 def bundle_form(bundle: Bundle) -> DecoderForm:
     """The step form on a bundle's own weights: float32, but for the integers of quantized matrices."""
-    file = read_decoder_file(bundle.folder)
+    file, views = open_decoder(bundle.folder, bundle.manifest)
     integers = {part(name, "q") for name in file.packing}
     weights = {
         name: torch.from_numpy(np.array(view) if name in integers else np.array(view, np.float32))
-        for name, view in plain_parts(map_weights(bundle.folder, file), file).items()
+        for name, view in plain_parts(views, file).items()
     }
-    return DecoderForm.from_json(file.form, {name: _held(x) for name, x in weights.items()})
+    try:
+        return DecoderForm.from_json(file.form, {name: _held(x) for name, x in weights.items()})
+    except TypeError as error:
+        raise BundleError("decoder.json: form", got=error, fix="export the bundle again") from error
 
 
 def _held(x: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from linmu.bundle import ENGINES, Bundle
-from linmu.decoder_file import map_weights, read_decoder_file
+from linmu.decoder_file import open_decoder
 from linmu.errors import BundleError, DeviceError, LinmuError, MissingComponentError
 from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.base import PromptPiece, VisionFeatures
@@ -38,7 +38,7 @@ class TrtRunner:
     def __init__(self, bundle: Bundle, toolkit: Toolkit, engines: dict[str, Engine]):
         self.bundle, self.toolkit, self._files = bundle, toolkit, engines
         self.state_specs = bundle.manifest.state
-        weights = map_weights(bundle.folder, read_decoder_file(bundle.folder))
+        _, weights = open_decoder(bundle.folder, bundle.manifest)
         if TABLE not in weights:
             raise BundleError(f"decoder.json has no weight {TABLE!r}", fix="export the bundle again")
         self._table = weights[TABLE]

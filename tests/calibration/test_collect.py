@@ -13,7 +13,7 @@ from linmu.calibration import collect
 from linmu.calibration.collect import calibrate
 from linmu.calibration.error_curve import relative_errors
 from linmu.calibration.observe import Book, ObservedRunner
-from linmu.calibration.record import read_record, record_of
+from linmu.calibration.record import digest, read_record, record_of
 from linmu.errors import InputError
 from linmu.export.weights_hash import student_weights_hash
 from linmu.model.folders import load_student
@@ -115,7 +115,8 @@ def test_records_of_version_one_are_read_without_what_they_lack(record, tmp_path
     path = tmp_path / "calib.safetensors"
     tensors, metadata = load_file(record[0]), read_header(record[0]).metadata
     old = {name: x for name, x in tensors.items() if not name.startswith("float16_states/")}
-    save_file(old, path, {**metadata, "format_version": "1"})
+    plain = {name: text for name, text in metadata.items() if name != "sha256"}
+    save_file(old, path, {**plain, "format_version": "1"})
     found = read_record(path)
     assert found.complete and found.float16_states == {}
     assert set(found.inputs) == set(record[1].inputs) and set(found.states) == set(record[1].states)
@@ -125,11 +126,12 @@ def test_records_of_version_one_are_read_without_what_they_lack(record, tmp_path
 def test_other_versions_and_impossible_curves_are_refused(record, tmp_path) -> None:
     path = tmp_path / "calib.safetensors"
     tensors, metadata = load_file(record[0]), read_header(record[0]).metadata
-    save_file(tensors, path, {**metadata, "format_version": "3"})
-    with pytest.raises(InputError, match="another version; got 3; expected 1 or 2; fix: calibrate again"):
+    save_file(tensors, path, {**metadata, "format_version": "4"})
+    with pytest.raises(InputError, match="another version; got 4; expected 1 or 2 or 3; fix: calibrate again"):
         read_record(path)
     name = "float16_states/layers.0.recurrent"
-    save_file({**tensors, name: tensors[name][:3].copy()}, path, metadata)
+    short = {**tensors, name: tensors[name][:3].copy()}
+    save_file(short, path, {**metadata, "sha256": digest(metadata, short)})
     with pytest.raises(InputError, match=r"is damaged; got error curve of shape \(3, 2\)"):
         read_record(path)
 

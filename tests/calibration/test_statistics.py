@@ -67,7 +67,7 @@ def test_tensors_round_trip() -> None:
     again.add(x)
     for name, value in seen.tensors().items():
         np.testing.assert_array_equal(again.tensors()[name], value)
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="statistics"):
         InputStatistics.from_tensors({"min": np.zeros(3)})
 
 

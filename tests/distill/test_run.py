@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -203,6 +205,29 @@ def test_a_run_killed_before_its_first_file_starts_anew(tmp_path):
     recipe = short_recipe()
     OutFolder(tmp_path / "out", recipe).begin({"seed": 1, "recipe": recipe.to_json()}, resume=False)
     assert json.loads((tmp_path / "out" / "training" / "run.json").read_text())["seed"] == 1
+
+
+LOCKING = """
+import sys
+from linmu.distill.out_folder import OutFolder
+with OutFolder(sys.argv[1], None).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path):
+    from linmu.distill.out_folder import OutFolder
+
+    out = OutFolder(tmp_path / "out", short_recipe())
+    command, pipe = [sys.executable, "-c", LOCKING, str(tmp_path / "out")], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another run writes"), out.locked():
+            pass
+        other.kill()
+    with out.locked():
+        out.begin({"seed": 1, "recipe": out.recipe.to_json()}, resume=False)
 
 
 @pytest.mark.slow

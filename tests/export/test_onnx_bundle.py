@@ -254,7 +254,7 @@ def test_an_existing_bundle_is_kept_unless_told(student_of, tmp_path):
 
 def test_a_full_disk_leaves_nothing(student_of, tmp_path):
     done = run_on_a_small_disk(50_000, "export", str(student_of("llama")), "-o", str(tmp_path / "bundle"))
-    assert done.returncode == 2 and "error: disk full while writing" in done.stderr
+    assert done.returncode == 2 and "error: the limit of file sizes was reached while writing" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

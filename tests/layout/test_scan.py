@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from linmu.errors import InputError
 from linmu.layout import SCHEDULES, invert, scan_order
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 7))
@@ -58,5 +59,5 @@ def test_an_image_is_scanned_by_rows_and_columns():
 
 @pytest.mark.parametrize("arguments", [((0, 2, 2), 0, "rms"), ((1, 2, 2), 4, "rms"), ((1, 2, 2), 0, "zigzag")])
 def test_bad_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match="no scan order"):
+    with pytest.raises(InputError, match="no scan order"):
         scan_order(*arguments)

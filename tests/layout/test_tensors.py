@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from linmu.config import MMateConfig
+from linmu.errors import InputError
 from linmu.layout import (
     LAYOUT_SPECS,
     SCHEDULES,
@@ -117,7 +118,7 @@ def test_a_piece_is_the_layout_of_its_own_tokens():
 @pytest.mark.parametrize(("start", "stop"), [(0, 4), (4, 23), (0, 32), (5, 5), (0, 99)])
 def test_a_piece_that_cuts_a_span_is_refused(start, stop):
     assert MIXED.spans[1].positions[5] < 31 < MIXED.spans[1].positions[6]  # 32 lies in the text between two frames
-    with pytest.raises(ValueError, match="piece"):
+    with pytest.raises(InputError, match="piece"):
         layout_tensors(MIXED, MMATE, start, stop)
 
 
@@ -125,7 +126,7 @@ def test_cut_points_are_exactly_the_pieces_that_are_accepted():
     def accepted(stop: int) -> bool:
         try:
             layout_tensors(MIXED, MMATE, 0, stop)
-        except ValueError:
+        except InputError:
             return False
         return True
 
@@ -210,7 +211,7 @@ def test_a_batch_keeps_every_prompts_windows_apart(shift):
 
 
 def test_padding_that_does_not_fill_the_row_is_refused():
-    with pytest.raises(ValueError, match="pad tokens"):
+    with pytest.raises(InputError, match="pad tokens"):
         stack_layouts([TEXT], [1], TEXT.length, MMATE)
 
 
@@ -236,5 +237,5 @@ def test_a_row_length_packs_the_same_windows(layout, row):
 
 
 def test_a_row_too_short_for_a_window_is_refused():
-    with pytest.raises(ValueError, match="does not fit a row of 11"):
+    with pytest.raises(InputError, match="does not fit a row of 11"):
         layout_tensors(MIXED, MMATE, row=11)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from linmu.errors import InputError
 from linmu.layout import WindowSize, pack_windows, window_pieces
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 9))
@@ -73,5 +74,5 @@ def test_packing_keeps_every_piece_whole_and_wastes_no_row(sizes, length):
 
 
 def test_a_piece_longer_than_a_row_is_refused():
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(InputError, match="does not fit"):
         pack_windows([np.arange(5)], 4)

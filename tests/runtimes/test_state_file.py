@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import json
+import os
+import tracemalloc
+
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from linmu.errors import StateError
+from linmu.runtimes.state import SessionState
 from linmu.runtimes.state_file import load_state, save_state
-from tests.bundles import CONV_FIRST, CONV_LAST, RECURRENT
+from tests.bundles import CONV_FIRST, CONV_LAST, RECURRENT, tiny_manifest
 
 LAST, FIRST = (CONV_LAST, RECURRENT), (CONV_FIRST, RECURRENT)
 POSITION = {"position": 17, "tokens": 40}
@@ -128,3 +134,83 @@ def test_shape_of_another_model_with_the_same_hash(saved):
     other = (CONV_LAST, RECURRENT.__class__(**{**vars(RECURRENT), "shape": ("batch", 6, 7, 5)}))
     with pytest.raises(StateError, match="expected float32.batch, 6, 7, 5"):
         load_state(saved, other, HASH)
+
+
+def edited(path, **changes):
+    """The file with other metadata (None: without), its sha256 as it was."""
+    tensors = load_file(path)
+    with safe_open(path, "np") as file:
+        metadata = {**file.metadata(), **changes}
+    save_file(tensors, path, {name: value for name, value in metadata.items() if value is not None})
+
+
+@pytest.mark.parametrize("changes", [{"position": "18"}, {"tokens": "41"}, {"pending": "[3]"}, {"more": "1"}])
+def test_the_hash_covers_position_and_tokens(saved, changes):
+    edited(saved, **changes)
+    with pytest.raises(StateError, match="was changed after it was saved"):
+        load_state(saved, LAST, HASH)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(StateError, match="regular file"):
+        load_state(tmp_path / "fifo", LAST, HASH)
+
+
+def test_an_earlier_version_is_named(saved):
+    edited(saved, format_version="1")
+    with pytest.raises(StateError, match="got linmu-state version 1; expected linmu-state version 2"):
+        load_state(saved, LAST, HASH)
+
+
+def test_sizes_are_compared_before_the_file_is_read(tmp_path):
+    """A file of 4 GB that takes no room: its header says sizes that the model does not have."""
+    count = 1 << 30
+    header = {"past.0.conv": {"dtype": "F32", "shape": [1, count], "data_offsets": [0, 4 * count]},
+              "past.0.recurrent": {"dtype": "F32", "shape": [0], "data_offsets": [4 * count, 4 * count]},
+              "__metadata__": {"format": "linmu-state", "format_version": "2", "model_hash": HASH}}  # fmt: skip
+    raw = json.dumps(header).encode()
+    with (tmp_path / "big").open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + 4 * count)
+    tracemalloc.start()
+    with pytest.raises(StateError, match="past.0.conv; got float32"):
+        load_state(tmp_path / "big", LAST, HASH)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+class Handle:
+    """Where a session keeps its state: only what loading does to it counts here."""
+
+    def __init__(self):
+        self.written = []
+
+    def write(self, tensors):
+        self.written.append(tensors)
+
+
+class Opened:
+    manifest, model_hash = tiny_manifest(), HASH
+
+
+class Opener:
+    def new_state(self):
+        return Handle()
+
+
+@pytest.mark.parametrize(
+    ("batch", "position"),
+    [(1, {"position": 3, "tokens": 3, "pending": bad}) for bad in ([-1], [11], [True], [2**63], "no", [[1]], 4)]
+    + [(2, {"position": 3, "tokens": 3}), (1, {"position": 2**53, "tokens": 3})],
+)
+def test_a_refused_state_changes_nothing(tmp_path, batch, position):
+    path, state = tmp_path / "state", SessionState(Opener(), Opened())
+    state.position, state.tokens, state.pending = 7, 8, (9,)
+    try:
+        save_state(path, tensors(batch), specs=LAST, model_hash=HASH, position=position)
+    except StateError:
+        return  # it cannot even be written
+    with pytest.raises(StateError):
+        state.load(path)
+    assert (state.position, state.tokens, state.pending, state.handle.written) == (7, 8, (9,), [])
