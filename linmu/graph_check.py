@@ -26,7 +26,7 @@ OPERATORS: dict[str, frozenset[str]] = {
         "Add And Cast Clip Concat ConstantOfShape Conv Cos CumSum DequantizeLinear Div Equal Erf Exp Expand Floor "
         "Gather Gelu Gemm Greater GreaterOrEqual Identity If LayerNormalization Less LessOrEqual Log MatMul Max "
         "Min Mul Neg Not Or Pad Pow QuantizeLinear Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum "
-        "Reshape Shape Sigmoid SimplifiedLayerNormalization Sin Slice Softmax Softplus Split Sqrt Squeeze Sub "
+        "Reshape Round Shape Sigmoid SimplifiedLayerNormalization Sin Slice Softmax Softplus Split Sqrt Squeeze Sub "
         "Tanh Transpose Unsqueeze Where".split()
     ),
     MICROSOFT: frozenset(
@@ -40,6 +40,7 @@ SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Range": (0, 1, 2), "Pad": (1,
 BRANCHES = frozenset(("then_branch", "else_branch"))
 WINDOW = ("kernel_shape", "pads", "dilations", "strides")  # of Conv
 LARGEST_NUMBER, LARGEST_WINDOW = 1 << 24, 1 << 12
+LARGEST_DIGIT = 1 << 30  # what positions are divided by and digits multiplied with (linmu.export.exact_angles)
 SLICE_ENDS = frozenset((2**63 - 1, -(2**63), -(2**63) + 1, 2**31 - 1, -(2**31), -(2**31) + 1))  # "to the end"
 MOST_NODES = 200_000
 
@@ -150,8 +151,9 @@ class _Check:
             if tensor is None or tensor.values is None or not tensor.values.size:
                 continue
             at_end = node.operator == "Slice" and place in (1, 2)
+            largest = LARGEST_DIGIT if node.operator in ("Div", "Mul") else LARGEST_NUMBER
             if tensor.element in (6, 7) and any(
-                abs(number) > LARGEST_NUMBER and not (at_end and number in SLICE_ENDS) for number in tensor.values
+                abs(number) > largest and not (at_end and number in SLICE_ENDS) for number in tensor.values
             ):
                 raise ValueError(f"{list(tensor.values[:8])} in {node.operator} {node.name!r}")
         if node.operator not in SIZES:
@@ -160,8 +162,8 @@ class _Check:
         chosen = inputs if places is None else [inputs[place] for place in places if place < len(inputs)]
         whole = [x.values for x in chosen if x is not None and x.element == 7 and x.values is not None]
         values = [number for array in whole for number in array[:64]]
-        largest = max if node.operator == "Range" else prod
-        if values and largest([max(abs(number), 1) for number in values]) > self.room // 8:
+        product = max if node.operator == "Range" else prod
+        if values and product([max(abs(number), 1) for number in values]) > self.room // 8:
             raise ValueError(f"sizes {values[:8]} in {node.operator} {node.name!r}")
 
     def divisor(self, node: Node, inputs: list[Tensor | None], made: Mapping[str, str]) -> None:
