@@ -163,8 +163,9 @@ def test_interrupt_is_exit_130():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_clean_up_too(tmp_path, number):
+    heard = partial(signal.signal, number, signal.SIG_DFL)  # under nohup a process ignores one of them
     with subprocess.Popen([sys.executable, "-c", HALF, str(tmp_path / "out")], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+                          stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:  # fmt: skip
         assert process.stdout.readline() == "ready\n" and len(os.listdir(tmp_path)) == 1
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
@@ -195,7 +196,10 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_inside_a_destructor_is_not_lost():
+def test_an_interrupt_inside_a_destructor_is_not_lost(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     class Bar:
         def __del__(self):
             os.kill(os.getpid(), signal.SIGINT)
