@@ -165,7 +165,8 @@ def test_weights_lie_once_in_one_file(family, tmp_path):
             entry = stored[weight]
             wanted = {"location": "weights.data", "offset": str(entry.offset), "length": str(entry.length)}
             assert place == wanted, (name, weight)
-    assert set().union(*graphs.values()) == set(stored)
+    # frequencies are the eager step form's; graphs hold the turns that they make (linmu.export.exact_angles)
+    assert set().union(*graphs.values()) == set(stored) - {"rope"}
     assert set(graphs["step"]) <= set(stored) and "token_embedding" in graphs["step"]
     places = sorted((entry.offset, entry.offset + entry.length) for entry in stored.values())
     assert all(end <= start for (_, end), (start, _) in zip(places, places[1:], strict=False))
