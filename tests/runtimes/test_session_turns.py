@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -93,6 +94,15 @@ def test_an_error_in_the_midst_of_a_prompt_leaves_the_state_as_it_was(bundle_of,
             assert np.array_equal(session.prefill(inputs, max_piece_tokens=7), whole)
 
 
+def save_state_file(path, tensors, metadata) -> None:
+    """A state file with these metadata and the hash that belongs to them (docs/bundle.md)."""
+    said = {name: value for name, value in metadata.items() if name != "sha256"}
+    digest = sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].tobytes())
+    save_file(tensors, path, {**said, "sha256": digest.hexdigest()})
+
+
 def test_a_refused_state_changes_nothing(bundle_of, tmp_path):
     with linmu.load(bundle_of("llama"), threads=1) as session:
         session.generate("one?", **says(session, "a"))
@@ -106,14 +116,14 @@ def test_a_refused_state_changes_nothing(bundle_of, tmp_path):
             "pending": "[-1]", "position": '"x"', "conversation": "[1]", "tokens": "-3",
             "conversation ": json.dumps({**json.loads(metadata["conversation"]), "answer": [10**9]}),
         }.items():  # fmt: skip
-            save_file(tensors, tmp_path / "bad", {**metadata, name.strip(): value})
+            save_state_file(tmp_path / "bad", tensors, {**metadata, name.strip(): value})
             with pytest.raises(StateError):
                 session.state.load(tmp_path / "bad")
             after = session.state.copy()
             assert replace(after, tensors={}) == replace(before, tensors={})
             assert all(np.array_equal(after.tensors[name], value) for name, value in before.tensors.items())
-        save_file(tensors, tmp_path / "old", {k: v for k, v in metadata.items() if k != "conversation"})
-        session.state.load(tmp_path / "old")  # as an older linmu wrote it
+        save_state_file(tmp_path / "bare", tensors, {k: v for k, v in metadata.items() if k != "conversation"})
+        session.state.load(tmp_path / "bare")  # as a session whose conversation is not known writes it
         assert session.messages == [] and session.prepare("two?").text.startswith("\n<|im_start|>user")
 
 
