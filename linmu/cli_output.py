@@ -19,6 +19,7 @@ from linmu.cli_process import drop_stdout
 from linmu.errors import InputError
 
 PIPED_WIDTH = 120  # columns of a table that goes to a file or a pipe
+ASCII_BOXES = str.maketrans("━─┃│┏┳┓┡╇┩├┼┤└┴┘", "--||" + 12 * "+")  # of reports that go where they do not exist
 
 
 def require_modules(command: str, extra: str, *modules: str) -> None:
@@ -41,6 +42,7 @@ class Results:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._unicode = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
         self.gone = False  # whether nobody reads any more
 
     def text(self, text: str) -> None:
@@ -54,8 +56,7 @@ class Results:
 
     def json(self, value: Any) -> None:
         """Print one JSON document."""
-        unicode = (getattr(self._stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
-        self.text(json.dumps(plain(value), ensure_ascii=not unicode, allow_nan=False) + "\n")
+        self.text(json.dumps(plain(value), ensure_ascii=not self._unicode, allow_nan=False) + "\n")
 
     def view(self, view: RenderableType) -> None:
         """Print a table."""
@@ -68,7 +69,10 @@ class Results:
 
     def report(self, report: Any, json_output: bool) -> None:
         """Print a report as JSON or as text."""
-        self.json(report.to_json()) if json_output else self.text(report.to_text().rstrip("\n") + "\n")
+        if json_output:
+            return self.json(report.to_json())
+        text = report.to_text().rstrip("\n") + "\n"
+        self.text(text if self._unicode else text.translate(ASCII_BOXES))
 
 
 def plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -17,10 +18,11 @@ import pytest
 
 from linmu import __version__
 from linmu.cli import context_lengths, main, mmate_config
-from linmu.cli_output import plain
+from linmu.cli_output import Results, plain
 from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.interrupts import Stopped, raise_if_stopped, stop_signals
+from linmu.report import Check, VerifyReport
 from linmu.runtimes.backends import usable_threads
 from tests.bundles import tiny_bundle
 
@@ -236,6 +238,15 @@ def test_any_encoding_of_stdout_will_do(tmp_path, encoding):
         done = subprocess.run([*command, *flag], capture_output=True, env=environment, cwd=Path(__file__).parents[1])
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.decode(encoding))["kind"] == "bundle"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_reports_have_frames_that_their_stream_can_show(encoding):
+    report = VerifyReport("bundle", "its golden vectors", ("torch",), (Check("graph", "torch", "step", True),), (), None)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    Results(stream).report(report, json_output=False)
+    shown = stream.buffer.getvalue().decode(encoding)
+    assert "step" in shown and ("+--" in shown) == (encoding == "ascii") and ("│" in shown) == (encoding == "utf-8")
 
 
 @pytest.mark.parametrize(
