@@ -242,7 +242,8 @@ def test_any_encoding_of_stdout_will_do(tmp_path, encoding):
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_reports_have_frames_that_their_stream_can_show(encoding):
-    report = VerifyReport("bundle", "its golden vectors", ("torch",), (Check("graph", "torch", "step", True),), (), None)
+    checks = (Check("graph", "torch", "step", True),)
+    report = VerifyReport("bundle", "its golden vectors", ("torch",), checks, (), None)
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     Results(stream).report(report, json_output=False)
     shown = stream.buffer.getvalue().decode(encoding)
