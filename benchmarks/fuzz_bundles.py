@@ -150,7 +150,8 @@ def child(use: Callable[[Path], Any], folder: Path, pipe: int) -> None:
             if path == os.path.realpath(tempfile.gettempdir()):
                 return  # the folder itself: a new file without a name (tokenizers' panics are read from one)
             if "outside.data" in path or path.startswith(("/etc/hostname", "/dev/zero")) or (
-                path.startswith(tempfile.gettempdir()) and not path.startswith((inside, CODE, os.path.realpath(sys.prefix)))
+                path.startswith(tempfile.gettempdir())
+                and not path.startswith((inside, CODE, os.path.realpath(sys.prefix)))
             ):
                 opened.append(path)
 
