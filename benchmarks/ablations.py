@@ -139,8 +139,17 @@ def main() -> None:
             gaps[name] = difference(found)
             line += " full {:+.1f} ({:+.1f} .. {:+.1f})".format(*(100 * value for value in gaps[name]))
         print(line, file=sys.stderr, flush=True)
-    print(json.dumps({"steps": args.steps, "test_samples": args.tests, "accuracy": table, "difference_to_full": gaps,
-                      "seconds": seconds}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "steps": args.steps,
+                "test_samples": args.tests,
+                "accuracy": table,
+                "difference_to_full": gaps,
+                "seconds": seconds,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -37,26 +37,43 @@ SIZES = {  # 3B: the published sizes of Qwen2.5-VL-3B; 0.5B: Qwen2.5-0.5B with a
     "0.5B": {
         "text": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
         "sections": [8, 12, 12],
-        "vision": {"depth": 12, "hidden_size": 640, "intermediate_size": 1710, "num_heads": 8,
-                   "fullatt_block_indexes": [5, 11]},
+        "vision": {
+            "depth": 12,
+            "hidden_size": 640,
+            "intermediate_size": 1710,
+            "num_heads": 8,
+            "fullatt_block_indexes": [5, 11],
+        },
     },
     "3B": {
         "text": {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16},
         "sections": [16, 24, 24],
-        "vision": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
-                   "fullatt_block_indexes": [7, 15, 23, 31]},
+        "vision": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
     },
-}  # fmt: skip
+}
 
 
 def write_teacher(size: str, folder: Path) -> None:
     """A random teacher, tensor by tensor: no more than one shard is in memory."""
     wanted, tokenizer = SIZES[size], tiny_tokenizer(FAMILY)
     text = {
-        "vocab_size": VOCAB, "num_key_value_heads": 2, "max_position_embeddings": 128000, "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **wanted["text"],
+        "vocab_size": VOCAB,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **wanted["text"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": wanted["sections"]},
-    }  # fmt: skip
+    }
     vision = {"out_hidden_size": text["hidden_size"], "patch_size": 14, "window_size": 112, **wanted["vision"]}
     config = transformers.Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, tie_word_embeddings=True, dtype="bfloat16", **qwen_settings(tokenizer)
@@ -128,9 +145,17 @@ def main() -> None:
         found = command(*arguments)
         half = 2 * find_weights(student).parameters
         limit = 1.2 * half + 2e9
-        rows.append({"command": name, "seconds": found["seconds"], "peak_gb": found["peak_bytes"] / 1e9,
-                     "fp16_gb": half / 1e9, "limit_gb": limit / 1e9, "peak/limit": found["peak_bytes"] / limit,
-                     "free_gb": available_bytes() / 1e9})  # fmt: skip
+        rows.append(
+            {
+                "command": name,
+                "seconds": found["seconds"],
+                "peak_gb": found["peak_bytes"] / 1e9,
+                "fp16_gb": half / 1e9,
+                "limit_gb": limit / 1e9,
+                "peak/limit": found["peak_bytes"] / limit,
+                "free_gb": available_bytes() / 1e9,
+            }
+        )
         say(table(rows))
 
     if not student.exists():
@@ -141,8 +166,20 @@ def main() -> None:
     for preset in args.presets.split(","):
         bundle = args.scratch / f"bundle-{preset}"
         record = () if preset in ("none", "fp16") else ("--calib", str(calib))
-        measure(f"export {preset}", "export", str(student), "--target", "jetson", "--quant", preset, *record,
-                "--no-compile-check", "--overwrite", "-o", str(bundle))  # fmt: skip
+        measure(
+            f"export {preset}",
+            "export",
+            str(student),
+            "--target",
+            "jetson",
+            "--quant",
+            preset,
+            *record,
+            "--no-compile-check",
+            "--overwrite",
+            "-o",
+            str(bundle),
+        )
         if not args.keep:
             shutil.rmtree(bundle)
     if not args.keep:

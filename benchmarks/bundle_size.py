@@ -68,8 +68,13 @@ def measure(folder: Path, student: Path | None, record: Path | None) -> dict[str
         if student is None:
             raise SystemExit(f"{folder} is one program: give --student, and --calib if it is quantized")
         stored, theory = (folder / PROGRAM).stat().st_size, program_theory_bytes(bundle, student, record)
-        return {"bundle": folder.name, "quant": bundle.manifest.precision["weights"], "weights_bytes": stored,
-                "theory_bytes": theory, "ratio": stored / theory}  # fmt: skip
+        return {
+            "bundle": folder.name,
+            "quant": bundle.manifest.precision["weights"],
+            "weights_bytes": stored,
+            "theory_bytes": theory,
+            "ratio": stored / theory,
+        }
     decoder = read_decoder_file(folder)
     quantized, rest = theory_bytes(folder, decoder)
     stored = (folder / decoder.data).stat().st_size
@@ -77,10 +82,15 @@ def measure(folder: Path, student: Path | None, record: Path | None) -> dict[str
     golden = sum(size for name, size in sizes.items() if name.startswith("golden/"))
     vision = sum(size for name, size in sizes.items() if name.startswith("vision"))
     return {
-        "bundle": folder.name, "quant": bundle.manifest.precision["weights"], "weights_bytes": stored,
-        "theory_bytes": quantized + rest, "ratio": stored / (quantized + rest), "vision_bytes": vision,
-        "golden_bytes": golden, "other_bytes": sum(sizes.values()) - stored - vision - golden,
-    }  # fmt: skip
+        "bundle": folder.name,
+        "quant": bundle.manifest.precision["weights"],
+        "weights_bytes": stored,
+        "theory_bytes": quantized + rest,
+        "ratio": stored / (quantized + rest),
+        "vision_bytes": vision,
+        "golden_bytes": golden,
+        "other_bytes": sum(sizes.values()) - stored - vision - golden,
+    }
 
 
 def main() -> None:

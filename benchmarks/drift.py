@@ -110,8 +110,13 @@ def compare(course: Course, wanted: np.ndarray, found: np.ndarray) -> dict[str, 
         kl = (p.exp() * (p - q)).sum(-1)
         gap = np.abs(found[low:high] - wanted[low:high]).max(-1) / wanted[low:high].std(-1)
         same = found[low:high].argmax(-1) == wanted[low:high].argmax(-1)
-        table[str(moment)] = {"kl_mean": float(kl.mean()), "kl_max": float(kl.max()), "logit_max": float(gap.max()),
-                              "logit_mean": float(gap.mean()), "same_token": float(same.mean())}  # fmt: skip
+        table[str(moment)] = {
+            "kl_mean": float(kl.mean()),
+            "kl_max": float(kl.max()),
+            "logit_max": float(gap.max()),
+            "logit_mean": float(gap.mean()),
+            "same_token": float(same.mean()),
+        }
     return table
 
 
@@ -136,8 +141,13 @@ def text_table(done: dict[str, Any], moments: tuple[int, ...]) -> str:
     rows = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for name, table in done.items():
         last = table[str(moments[-1])]
-        cells = [name, *(f"{table[str(moment)]['kl_mean']:.1e}" for moment in moments), f"{last['kl_max']:.1e}",
-                 f"{last['logit_max']:.2g}", f"{100 * last['same_token']:.1f}%"]  # fmt: skip
+        cells = [
+            name,
+            *(f"{table[str(moment)]['kl_mean']:.1e}" for moment in moments),
+            f"{last['kl_max']:.1e}",
+            f"{last['logit_max']:.2g}",
+            f"{100 * last['same_token']:.1f}%",
+        ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -179,8 +189,11 @@ def main() -> None:
     student_hash = student_weights_hash(args.student)
     record = record_of(args.record, student_hash)
     course = read_course(args.data, args.student, args.sequences, args.steps)
-    facts = {"student": student_hash[:16], "course": course.fingerprint(),
-             "record": sha256(args.record.read_bytes()).hexdigest()[:16]}  # fmt: skip
+    facts = {
+        "student": student_hash[:16],
+        "course": course.fingerprint(),
+        "record": sha256(args.record.read_bytes()).hexdigest()[:16],
+    }
     path, reference = args.out / "drift.json", args.out / "float32.npy"
     done = finished(path, facts)
     for variant in variants():

@@ -61,9 +61,12 @@ def measure(student: Path, record: Path, family: str, case: str, steps: int) -> 
             row["share"] = min(method.share for method in report.graphs.values())
         row["float_matrices"] = [found.name for found in report.matrices if found.reason]
         verified = verify(
-            bundle, student=student, calibration=options.get("calibration") if phone else None,
-            backends=("executorch",) if phone else ("onnxruntime",), steps=steps,
-        ).to_json()  # fmt: skip
+            bundle,
+            student=student,
+            calibration=options.get("calibration") if phone else None,
+            backends=("executorch",) if phone else ("onnxruntime",),
+            steps=steps,
+        ).to_json()
     found = next(c for c in verified["checks"] if c["level"] == "student" and "steps" in c["name"])
     row |= {"ok": verified["ok"]} | {kind: worst["error"] for kind, worst in found["worst_by_kind"].items()}
     if not verified["ok"]:

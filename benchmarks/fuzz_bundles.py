@@ -121,20 +121,50 @@ def parts(bundle: Path) -> dict[str, Part]:
     everything = [name for name in names if not name.startswith("golden/")]
     return {
         "bundle": Part(
-            [(6, json_file("manifest.json")), *((3, json_file(name)) for name in documents),
-             *((5, graph(name)) for name in graphs), *((1, bytes_of(name)) for name in (*documents, *graphs)),
-             (1, bytes_of("manifest.json")), *((1, kind_of(name)) for name in everything)],
-            ask, repair,
+            [
+                (6, json_file("manifest.json")),
+                *((3, json_file(name)) for name in documents),
+                *((5, graph(name)) for name in graphs),
+                *((1, bytes_of(name)) for name in (*documents, *graphs)),
+                (1, bytes_of("manifest.json")),
+                *((1, kind_of(name)) for name in everything),
+            ],
+            ask,
+            repair,
         ),
-        "state": Part([(3, side(tensors(STATE))), (2, side(values_of(STATE))), (1, side(bytes_of(STATE))),
-                       (1, side(kind_of(STATE, outside=False)))], go_on, mended(STATE, state_file._digest)),
-        "golden": Part([(3, json_file("golden/prompts.json")), (1, json_file("manifest.json")),
-                        *((2, tensors(name)) for name in golden), *((1, values_of(name)) for name in golden),
-                        *((1, bytes_of(name)) for name in golden), (1, kind_of("golden/picture.png"))],
-                       verified, repair),
-        "record": Part([(3, side(tensors(RECORD))), (2, side(values_of(RECORD))), (1, side(bytes_of(RECORD))),
-                        (1, side(kind_of(RECORD, outside=False)))], calibrated, mended(RECORD, record.digest)),
-    }  # fmt: skip
+        "state": Part(
+            [
+                (3, side(tensors(STATE))),
+                (2, side(values_of(STATE))),
+                (1, side(bytes_of(STATE))),
+                (1, side(kind_of(STATE, outside=False))),
+            ],
+            go_on,
+            mended(STATE, state_file._digest),
+        ),
+        "golden": Part(
+            [
+                (3, json_file("golden/prompts.json")),
+                (1, json_file("manifest.json")),
+                *((2, tensors(name)) for name in golden),
+                *((1, values_of(name)) for name in golden),
+                *((1, bytes_of(name)) for name in golden),
+                (1, kind_of("golden/picture.png")),
+            ],
+            verified,
+            repair,
+        ),
+        "record": Part(
+            [
+                (3, side(tensors(RECORD))),
+                (2, side(values_of(RECORD))),
+                (1, side(bytes_of(RECORD))),
+                (1, side(kind_of(RECORD, outside=False))),
+            ],
+            calibrated,
+            mended(RECORD, record.digest),
+        ),
+    }
 
 
 def child(use: Callable[[Path], Any], folder: Path, pipe: int) -> None:
@@ -149,9 +179,13 @@ def child(use: Callable[[Path], Any], folder: Path, pipe: int) -> None:
             path = os.path.realpath(os.fsdecode(arguments[0]))
             if path == os.path.realpath(tempfile.gettempdir()):
                 return  # the folder itself: a new file without a name (tokenizers' panics are read from one)
-            if "outside.data" in path or path.startswith(("/etc/hostname", "/dev/zero")) or (
-                path.startswith(tempfile.gettempdir())
-                and not path.startswith((inside, CODE, os.path.realpath(sys.prefix)))
+            if (
+                "outside.data" in path
+                or path.startswith(("/etc/hostname", "/dev/zero"))
+                or (
+                    path.startswith(tempfile.gettempdir())
+                    and not path.startswith((inside, CODE, os.path.realpath(sys.prefix)))
+                )
             ):
                 opened.append(path)
 
@@ -269,8 +303,13 @@ def prepare(bundle: Path, place: Path, calib: Path | None) -> Path:
     return good
 
 
-def run(bundle: Path, chosen: dict[str, int], seed: int, calib: Path | None = None,
-        show: Callable[[str, str, str], None] = lambda *_: None) -> dict[str, Counter[str]]:  # fmt: skip
+def run(
+    bundle: Path,
+    chosen: dict[str, int],
+    seed: int,
+    calib: Path | None = None,
+    show: Callable[[str, str, str], None] = lambda *_: None,
+) -> dict[str, Counter[str]]:
     """Counts by part and class; `chosen`: inputs by part."""
     import linmu.runtimes.ort_runner
     import linmu.verify  # noqa: F401  imported once, before the processes part

@@ -17,14 +17,71 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-NUMBERS = (-1, 0, 1, 2, 3, 7, 255, 4096, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**64, -(2**63),
-           10**30, 0.5, -0.0, 1e-30, 1e30, 1e308)  # fmt: skip
-NAMES = ("", ".", "..", "../outside.data", "../../outside.data", "/etc/hostname", "/dev/zero", "engines/x.data",
-         "a\0b", "\ud800", "x" * 5000, "weights.data", "manifest.json", "file:///etc/hostname", "{{ 7 }}")  # fmt: skip
+NUMBERS = (
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    255,
+    4096,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**53,
+    2**62,
+    2**63 - 1,
+    2**64,
+    -(2**63),
+    10**30,
+    0.5,
+    -0.0,
+    1e-30,
+    1e30,
+    1e308,
+)
+NAMES = (
+    "",
+    ".",
+    "..",
+    "../outside.data",
+    "../../outside.data",
+    "/etc/hostname",
+    "/dev/zero",
+    "engines/x.data",
+    "a\0b",
+    "\ud800",
+    "x" * 5000,
+    "weights.data",
+    "manifest.json",
+    "file:///etc/hostname",
+    "{{ 7 }}",
+)
 VALUES = (*NUMBERS, *NAMES, None, True, False, [], {}, [[]], {"a": 1}, [1, 2, 3], "float32", "int64", "object")
 TEXTS = ("NaN", "Infinity", "-Infinity", "1e999", "[" * 5000, "0" * 40, '"\\ud800"', "9" * 5000)
-OPERATORS = ("Loop", "Scan", "If", "ConstantOfShape", "Expand", "Tile", "Range", "Div", "Mod", "Concat", "Resize",
-             "OneHot", "SequenceAt", "Gather", "MatMul", "Reshape", "Cast", "Slice", "TfIdfVectorizer")  # fmt: skip
+OPERATORS = (
+    "Loop",
+    "Scan",
+    "If",
+    "ConstantOfShape",
+    "Expand",
+    "Tile",
+    "Range",
+    "Div",
+    "Mod",
+    "Concat",
+    "Resize",
+    "OneHot",
+    "SequenceAt",
+    "Gather",
+    "MatMul",
+    "Reshape",
+    "Cast",
+    "Slice",
+    "TfIdfVectorizer",
+)
 
 Mutation = Callable[[Path, random.Random], str]
 
@@ -208,7 +265,7 @@ def _folded(graph: onnx.GraphProto, dice: random.Random) -> str:
         "range": [("Squeeze", [f"z.{x}"]) for x in ("zero", "least", "minus")] + [("Range", ["z.0", "z.1", "z.2"])],
         "double": [("Concat", ["z.n", "z.n"])] + [("Concat", [f"z.{i}", f"z.{i}"]) for i in range(40)],
         "fill of shape": [("Shape", [graph.input[0].name]), ("Mul", ["z.0", "z.n"]), ("ConstantOfShape", ["z.1"])],
-    }[kind]  # fmt: skip
+    }[kind]
     for number, (operator, inputs) in enumerate(made):
         more = {"axis": 0} if operator == "Concat" else {}
         graph.node.append(helper.make_node(operator, inputs, [f"z.{number}"], **more))
@@ -231,8 +288,12 @@ def _loop(graph: onnx.GraphProto, dice: random.Random) -> str:
     for node in graph.node:
         node.output[:] = ["l.before" if name == target else name for name in node.output]
     if dice.random() < 0.3:
-        inner = helper.make_graph([helper.make_node("Loop", ["l.times", "l.go", "l.before"], ["w"], body=body)], "then",
-                                  [], [helper.make_tensor_value_info("w", TensorProto.FLOAT, None)])  # fmt: skip
+        inner = helper.make_graph(
+            [helper.make_node("Loop", ["l.times", "l.go", "l.before"], ["w"], body=body)],
+            "then",
+            [],
+            [helper.make_tensor_value_info("w", TensorProto.FLOAT, None)],
+        )
         graph.node.append(helper.make_node("If", ["l.go"], [target], then_branch=inner, else_branch=inner))
         return "Loop in If"
     graph.node.append(helper.make_node("Loop", ["l.times", "l.go", "l.before"], [target], body=body))

@@ -20,10 +20,16 @@ from linmu.errors import LinmuError
 PROGRAM, PIECE = "peer.pte", 2048  # tokens of one call
 TOP = {"model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output"}
 LAYER = {
-    "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3",
-}  # fmt: skip
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+}
 
 
 def build_program(teacher: Path, out: Path, context: int) -> Path:
@@ -60,13 +66,22 @@ def export(teacher: Path, program: Path, context: int) -> None:
     weights.setdefault("output.weight", weights["tok_embeddings.weight"])
     checkpoint, params = program.with_suffix(".pth"), program.with_suffix(".json")
     torch.save(weights, checkpoint)
-    params.write_text(json.dumps({
-        "dim": config["hidden_size"], "n_layers": config["num_hidden_layers"],
-        "n_heads": config["num_attention_heads"], "n_kv_heads": config["num_key_value_heads"],
-        "vocab_size": config["vocab_size"], "hidden_dim": config["intermediate_size"],
-        "norm_eps": config["rms_norm_eps"], "rope_theta": config["rope_parameters"]["rope_theta"],
-        "use_hf_rope": True, "use_scaled_rope": False,
-    }))  # fmt: skip
+    params.write_text(
+        json.dumps(
+            {
+                "dim": config["hidden_size"],
+                "n_layers": config["num_hidden_layers"],
+                "n_heads": config["num_attention_heads"],
+                "n_kv_heads": config["num_key_value_heads"],
+                "vocab_size": config["vocab_size"],
+                "hidden_dim": config["intermediate_size"],
+                "norm_eps": config["rms_norm_eps"],
+                "rope_theta": config["rope_parameters"]["rope_theta"],
+                "use_hf_rope": True,
+                "use_scaled_rope": False,
+            }
+        )
+    )
     asked = LlmConfig()
     asked.base.checkpoint, asked.base.params = str(checkpoint), str(params)
     asked.base.metadata = json.dumps({"get_bos_id": 1, "get_eos_ids": [2]})

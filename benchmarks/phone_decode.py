@@ -36,12 +36,18 @@ def measure(context: int, args: argparse.Namespace, folders: dict[str, str]) -> 
     row: dict[str, Any] = {"context": context}
     for contender in contenders:
         name = contender.name.replace(" ", "_")
-        row |= {f"{name}_tokens_s": 1 / seconds[contender.name], f"{name}_ttft_s": contender.ttft_s,
-                f"{name}_open_s": contender.ask("open"), f"{name}_peak_mib": contender.ask("peak") / 2**20}  # fmt: skip
+        row |= {
+            f"{name}_tokens_s": 1 / seconds[contender.name],
+            f"{name}_ttft_s": contender.ttft_s,
+            f"{name}_open_s": contender.ask("open"),
+            f"{name}_peak_mib": contender.ask("peak") / 2**20,
+        }
         contender.close()
     best = max(row["our_forward_tokens_s"], row["our_step_tokens_s"])
-    return row | {"decode_ratio": best / row["peer_executorch_tokens_s"],
-                  "ttft_ratio": row["our_forward_ttft_s"] / row["peer_executorch_ttft_s"]}  # fmt: skip
+    return row | {
+        "decode_ratio": best / row["peer_executorch_tokens_s"],
+        "ttft_ratio": row["our_forward_ttft_s"] / row["peer_executorch_ttft_s"],
+    }
 
 
 def main() -> None:
@@ -62,8 +68,10 @@ def main() -> None:
     rows = [measure(context, args, folders) for context in args.contexts]
     columns = [f"{name.replace(' ', '_')}_{what}" for what in ("tokens_s", "ttft_s", "peak_mib") for name in NAMES]
     say(table([{name: row[name] for name in ("context", *columns, "decode_ratio", "ttft_ratio")} for row in rows]))
-    sizes = {name: Path(folders[name], *(["model.pte"] if name == "phone" else [])).stat().st_size
-             for name in ("phone", "program")}  # fmt: skip
+    sizes = {
+        name: Path(folders[name], *(["model.pte"] if name == "phone" else [])).stat().st_size
+        for name in ("phone", "program")
+    }
     about = {"benchmark": "phone_decode", "machine": machine(), "threads": args.threads, "file_bytes": sizes}
     finish(about | {"rows": rows})
 

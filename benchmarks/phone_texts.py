@@ -84,8 +84,17 @@ def main() -> int:
         for question, text, other in zip(questions, texts, wanted, strict=True):
             if text != other:
                 print(f"  {question.id}: {text!r}, the session {other!r}", file=sys.stderr)
-    print(json.dumps({"questions": len(questions), "with_pictures": pictures, "tokens": sum(counts),
-                      "ended_at_once": sum(not ids for ids in spoken), "equal": found}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "questions": len(questions),
+                "with_pictures": pictures,
+                "tokens": sum(counts),
+                "ended_at_once": sum(not ids for ids in spoken),
+                "equal": found,
+            }
+        )
+    )
     return 0 if found["stock runner"] == len(questions) else 1
 
 

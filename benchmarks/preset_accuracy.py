@@ -123,9 +123,13 @@ def main() -> None:
     check(questions)
     room, processor = find_format(name).max_new_tokens, model_processor(args.student)
     student_hash = student_weights_hash(args.student)
-    facts = {"student": student_hash[:16], "questions": len(questions), "max_new_tokens": room,
-             "asked": sha256("".join(question.digest() for question in questions).encode()).hexdigest()[:16],
-             "record": sha256(args.record.read_bytes()).hexdigest()[:16]}  # fmt: skip
+    facts = {
+        "student": student_hash[:16],
+        "questions": len(questions),
+        "max_new_tokens": room,
+        "asked": sha256("".join(question.digest() for question in questions).encode()).hexdigest()[:16],
+        "record": sha256(args.record.read_bytes()).hexdigest()[:16],
+    }
     path, said = args.out / "accuracy.json", dict[str, Texts]()
     if path.exists():
         document = json.loads(path.read_text())

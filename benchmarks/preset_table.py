@@ -25,15 +25,18 @@ MMATE = MMateConfig()
 SHAPES = {
     "SmolLM2-135M": (Decoder(DecoderSizes(30, 576, 1536, 9, 3, 64), MMATE, 49152, True, False), 0),
     "0.5B (Qwen2.5-0.5B, small tower)": (
-        Decoder(DecoderSizes(24, 896, 4864, 14, 2, 64), MMATE, 151936, True, True), 69_179_136,
+        Decoder(DecoderSizes(24, 896, 4864, 14, 2, 64), MMATE, 151936, True, True),
+        69_179_136,
     ),
     "3B (Qwen2.5-VL-3B)": (
-        Decoder(DecoderSizes(36, 2048, 11008, 16, 2, 128), MMATE, 151936, True, True), 670_091_200,
+        Decoder(DecoderSizes(36, 2048, 11008, 16, 2, 128), MMATE, 151936, True, True),
+        670_091_200,
     ),
     "8B (Qwen2.5-VL-7B)": (
-        Decoder(DecoderSizes(28, 3584, 18944, 28, 4, 128), MMATE, 152064, False, True), 678_000_000,
+        Decoder(DecoderSizes(28, 3584, 18944, 28, 4, 128), MMATE, 152064, False, True),
+        678_000_000,
     ),
-}  # fmt: skip
+}
 
 
 def rows() -> list[tuple[str, int, tuple[PresetMemory, ...]]]:
@@ -51,9 +54,17 @@ def main() -> None:
     lines, document = [], []
     for name, state, presets in rows():
         for item in presets:
-            lines.append({"model": name, "state": size(state), "target": item.target, "quant": item.preset,
-                          "weights": size(item.weight_bytes), "running": size(item.running_bytes),
-                          "build": size(item.build_peak_bytes) if item.build_peak_bytes else None})  # fmt: skip
+            lines.append(
+                {
+                    "model": name,
+                    "state": size(state),
+                    "target": item.target,
+                    "quant": item.preset,
+                    "weights": size(item.weight_bytes),
+                    "running": size(item.running_bytes),
+                    "build": size(item.build_peak_bytes) if item.build_peak_bytes else None,
+                }
+            )
             document.append({"model": name, "state_bytes": state, **asdict(item)})
     say(table(lines))
     finish({"rows": document})

@@ -95,10 +95,13 @@ def main() -> None:
         kl = (wanted.exp() * (wanted - found)).sum(-1)
         errors = [report.error for report in quantized.reports.values() if report.error]
         table[name] = {
-            "kl_mean": float(kl.mean()), "kl_p99": float(kl.quantile(0.99)), "kl_max": float(kl.max()),
+            "kl_mean": float(kl.mean()),
+            "kl_p99": float(kl.quantile(0.99)),
+            "kl_max": float(kl.max()),
             "same_token": float((wanted.argmax(-1) == found.argmax(-1)).float().mean()),
-            "error_mean": float(np.mean(errors)), "error_max": float(np.max(errors)),
-        }  # fmt: skip
+            "error_mean": float(np.mean(errors)),
+            "error_max": float(np.max(errors)),
+        }
         print(f"{name:28}", " ".join(f"{key} {value:.5f}" for key, value in table[name].items()), file=sys.stderr)
     print(json.dumps({"tokens": len(wanted), "samples": len(samples), "variants": table}))
 

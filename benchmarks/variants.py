@@ -60,9 +60,10 @@ def open_variant(folder: Path, variant: Variant, record: CalibrationRecord) -> t
     model = load_student(folder)
     half = variant.target == "jetson"
     precision: dict[str, Any] = {
-        "weights": "fp32" if variant == FLOAT else "fp16", "activations": "fp16" if half else "fp32",
+        "weights": "fp32" if variant == FLOAT else "fp16",
+        "activations": "fp16" if half else "fp32",
         "float32_matrices": list(too_wide(model, folder)) if half else [],
-    }  # fmt: skip
+    }
     manifest = replace(student_manifest(folder, model, decoder_form(model)), precision=precision)
     if variant.preset in ("fp32", "fp16"):
         round_student(model, precision)
@@ -93,8 +94,9 @@ class GroupedOps:
     def write_state(self, state: Tensor, form: DecoderForm) -> dict[str, Tensor]:
         """Each part rounded by the real operations, and read back."""
         parts = zip(state.chunk(len(self.forms)), self.forms, strict=True)
-        return {"recurrent": torch.cat([self.ops.read_state(self.ops.write_state(part, own), own)
-                                        for part, own in parts])}  # fmt: skip
+        return {
+            "recurrent": torch.cat([self.ops.read_state(self.ops.write_state(part, own), own) for part, own in parts])
+        }
 
 
 class Sequences:

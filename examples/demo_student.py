@@ -51,18 +51,30 @@ def main() -> None:
     started, student = time.perf_counter(), out / "student"
     if not (student / "config.json").exists():
         distill(
-            out / "converted", chosen.teacher, train, student, recipe=recipe, resume=student.exists(),
-            bf16=chosen.bf16, validation=validation,
-        )  # fmt: skip
+            out / "converted",
+            chosen.teacher,
+            train,
+            student,
+            recipe=recipe,
+            resume=student.exists(),
+            bf16=chosen.bf16,
+            validation=validation,
+        )
         say(f"three stages: {time.perf_counter() - started:.0f} s")
     started, more = time.perf_counter(), out / "more"
     if not (out / "data" / "more").exists():
         write_data_folder(out / "data" / "more", lines(samples("train", MORE_SEED, MORE_SAMPLES, MORE_TASKS)))
     if not (more / "config.json").exists():
         distill(
-            student, chosen.teacher, out / "data" / "more", more, recipe=load_recipe(MORE_RECIPE),
-            resume=more.exists(), bf16=chosen.bf16, validation=validation,
-        )  # fmt: skip
+            student,
+            chosen.teacher,
+            out / "data" / "more",
+            more,
+            recipe=load_recipe(MORE_RECIPE),
+            resume=more.exists(),
+            bf16=chosen.bf16,
+            validation=validation,
+        )
         say(f"more: {time.perf_counter() - started:.0f} s")
     models = {"teacher": chosen.teacher, "converted": out / "converted"}
     for number, stage in enumerate(recipe.stages[:-1], 1):

@@ -75,9 +75,11 @@ def make_tokenizer() -> Tokenizer:
     corpus += ["You are provided the following series of five frames from a 0:00:04 [H:MM:SS] video.\n\nFrame from 00:"]
     corpus += ["six seven eight four three"]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(SPECIAL), show_progress=False,
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     core.train_from_iterator(corpus, trainer)
     return core
 
@@ -92,20 +94,35 @@ def make_folder(folder: Path) -> hf.SmolVLMForConditionalGeneration:
     written = folder / "tokenizer.json"
     core = Tokenizer.from_file(str(written)) if written.exists() else make_tokenizer()
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<end_of_utterance>", bos_token="<|im_start|>",
-        additional_special_tokens=list(SPECIAL[3:]), padding_side="left", model_max_length=8192,
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<end_of_utterance>",
+        bos_token="<|im_start|>",
+        additional_special_tokens=list(SPECIAL[3:]),
+        padding_side="left",
+        model_max_length=8192,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     edge = {"longest_edge": SIDE}
     preprocessor = {
-        "image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor",
-        "do_convert_rgb": True, "do_image_splitting": False, "do_normalize": True, "do_pad": True, "do_rescale": True,
-        "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "max_image_size": edge, "resample": 1,
-        "rescale_factor": 1 / 255, "size": edge,
+        "image_processor_type": "SmolVLMImageProcessor",
+        "processor_class": "SmolVLMProcessor",
+        "do_convert_rgb": True,
+        "do_image_splitting": False,
+        "do_normalize": True,
+        "do_pad": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "max_image_size": edge,
+        "resample": 1,
+        "rescale_factor": 1 / 255,
+        "size": edge,
         "video_sampling": {"fps": 1, "max_frames": 256, "video_size": edge},
-    }  # fmt: skip
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     (folder / "processor_config.json").write_text(
         json.dumps({"image_seq_len": (SIDE // PATCH // SHUFFLE) ** 2, "processor_class": "SmolVLMProcessor"}) + "\n"
@@ -113,17 +130,34 @@ def make_folder(folder: Path) -> hf.SmolVLMForConditionalGeneration:
     ids = {name: core.token_to_id(name) for name in SPECIAL}
     config = hf.SmolVLMConfig(
         vision_config=dict(
-            hidden_size=160, intermediate_size=480, num_hidden_layers=4, num_attention_heads=5, image_size=SIDE,
+            hidden_size=160,
+            intermediate_size=480,
+            num_hidden_layers=4,
+            num_attention_heads=5,
+            image_size=SIDE,
             patch_size=PATCH,
         ),
         text_config=dict(
-            model_type="llama", hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6,
-            num_key_value_heads=2, head_dim=32, vocab_size=core.get_vocab_size(), max_position_embeddings=8192,
-            pad_token_id=ids["<pad>"], bos_token_id=ids["<|im_start|>"], eos_token_id=ids["<end_of_utterance>"],
-            rms_norm_eps=1e-5, tie_word_embeddings=True,
+            model_type="llama",
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=32,
+            vocab_size=core.get_vocab_size(),
+            max_position_embeddings=8192,
+            pad_token_id=ids["<pad>"],
+            bos_token_id=ids["<|im_start|>"],
+            eos_token_id=ids["<end_of_utterance>"],
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
         ),
-        scale_factor=SHUFFLE, image_token_id=ids["<image>"], tie_word_embeddings=True, pad_token_id=ids["<pad>"],
-    )  # fmt: skip
+        scale_factor=SHUFFLE,
+        image_token_id=ids["<image>"],
+        tie_word_embeddings=True,
+        pad_token_id=ids["<pad>"],
+    )
     torch.manual_seed(0)
     model = hf.SmolVLMForConditionalGeneration(config)
     model.generation_config = hf.GenerationConfig(
@@ -173,9 +207,16 @@ def main() -> None:
     model = make_folder(chosen.out)
     data = Conversations(chosen.out, chosen.steps * PASSES, partial(scenes, seed=chosen.seed))
     train(
-        model, data, chosen.out, chosen.steps, PASSES, chosen.learning_rate, partial(rate, steps=chosen.steps),
-        chosen.seed, chosen.resume,
-    )  # fmt: skip
+        model,
+        data,
+        chosen.out,
+        chosen.steps,
+        PASSES,
+        chosen.learning_rate,
+        partial(rate, steps=chosen.steps),
+        chosen.seed,
+        chosen.resume,
+    )
 
 
 if __name__ == "__main__":

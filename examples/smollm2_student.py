@@ -58,9 +58,13 @@ def write_text(folder: Path, model: PreTrainedModel, tokenizer, count: int, seed
         ids = tokenizer(tokenizer.bos_token + opening if opening[:1] != "<" else opening, return_tensors="pt").input_ids
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             made = model.generate(
-                ids.expand(batch, -1), attention_mask=torch.ones(batch, ids.shape[1]), do_sample=True, top_k=0,
-                max_new_tokens=SAMPLE_TOKENS - ids.shape[1], eos_token_id=-1,
-            )  # fmt: skip
+                ids.expand(batch, -1),
+                attention_mask=torch.ones(batch, ids.shape[1]),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=SAMPLE_TOKENS - ids.shape[1],
+                eos_token_id=-1,
+            )
         texts += [tokenizer.decode(row, skip_special_tokens=False) for row in made]
         say(f"{folder.name}: {len(texts)} of {count} texts, {time.perf_counter() - started:.0f} s")
     write_data_folder(folder, (({"prompt": text, "answer": ""}, {}) for text in texts[:count]))
@@ -121,9 +125,15 @@ def main() -> None:
     recipe = load_recipe(RECIPE)
     recipe = replace(recipe, stages=tuple(replace(s, steps=max(1, round(s.steps * args.scale))) for s in recipe.stages))
     report = distill(
-        converted, teacher_folder, args.out / "texts", student, recipe=recipe, resume=student.exists(),
-        bf16=args.bf16, validation=args.out / "held-out",
-    )  # fmt: skip
+        converted,
+        teacher_folder,
+        args.out / "texts",
+        student,
+        recipe=recipe,
+        resume=student.exists(),
+        bf16=args.bf16,
+        validation=args.out / "held-out",
+    )
     lines = (args.out / "held-out" / "data.jsonl").read_text().splitlines()
     texts = [json.loads(line)["prompt"] for line in lines]
     greedy = {

@@ -48,9 +48,15 @@ RELATED = {
 }
 
 _BOTH = (
-    ["name"] * 4 + ["left-right"] * 3 + ["top-bottom"] * 3 + ["corner"] * 2 + ["kind"] * 2 + ["count"] * 2
-    + ["presence-yes", "presence-no"] + ["image"] * 2
-)  # fmt: skip
+    ["name"] * 4
+    + ["left-right"] * 3
+    + ["top-bottom"] * 3
+    + ["corner"] * 2
+    + ["kind"] * 2
+    + ["count"] * 2
+    + ["presence-yes", "presence-no"]
+    + ["image"] * 2
+)
 # One round of questions; names come most often because everything else builds on them.
 ROUNDS = {"train": tuple(_BOTH), "test": (*_BOTH, "kind-new", "count-new", "presence-yes", "presence-no")}
 GIVE_UP = 10_000

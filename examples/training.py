@@ -205,18 +205,33 @@ def train(
     model.marks = nn.Linear(model.config.text_config.hidden_size, len(CONTENTS) + len(COLORS))
     model.set_attn_implementation("eager")  # twice as fast as the fused kernel's backward at these lengths on a CPU
     arguments = hf.TrainingArguments(
-        output_dir=str(out / "training"), max_steps=steps, per_device_train_batch_size=1,
-        gradient_accumulation_steps=passes, learning_rate=learning_rate, max_grad_norm=1.0, bf16=True,
-        use_cpu=not torch.cuda.is_available(), logging_steps=20, save_steps=200, save_total_limit=2,
-        dataloader_num_workers=1, report_to=[], seed=seed, remove_unused_columns=False,
+        output_dir=str(out / "training"),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=passes,
+        learning_rate=learning_rate,
+        max_grad_norm=1.0,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=20,
+        save_steps=200,
+        save_total_limit=2,
+        dataloader_num_workers=1,
+        report_to=[],
+        seed=seed,
+        remove_unused_columns=False,
         train_sampling_strategy="sequential",
-    )  # fmt: skip
+    )
     optimizer = MuonAndAdamW(model, learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     trainer = MarkedTrainer(
-        model=model, optimizers=(optimizer, schedule), args=arguments, train_dataset=data,
-        data_collator=lambda batches: batches[0], callbacks=[Curve(out / "curve.csv")],
-    )  # fmt: skip
+        model=model,
+        optimizers=(optimizer, schedule),
+        args=arguments,
+        train_dataset=data,
+        data_collator=lambda batches: batches[0],
+        callbacks=[Curve(out / "curve.csv")],
+    )
     trainer.train(resume_from_checkpoint=resume or None)
     del model.marks
     model.half().save_pretrained(out)

@@ -96,9 +96,10 @@ def disk_full(target: Path, error: BaseException) -> InputError:
     """What to say of an error that `is_disk_full` knows."""
     if getattr(error, "errno", None) == errno.EFBIG or _TOO_LARGE_TEXT in str(error):
         return InputError(
-            f"the limit of file sizes was reached while writing {target}", got=_TOO_LARGE_TEXT,
+            f"the limit of file sizes was reached while writing {target}",
+            got=_TOO_LARGE_TEXT,
             fix="raise it (ulimit -f) or choose another file system; nothing was written",
-        )  # fmt: skip
+        )
     free = shutil.disk_usage(_existing_parent(target)).free
     return InputError(
         f"disk full while writing {target}",
@@ -116,9 +117,10 @@ def _system_errors(target: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:  # ValueError: a NUL, or characters that no file name has
         raise InputError(
-            f"cannot write {str(target)!a:.300}", got=getattr(error, "strerror", None) or error,
+            f"cannot write {str(target)!a:.300}",
+            got=getattr(error, "strerror", None) or error,
             fix="choose another place",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _raise_told(error: BaseException, target: Path, temporary: Path) -> None:
@@ -164,8 +166,7 @@ def _check_target_folder(target: Path, overwrite: bool) -> None:
         raise InputError(f"will not replace {target}", got="a folder linmu did not write", fix="choose another name")
     for root, _, _ in os.walk(target):
         if not os.access(root, os.W_OK | os.X_OK):  # it could be renamed, but not removed afterwards
-            raise InputError(f"cannot replace {target}", got=f"read-only folder {root}",
-                             fix=f"chmod -R u+w {target}")  # fmt: skip
+            raise InputError(f"cannot replace {target}", got=f"read-only folder {root}", fix=f"chmod -R u+w {target}")
 
 
 def _make_parents(target: Path) -> list[Path]:

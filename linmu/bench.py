@@ -93,10 +93,14 @@ class BenchReport:
             table.add_column(title, justify="right")
         for row in self.rows:
             table.add_row(
-                str(row.context), f"{row.ttft_ms:.1f}", f"{row.prefill_tokens_per_s:.0f}",
-                f"{row.decode_tokens_per_s:.1f}", f"{row.step_ms:.2f}", f"{row.peak_bytes / 2**20:.0f}",
+                str(row.context),
+                f"{row.ttft_ms:.1f}",
+                f"{row.prefill_tokens_per_s:.0f}",
+                f"{row.decode_tokens_per_s:.1f}",
+                f"{row.step_ms:.2f}",
+                f"{row.peak_bytes / 2**20:.0f}",
                 f"{row.state_bytes / 2**10:.1f}",
-            )  # fmt: skip
+            )
         console = Console(file=io.StringIO(), width=100, color_system=None)
         console.print(table)
         lines = self.device.to_lines() if self.device else []
@@ -162,8 +166,16 @@ def measure(session: Session, context: int) -> Row:
     if not np.isfinite(logits).all():
         raise InputError("the graph gave logits that are not finite", fix="run `linmu verify` on the bundle")
     step = statistics.median(times[WARM_UP_STEPS:])
-    return Row(context, ttft * 1e3, context / ttft, 1 / step, step * 1e3, peak_bytes(), session.state.nbytes,
-               session.runner.backend)  # fmt: skip
+    return Row(
+        context,
+        ttft * 1e3,
+        context / ttft,
+        1 / step,
+        step * 1e3,
+        peak_bytes(),
+        session.state.nbytes,
+        session.runner.backend,
+    )
 
 
 def _device(loads: dict[int, DeviceLoad]) -> DeviceReport | None:

@@ -88,9 +88,15 @@ class _Machine:
 
     def parts(self, bundle: Bundle, graph: str, ranges: Ranges) -> EngineParts:
         return engine_files.engine_parts(
-            bundle, graph, ranges, flavour=self.toolkit.flavour, version=self.toolkit.version, gpu=self.gpu,
-            capability=self.capability, level=self.level,
-        )  # fmt: skip
+            bundle,
+            graph,
+            ranges,
+            flavour=self.toolkit.flavour,
+            version=self.toolkit.version,
+            gpu=self.gpu,
+            capability=self.capability,
+            level=self.level,
+        )
 
 
 def build(
@@ -122,9 +128,10 @@ def build(
     opened = open_bundle(folder)
     if "tensorrt" not in opened.manifest.backends:
         raise InputError(
-            f"{folder} is not made for TensorRT", got=f"target {opened.manifest.target}",
+            f"{folder} is not made for TensorRT",
+            got=f"target {opened.manifest.target}",
             fix="linmu export STUDENT --target jetson",
-        )  # fmt: skip
+        )
     check_graph_files(folder, opened.manifest)
     ranges = bundle_ranges(opened.manifest, max_tokens)
     machine = _machine(flavour, capability, optimization_level)
@@ -139,18 +146,20 @@ def build(
             rows.append(_kept(old[graph]))
             continue
         reason = problem or "asked for"
-        row, engines[graph] = _build_one(
-            opened, graph, found, parts, machine, reason, ignore_memory, say, progress
-        )
+        row, engines[graph] = _build_one(opened, graph, found, parts, machine, reason, ignore_memory, say, progress)
         rows.append(row)
         engine_files.write_index(folder, engines.values())  # after each: an interrupt loses only what it stops
     engines = {graph: engine for graph, engine in engines.items() if graph in ranges}
     engine_files.write_index(folder, engines.values())
     removed += engine_files.remove_stale(folder, engines.values())
     return BuildReport(
-        str(folder), f"{machine.toolkit.flavour} {machine.toolkit.version}", f"{machine.gpu} ({machine.capability})",
-        tuple(rows), tuple(removed), time.perf_counter() - started,
-    )  # fmt: skip
+        str(folder),
+        f"{machine.toolkit.flavour} {machine.toolkit.version}",
+        f"{machine.gpu} ({machine.capability})",
+        tuple(rows),
+        tuple(removed),
+        time.perf_counter() - started,
+    )
 
 
 def _machine(flavour: str, capability: str | None, level: int | None) -> _Machine:
@@ -178,9 +187,16 @@ def _kept(engine: Engine) -> EngineRow:
 
 
 def _build_one(
-    bundle: Bundle, graph: str, ranges: Ranges, parts: EngineParts, machine: _Machine, reason: str,
-    ignore_memory: bool, say: Say, progress: Progress | None,
-) -> tuple[EngineRow, Engine]:  # fmt: skip
+    bundle: Bundle,
+    graph: str,
+    ranges: Ranges,
+    parts: EngineParts,
+    machine: _Machine,
+    reason: str,
+    ignore_memory: bool,
+    say: Say,
+    progress: Progress | None,
+) -> tuple[EngineRow, Engine]:
     spec, path = bundle.manifest.graphs[graph], bundle.path(bundle.manifest.graphs[graph].file)
     found = forecast_build(graph_weights(path).nbytes, _available_bytes(machine))
     say(_announcement(graph, reason, found))
@@ -189,7 +205,8 @@ def _build_one(
     name = engine_files.engine_name(graph, parts)
     with atomic_file(bundle.folder / ENGINES / name) as temporary:
         built = compile_engine(
-            path, input_shapes(spec, ranges),
+            path,
+            input_shapes(spec, ranges),
             flavour=machine.toolkit.flavour,
             engine=temporary,
             timing_cache=bundle.folder / ENGINES / engine_files.TIMING_CACHE,
@@ -197,7 +214,7 @@ def _build_one(
             capability=machine.capability if machine.foreign else None,
             optimization_level=machine.level,
             progress=None if progress is None else lambda phase, done, all_: progress(f"{graph}: {phase}", done, all_),
-        )  # fmt: skip
+        )
     row = EngineRow(graph, name, True, reason, built.engine_bytes, built.seconds, found.peak_bytes, built.peak_bytes)
     return row, Engine(graph, name, built.engine_bytes, parts, built.seconds, built.peak_bytes)
 

@@ -77,9 +77,14 @@ def convert(
         from linmu.tables import conversion_view
 
         report = convert_folder(
-            teacher, out, mmate=mmate, overwrite=overwrite, progress=lambda *step: progress("layer", *step),
-            dtype=dtype, adapter=adapter,
-        )  # fmt: skip
+            teacher,
+            out,
+            mmate=mmate,
+            overwrite=overwrite,
+            progress=lambda *step: progress("layer", *step),
+            dtype=dtype,
+            adapter=adapter,
+        )
         show_view(conversion_view(report))
         for note in report.notes:
             say(note)
@@ -109,9 +114,14 @@ def verify(
         from linmu.verify import verify as verify_bundle
 
         report = verify_bundle(
-            bundle, student=student, calibration=calibration, backends=tuple(backends or ()), steps=steps,
-            report=report_file, progress=say,
-        )  # fmt: skip
+            bundle,
+            student=student,
+            calibration=calibration,
+            backends=tuple(backends or ()),
+            steps=steps,
+            report=report_file,
+            progress=say,
+        )
         results.report(report, json_output)
         if not report.ok:
             raise CheckFailed(f"{bundle} does not agree with its reference", fix="see the levels that failed above")
@@ -154,9 +164,12 @@ def run(
         if load_state is not None:
             session.state.load(load_state)
         options: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "system": system,
+            "max_new_tokens": max_new_tokens,
+            "sampling": sampling,
+            "stop": stop,
+            "system": system,
             "parse_special": parse_special,
-        }  # fmt: skip
+        }
         pictures = list(images or [])
         if json_output:
             results.json(session.generate(prompt, pictures, video, **options))

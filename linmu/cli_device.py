@@ -44,8 +44,14 @@ def build_command(
 
         with progress_bar("building") as progress:
             report = build(
-                bundle, max_tokens=max_tokens, flavour=tensorrt, capability=compute_capability,
-                optimization_level=optimization_level, force=force, ignore_memory=ignore_memory, say=say,
+                bundle,
+                max_tokens=max_tokens,
+                flavour=tensorrt,
+                capability=compute_capability,
+                optimization_level=optimization_level,
+                force=force,
+                ignore_memory=ignore_memory,
+                say=say,
                 progress=progress,
-            )  # fmt: skip
+            )
         results.report(report, json_output)

@@ -45,8 +45,11 @@ def export_command(
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option("--backend", help="Who computes on the phone: xnnpack; ios: coreml; android: vulkan.",
-                     show_default="xnnpack"),
+        typer.Option(
+            "--backend",
+            help="Who computes on the phone: xnnpack; ios: coreml; android: vulkan.",
+            show_default="xnnpack",
+        ),
     ] = None,
     plain_ops: Annotated[bool, typer.Option("--plain-ops", help="onnx: standard operators only.")] = False,
     compile_check: Annotated[
@@ -80,10 +83,19 @@ def export_command(
     with open_results() as results:
         with progress_bar("exporting") as progress:
             report = write_bundle(
-                student, out, target=target, precision=quant, plain_ops=plain_ops or None,
-                compile_check=None if compile_check else False, calibration=calib, budget_bytes=budget,
-                state=state, backend=backend, overwrite=overwrite, progress=progress,
-            )  # fmt: skip
+                student,
+                out,
+                target=target,
+                precision=quant,
+                plain_ops=plain_ops or None,
+                compile_check=None if compile_check else False,
+                calibration=calib,
+                budget_bytes=budget,
+                state=state,
+                backend=backend,
+                overwrite=overwrite,
+                progress=progress,
+            )
         show_view(export_view(report))
         say(f"bundle written to {out}")
         if json_output:

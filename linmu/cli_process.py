@@ -54,6 +54,9 @@ def system_error(error: BaseException) -> InputError | None:
     if isinstance(error, UnicodeError):
         return InputError("a text or a name that has no bytes", got=error, fix="choose another name")
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-        return InputError(f"the system refuses{place or ' an operation'}", got=error.strerror or error,
-                          fix="check the place, its permissions and the system's limits (ulimit -a)")  # fmt: skip
+        return InputError(
+            f"the system refuses{place or ' an operation'}",
+            got=error.strerror or error,
+            fix="check the place, its permissions and the system's limits (ulimit -a)",
+        )
     return None

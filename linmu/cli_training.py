@@ -105,9 +105,19 @@ def distill_command(
         from linmu.distill.run import distill, is_main_process
 
         report = distill(
-            student, teacher, data, out, recipe=chosen, stages=numbers, resume=resume, seed=seed, bf16=bf16,
-            validation=validation, cache=cache, say=say,
-        )  # fmt: skip
+            student,
+            teacher,
+            data,
+            out,
+            recipe=chosen,
+            stages=numbers,
+            resume=resume,
+            seed=seed,
+            bf16=bf16,
+            validation=validation,
+            cache=cache,
+            say=say,
+        )
         if is_main_process():
             show_view(distill_view(report))
             say(f"student written to {out}")
@@ -140,9 +150,16 @@ def calibrate_command(
 
         with progress_bar("calibrating") as progress:
             record = calibrate(
-                student or student_folder(), out, data=data, samples=samples, decode_tokens=decode_tokens,
-                long_tokens=long_tokens, state_tokens=state_tokens, allow_random=allow_random, progress=progress,
-            )  # fmt: skip
+                student or student_folder(),
+                out,
+                data=data,
+                samples=samples,
+                decode_tokens=decode_tokens,
+                long_tokens=long_tokens,
+                state_tokens=state_tokens,
+                allow_random=allow_random,
+                progress=progress,
+            )
         tokens = record.tokens
         say(f"{record.done} samples, {tokens['prefill']} prompt tokens and {tokens['decode']} decode steps: {out}")
         if json_output:

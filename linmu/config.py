@@ -14,9 +14,14 @@ MOST_WINDOW_TOKENS = 1 << 14  # an attention mask has this squared
 _SMALLEST, _LARGEST = 1e-12, 1e12
 _LIMITS: dict[str, tuple[float, float]] = {  # far beyond what makes sense: they keep damaged files from asking for much
     **dict.fromkeys(("window_frames", "window_rows", "window_columns"), (1, MOST_WINDOW_TOKENS)),
-    "max_span_frames": (1, 1 << 20), "chunk_size": (1, 1 << 20), "taps": (2, 1 << 10), "text_window": (0, 1 << 20),
-    "norm_eps": (0.0, 1.0), "min_half_life": (_SMALLEST, _LARGEST), "max_half_life": (_SMALLEST, _LARGEST),
-}  # fmt: skip
+    "max_span_frames": (1, 1 << 20),
+    "chunk_size": (1, 1 << 20),
+    "taps": (2, 1 << 10),
+    "text_window": (0, 1 << 20),
+    "norm_eps": (0.0, 1.0),
+    "min_half_life": (_SMALLEST, _LARGEST),
+    "max_half_life": (_SMALLEST, _LARGEST),
+}
 
 
 @dataclass(frozen=True)

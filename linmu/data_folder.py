@@ -26,6 +26,7 @@ HASHED_WHOLE = 2**20  # bytes; of a larger file the two ends are hashed
 HASHED_ENDS = 2**16
 VIDEO_CODECS = {".mov": ("png", "rgb24"), ".mp4": ("png", "rgb24"), ".mkv": ("ffv1", "bgr0"), ".avi": ("ffv1", "bgr0")}
 
+
 @dataclass(frozen=True)
 class Sample:
     """One line of a data folder.

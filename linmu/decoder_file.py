@@ -25,10 +25,15 @@ TABLE = "token_embedding"
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 MOST_AXES = 8
 FORM_TYPES: dict[str, tuple[type, ...]] = {  # what readers without torch compare and use
-    "family": (str,), "mmate": (dict,), **dict.fromkeys(("layers", "hidden", "heads", "kv_heads"), (int,)),
-    **dict.fromkeys(("head_dim", "vocab", "deepstack", "rope_axes"), (int,)), "tied": (bool,), "state": (str,),
-    **dict.fromkeys(("eps", "qk_norm_eps", "rope_scale"), (int, float)), "quantized": (dict,),
-}  # fmt: skip
+    "family": (str,),
+    "mmate": (dict,),
+    **dict.fromkeys(("layers", "hidden", "heads", "kv_heads"), (int,)),
+    **dict.fromkeys(("head_dim", "vocab", "deepstack", "rope_axes"), (int,)),
+    "tied": (bool,),
+    "state": (str,),
+    **dict.fromkeys(("eps", "qk_norm_eps", "rope_scale"), (int, float)),
+    "quantized": (dict,),
+}
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,11 @@ def map_weights(folder: Path, decoder: DecoderFile) -> dict[str, np.ndarray]:
         length = prod(entry.shape) * size
         if entry.offset + length > mapped.size or entry.offset % size:
             raise BundleError(
-                f"{path} does not hold {name}", got=f"{mapped.size} bytes",
-                expected=f"{length} bytes at a multiple of {size}, got {entry.offset}", fix="copy the bundle again",
-            )  # fmt: skip
+                f"{path} does not hold {name}",
+                got=f"{mapped.size} bytes",
+                expected=f"{length} bytes at a multiple of {size}, got {entry.offset}",
+                fix="copy the bundle again",
+            )
         views[name] = mapped[entry.offset : entry.offset + length].view(entry.dtype).reshape(entry.shape)
     return views
 
@@ -142,9 +149,15 @@ def open_decoder(folder: Path, manifest: Manifest) -> tuple[DecoderFile, dict[st
     if decoder.data not in manifest.files:
         raise _differs("data", decoder.data, "a file that the manifest lists")
     for name, wanted in (
-        ("family", model.family), ("mmate", model.mmate), ("layers", model.layers), ("hidden", model.hidden_size),
-        ("heads", model.heads), ("kv_heads", model.kv_heads), ("head_dim", model.head_dim), ("vocab", model.vocab_size),
-    ):  # fmt: skip
+        ("family", model.family),
+        ("mmate", model.mmate),
+        ("layers", model.layers),
+        ("hidden", model.hidden_size),
+        ("heads", model.heads),
+        ("kv_heads", model.kv_heads),
+        ("head_dim", model.head_dim),
+        ("vocab", model.vocab_size),
+    ):
         if form[name] != wanted:
             raise _differs(f"form.{name}", form[name], wanted)
     weights = map_weights(folder, decoder)

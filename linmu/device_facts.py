@@ -112,9 +112,12 @@ def load_of(samples: list[TegraSample]) -> DeviceLoad | None:
     gpu = [sample.gpu_percent for sample in samples if sample.gpu_percent is not None]
     power = [sample.power_mw for sample in samples if sample.power_mw is not None]
     return DeviceLoad(
-        len(samples), max(sample.ram_bytes for sample in samples), max(gpu, default=None), max(power, default=None),
+        len(samples),
+        max(sample.ram_bytes for sample in samples),
+        max(gpu, default=None),
+        max(power, default=None),
         sum(power) / len(power) if power else None,
-    )  # fmt: skip
+    )
 
 
 def host_memory() -> HostMemory:
@@ -159,9 +162,11 @@ class LoadMonitor:
         if self.command is not None:
             try:
                 self._process = subprocess.Popen(
-                    [self.command, "--interval", str(INTERVAL_MS)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                    [self.command, "--interval", str(INTERVAL_MS)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
                     text=True,
-                )  # fmt: skip
+                )
             except OSError:
                 return self
             self._reader = threading.Thread(target=self._read, daemon=True)

@@ -21,11 +21,25 @@ ROPE_FREQS = "rope_freqs.weight"
 SAFETENSORS = "convert the safetensors folder of the same model"
 # Of every `ARCHITECTURE.` key; rotary scaling is read by `rope_scaling`.
 _READ = (
-    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
-    "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.key_length", "attention.value_length",
-    "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
-    "rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.attn_factor", "rope.scale_linear",
-)  # fmt: skip
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.layer_norm_rms_epsilon",
+    "attention.key_length",
+    "attention.value_length",
+    "rope.freq_base",
+    "rope.dimension_count",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+    "rope.scaling.attn_factor",
+    "rope.scale_linear",
+)
 _LAYER = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
 _EXTRA = {
     "llama": (),
@@ -40,11 +54,19 @@ def check_gguf(path: Path, header: GgufHeader, architecture: str) -> None:
     """Raise InputError, naming the key or tensor, when the file holds something that a teacher would not get."""
     metadata = header.metadata
     if int(metadata.get("split.count", 0)) > 1:
-        raise InputError(f"{path} is one part of several", got=f"split.count {metadata['split.count']}",
-                         expected="one whole file", fix="join the parts: llama-gguf-split --merge")  # fmt: skip
+        raise InputError(
+            f"{path} is one part of several",
+            got=f"split.count {metadata['split.count']}",
+            expected="one whole file",
+            fix="join the parts: llama-gguf-split --merge",
+        )
     if metadata.get("general.type", "model") != "model":
-        raise InputError(f"{path} is no model", got=f"general.type {metadata['general.type']}", expected="model",
-                         fix="give the model's own file; adapters as safetensors, with --adapter")  # fmt: skip
+        raise InputError(
+            f"{path} is no model",
+            got=f"general.type {metadata['general.type']}",
+            expected="model",
+            fix="give the model's own file; adapters as safetensors, with --adapter",
+        )
     own = re.compile(re.escape(architecture) + r"\.(.+)")
     for key in (*metadata, *header.arrays):
         if (match := own.fullmatch(key)) is None or metadata.get(key, True) in (0, "", "none"):
@@ -56,8 +78,11 @@ def check_gguf(path: Path, header: GgufHeader, architecture: str) -> None:
         layer = [f"{name}.weight" for name in _LAYER] + list(_EXTRA[architecture])
         known |= {f"blk.{index}.{name}" for name in layer}
     if strange := sorted(set(header.tensors) - known):
-        raise InputError(f"{path}: tensors that a {architecture} model has not", fix=SAFETENSORS,
-                         got=f"{strange[0]} ({len(strange)} in all)")  # fmt: skip
+        raise InputError(
+            f"{path}: tensors that a {architecture} model has not",
+            fix=SAFETENSORS,
+            got=f"{strange[0]} ({len(strange)} in all)",
+        )
     _check_head(path, metadata, architecture)
 
 
@@ -90,8 +115,9 @@ def rope_scaling(path: Path, header: GgufHeader, architecture: str) -> dict[str,
     if ROPE_FREQS not in header.tensors:
         return {"rope_type": "linear", "factor": float(factor)} if factor != 1.0 else None
     if factor != 1.0:
-        raise InputError(f"{path}: two kinds of rotary scaling", got=f"{ROPE_FREQS} and factor {factor:g}",
-                         fix=SAFETENSORS)  # fmt: skip
+        raise InputError(
+            f"{path}: two kinds of rotary scaling", got=f"{ROPE_FREQS} and factor {factor:g}", fix=SAFETENSORS
+        )
     return _llama3(path, header, float(value("freq_base") or 10000.0))
 
 
@@ -105,8 +131,12 @@ def _llama3(path: Path, header: GgufHeader, base: float) -> dict[str, Any] | Non
         return None
     scaling = {"rope_type": "llama3", "factor": round(float(divisors.max()), 4), **_LLAMA3}
     if not np.allclose(divisors, llama3_divisors(len(divisors), base, scaling), rtol=1e-5, atol=0):
-        raise InputError(f"{path}: {ROPE_FREQS}", got="divisors by another rule",
-                         expected="those of Llama 3.1's scaling", fix=SAFETENSORS)  # fmt: skip
+        raise InputError(
+            f"{path}: {ROPE_FREQS}",
+            got="divisors by another rule",
+            expected="those of Llama 3.1's scaling",
+            fix=SAFETENSORS,
+        )
     return scaling
 
 
@@ -128,5 +158,9 @@ def _check_head(path: Path, metadata: Mapping[str, Any], architecture: str) -> N
     head = value("attention.key_length") or (value("embedding_length") // heads if heads else 0)
     for name in ("attention.value_length", "rope.dimension_count"):
         if head and value(name) not in (0, head):
-            raise InputError(f"{path}: {architecture}.{name}", got=value(name), expected=f"{head}, the size of a head",
-                             fix=SAFETENSORS)  # fmt: skip
+            raise InputError(
+                f"{path}: {architecture}.{name}",
+                got=value(name),
+                expected=f"{head}, the size of a head",
+                fix=SAFETENSORS,
+            )

@@ -47,9 +47,10 @@ TEXT_PROMPT = "Name three things that float on water, and say why."
 PICTURE_PROMPT = "What is in this picture?"
 
 PROMPT_TYPES: dict[str, type] = {
-    **dict.fromkeys(("name", "prompt", "text"), str), "max_new_tokens": int,
+    **dict.fromkeys(("name", "prompt", "text"), str),
+    "max_new_tokens": int,
     **dict.fromkeys(("images", "input_ids", "pixels", "token_ids", "gaps", "noise"), list),
-}  # fmt: skip
+}
 TENSOR_TYPES = {"F32", "F64", "F16", "I64", "I32", "BOOL"}
 
 State = Mapping[str, np.ndarray]

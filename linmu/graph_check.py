@@ -171,7 +171,9 @@ class _Check:
         divisor = inputs[1] if len(inputs) == 2 else None
         if divisor is None and made.get(node.inputs[1] if len(node.inputs) == 2 else "") == "Sqrt":
             return  # which there is for floats only
-        if divisor is None or divisor.element not in FLOATS and (
-            divisor.values is None or not divisor.values.size or min(divisor.values) < 1
+        if (
+            divisor is None
+            or divisor.element not in FLOATS
+            and (divisor.values is None or not divisor.values.size or min(divisor.values) < 1)
         ):
             raise ValueError(f"a divisor that is no positive constant in {node.name!r}")

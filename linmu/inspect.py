@@ -89,8 +89,11 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "forecast": [asdict(item) for item in self.forecast],
-                "presets": [asdict(item) for item in self.presets]}  # fmt: skip
+        return {
+            **asdict(self),
+            "forecast": [asdict(item) for item in self.forecast],
+            "presets": [asdict(item) for item in self.presets],
+        }
 
 
 def inspect_folder(folder: Path) -> Inspection:
@@ -124,11 +127,22 @@ def _bundle(folder: Path) -> Inspection:
     weight_bytes = sum(size for name, size in files.items() if name.endswith(WEIGHT_SUFFIXES))
     content = manifest.to_json()
     return Inspection(
-        kind="bundle", folder=str(folder), name=model.name, family=model.family, target=manifest.target,
-        precision=manifest.precision, parameters=model.parameters, weight_bytes=weight_bytes,
-        state_bytes=manifest.state_bytes, sizes=sizes, mmate=model.mmate, graphs=content["graphs"],
-        state=content["state"], files=files, forecast=forecast(sizes, weight_bytes, manifest.state_bytes),
-    )  # fmt: skip
+        kind="bundle",
+        folder=str(folder),
+        name=model.name,
+        family=model.family,
+        target=manifest.target,
+        precision=manifest.precision,
+        parameters=model.parameters,
+        weight_bytes=weight_bytes,
+        state_bytes=manifest.state_bytes,
+        sizes=sizes,
+        mmate=model.mmate,
+        graphs=content["graphs"],
+        state=content["state"],
+        files=files,
+        forecast=forecast(sizes, weight_bytes, manifest.state_bytes),
+    )
 
 
 def _student(folder: Path) -> Inspection:
@@ -145,14 +159,23 @@ def _student(folder: Path) -> Inspection:
     weights = find_weights(folder)
     total = sizes.state_bytes(mmate)
     return Inspection(
-        kind="student", folder=str(folder), name=folder.resolve().name,
-        family=str(config.get("model_type")).removeprefix("linmu_"), target=None,
-        precision={"weights": config.get("dtype")}, parameters=weights.parameters,
-        weight_bytes=weights.parameter_bytes, state_bytes=total, sizes=sizes, mmate=mmate.to_json(), graphs={},
-        state=[], files={path.name: path.stat().st_size for path in weights.files},
+        kind="student",
+        folder=str(folder),
+        name=folder.resolve().name,
+        family=str(config.get("model_type")).removeprefix("linmu_"),
+        target=None,
+        precision={"weights": config.get("dtype")},
+        parameters=weights.parameters,
+        weight_bytes=weights.parameter_bytes,
+        state_bytes=total,
+        sizes=sizes,
+        mmate=mmate.to_json(),
+        graphs={},
+        state=[],
+        files={path.name: path.stat().st_size for path in weights.files},
         forecast=forecast(sizes, weights.parameter_bytes, total),
         presets=_presets(config, sizes, mmate, weights),
-    )  # fmt: skip
+    )
 
 
 def _presets(

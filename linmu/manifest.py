@@ -138,16 +138,42 @@ class Manifest:
 
 _PLAIN = ("created_with", "target", "precision", "state_bytes", "vision", "generation", "golden", "tolerances")
 _TOP: dict[str, type] = {
-    "format": str, "format_version": int, "created_with": dict, "model": dict, "target": str, "backends": list,
-    "precision": dict, "graphs": dict, "state": list, "state_bytes": int, "vision": dict, "generation": dict,
-    "golden": dict, "tolerances": dict, "profiles": dict, "program": dict, "files": dict, OWN_HASH: str,
-}  # fmt: skip
+    "format": str,
+    "format_version": int,
+    "created_with": dict,
+    "model": dict,
+    "target": str,
+    "backends": list,
+    "precision": dict,
+    "graphs": dict,
+    "state": list,
+    "state_bytes": int,
+    "vision": dict,
+    "generation": dict,
+    "golden": dict,
+    "tolerances": dict,
+    "profiles": dict,
+    "program": dict,
+    "files": dict,
+    OWN_HASH: str,
+}
 _TOP_OPTIONAL = ("profiles", "program")
 _MODEL: dict[str, type] = {
-    "name": str, "family": str, "hidden_size": int, "layers": int, "heads": int, "kv_heads": int, "head_dim": int,
-    "vocab_size": int, "parameters": int, "intermediate_size": int, "weights_hash": str,
-    "mmate": dict, "prompt_rules": dict, "rope_parameters": dict,
-}  # fmt: skip
+    "name": str,
+    "family": str,
+    "hidden_size": int,
+    "layers": int,
+    "heads": int,
+    "kv_heads": int,
+    "head_dim": int,
+    "vocab_size": int,
+    "parameters": int,
+    "intermediate_size": int,
+    "weights_hash": str,
+    "mmate": dict,
+    "prompt_rules": dict,
+    "rope_parameters": dict,
+}
 _MODEL_OPTIONAL = ("intermediate_size", "weights_hash", "mmate", "prompt_rules", "rope_parameters")
 
 

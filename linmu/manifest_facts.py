@@ -56,8 +56,11 @@ def _check_model(manifest: Manifest) -> None:
         if not 1 <= getattr(model, name) < MOST_TOKENS:
             raise _bad(f"model.{name}", getattr(model, name), "a count of at least 1")
     if model.layers > MOST_LAYERS or model.heads % model.kv_heads:
-        raise _bad("model", f"{model.layers} layers, {model.heads} heads, {model.kv_heads} kv_heads",
-                   f"at most {MOST_LAYERS} layers, heads a multiple of kv_heads")  # fmt: skip
+        raise _bad(
+            "model",
+            f"{model.layers} layers, {model.heads} heads, {model.kv_heads} kv_heads",
+            f"at most {MOST_LAYERS} layers, heads a multiple of kv_heads",
+        )
     try:
         family = get_family(model.family)
         MMateConfig.from_json(model.mmate)
@@ -67,8 +70,9 @@ def _check_model(manifest: Manifest) -> None:
         if rules is not None and family.vision == "tiles":
             _ = rules.tile
     except InputError as error:
-        raise BundleError(f"{MANIFEST_NAME}: {error.what}", got=error.got, expected=error.expected,
-                          fix="export the bundle again") from error  # fmt: skip
+        raise BundleError(
+            f"{MANIFEST_NAME}: {error.what}", got=error.got, expected=error.expected, fix="export the bundle again"
+        ) from error
     if bool(manifest.vision) != (family.vision != "none"):
         raise _bad("vision", sorted(manifest.vision), f"facts exactly where the family has a tower ({family.name})")
     if manifest.vision and (manifest.vision.get("kind"), manifest.vision.get("family")) != (family.vision, family.name):

@@ -20,9 +20,12 @@ WEIGHTS = ("int8", "int4", "fp8")
 INPUTS = ("", "int8", "fp8", "int8_blocks", "int8_rows")
 INT8_LARGEST, INT4_LARGEST, FP8_LARGEST = 127.0, 7.0, 448.0
 LARGEST = {
-    "int8": INT8_LARGEST, "int8_blocks": INT8_LARGEST, "int8_rows": INT8_LARGEST, "int4": INT4_LARGEST,
+    "int8": INT8_LARGEST,
+    "int8_blocks": INT8_LARGEST,
+    "int8_rows": INT8_LARGEST,
+    "int4": INT4_LARGEST,
     "fp8": FP8_LARGEST,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,15 @@ def read_model_folder(folder: Path) -> ModelFolder:
     check_quantization(config, read_json_object(extra) if extra.is_file() else {}, folder / "config.json")
     weights = find_weights(folder)
     return ModelFolder(
-        folder, config, family, weights.files, weights.gguf, weights.parameters, weights.parameter_bytes,
+        folder,
+        config,
+        family,
+        weights.files,
+        weights.gguf,
+        weights.parameters,
+        weights.parameter_bytes,
         _scales(folder, config, weights.files),
-    )  # fmt: skip
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -128,16 +134,21 @@ def _safetensors(folder: Path) -> list[Path]:
     if (folder / INDEX_NAME).exists():
         shards = _shards(folder)
         if single.is_file() and single not in shards:
-            raise InputError(f"{folder} has two sets of weights", got=f"{SINGLE_NAME} and {INDEX_NAME}", expected="one",
-                             fix="delete the stale one")  # fmt: skip
+            raise InputError(
+                f"{folder} has two sets of weights",
+                got=f"{SINGLE_NAME} and {INDEX_NAME}",
+                expected="one",
+                fix="delete the stale one",
+            )
         return shards
     if single.is_file():
         return [single]
     if others := sorted(path.name for path in folder.glob("*.safetensors")):
         raise InputError(
-            f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}", got=f"{others[0]} ({len(others)} in all)",
+            f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}",
+            got=f"{others[0]} ({len(others)} in all)",
             fix="copy the index that belongs to the shards, or give a folder in the layout of transformers",
-        )  # fmt: skip
+        )
     return []
 
 
@@ -147,13 +158,17 @@ def _refuse_adapter(folder: Path) -> None:
         return
     if any(folder.glob("*.gguf")) or (folder / SINGLE_NAME).is_file() or (folder / INDEX_NAME).is_file():
         raise InputError(
-            f"{folder} has an adapter beside its weights", got=found, expected="a model alone",
+            f"{folder} has an adapter beside its weights",
+            got=found,
+            expected="a model alone",
             fix="move the adapter's files into a folder of their own; to merge it give that folder as --adapter",
-        )  # fmt: skip
+        )
     raise InputError(
-        f"{folder} is only an adapter", got=found, expected="a model folder",
+        f"{folder} is only an adapter",
+        got=found,
+        expected="a model folder",
         fix=f"linmu convert BASE_MODEL --adapter {folder}",
-    )  # fmt: skip
+    )
 
 
 def _scales(folder: Path, config: dict[str, Any], files: tuple[Path, ...]) -> Scales:
@@ -208,8 +223,11 @@ def _shards(folder: Path) -> list[Path]:
         if absent := sorted(key for key, shard in table.items() if shard == name and key not in present):
             raise InputError(f"{folder / name} lacks tensor {absent[0]!r}", expected=f"the tensors {INDEX_NAME} names")
         if twice := sorted(present.keys() & seen.keys()):
-            raise InputError(f"{folder / name} and {seen[twice[0]]} hold the same tensor", got=twice[0],
-                             fix="copy the shards of one and the same model")  # fmt: skip
+            raise InputError(
+                f"{folder / name} and {seen[twice[0]]} hold the same tensor",
+                got=twice[0],
+                fix="copy the shards of one and the same model",
+            )
         seen |= dict.fromkeys(present, name)
         files.append(folder / name)
     return files

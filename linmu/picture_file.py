@@ -25,9 +25,21 @@ MAX_JPEG_PIXELS = 2**28  # 268 megapixels: JPEG can be decoded at 1/2, 1/4 or 1/
 
 # what Pillow's decoders raise on damaged files
 DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError,
-    RuntimeError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 @contextmanager

@@ -50,12 +50,16 @@ PRESETS = (
     StoredPreset("jetson", "int8", MatrixFormat("int8", input="int8"), None, "fp16"),
     StoredPreset("jetson", "fp8", MatrixFormat("fp8", input="fp8"), None, "fp16"),
     StoredPreset("jetson", "int4", MatrixFormat("int4", 128), None, "fp16"),
-    *(preset for target in PHONES for preset in (
-        StoredPreset(target, "none", None, None, "fp32"),
-        StoredPreset(target, "8da8w", INT8_ROWS, INT8_ROWS, "fp32"),
-        StoredPreset(target, "8da4w", MatrixFormat("int4", 32, "int8_rows"), INT8_ROWS, "fp32"),
-    )),
-)  # fmt: skip
+    *(
+        preset
+        for target in PHONES
+        for preset in (
+            StoredPreset(target, "none", None, None, "fp32"),
+            StoredPreset(target, "8da8w", INT8_ROWS, INT8_ROWS, "fp32"),
+            StoredPreset(target, "8da4w", MatrixFormat("int4", 32, "int8_rows"), INT8_ROWS, "fp32"),
+        )
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,12 @@ class Decoder:
         s = self.sizes
         mixed = s.heads * s.head_dim
         channels = mixed + 2 * s.kv_heads * s.head_dim
-        shapes = [(s.hidden_size, channels), (mixed, s.hidden_size), (s.hidden_size, 2 * s.intermediate_size),
-                  (s.intermediate_size, s.hidden_size)]  # fmt: skip
+        shapes = [
+            (s.hidden_size, channels),
+            (mixed, s.hidden_size),
+            (s.hidden_size, 2 * s.intermediate_size),
+            (s.intermediate_size, s.hidden_size),
+        ]
         return [*shapes, (s.hidden_size, channels)] if self._windows else shapes
 
     @property

@@ -29,9 +29,11 @@ def check_program_file(path: Path) -> int:
         raise BundleError(f"{path} is cut short", got=f"{size} bytes", expected="an ExecuTorch program", fix=AGAIN)
     if head[4:8] != IDENTIFIER or head[8:12] != MAGIC:
         raise BundleError(
-            f"{path} is no ExecuTorch program of this version", got=repr(head[4:12]),
-            expected=repr(IDENTIFIER + MAGIC), fix="export the bundle again with this version of linmu",
-        )  # fmt: skip
+            f"{path} is no ExecuTorch program of this version",
+            got=repr(head[4:12]),
+            expected=repr(IDENTIFIER + MAGIC),
+            fix="export the bundle again with this version of linmu",
+        )
     program, offset, segments = struct.unpack("<QQQ", head[16:40])
     whole: int = offset + segments if offset else program
     if size < whole:

@@ -40,10 +40,15 @@ class Check:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "level": self.level, "backend": self.backend or None, "name": self.name, "ok": self.ok,
-            "worst": _worst_json(self.worst), "first_over_tolerance": _worst_json(self.first), "note": self.note,
+            "level": self.level,
+            "backend": self.backend or None,
+            "name": self.name,
+            "ok": self.ok,
+            "worst": _worst_json(self.worst),
+            "first_over_tolerance": _worst_json(self.first),
+            "note": self.note,
             "worst_by_kind": {kind: _worst_json(worst) for kind, worst in self.kinds.items()},
-        }  # fmt: skip
+        }
 
 
 def metered(level: str, backend: str, name: str, meter: Meter, note: str = "") -> Check:
@@ -71,8 +76,13 @@ class Curve:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; an error that is not finite is null."""
         points = {str(step): error if math.isfinite(error) else None for step, error in sorted(self.errors.items())}
-        return {"level": self.level, "backend": self.backend, "kind": self.kind, "tolerance": self.tolerance,
-                "errors": points}  # fmt: skip
+        return {
+            "level": self.level,
+            "backend": self.backend,
+            "kind": self.kind,
+            "tolerance": self.tolerance,
+            "errors": points,
+        }
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,14 @@ class VerifyReport:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "ok": self.ok, "bundle": self.bundle, "reference": self.reference, "backends": list(self.backends),
+            "ok": self.ok,
+            "bundle": self.bundle,
+            "reference": self.reference,
+            "backends": list(self.backends),
             "checks": [check.to_json() for check in self.checks],
             "first_stage_that_differs": self.culprit,
             "curves": [curve.to_json() for curve in self.curves],
-        }  # fmt: skip
+        }
 
     def to_text(self) -> str:
         """A readable table; 110 columns wide."""
@@ -131,5 +144,10 @@ def _worst_json(worst: Worst | None) -> dict[str, Any] | None:
     if worst is None:
         return None
     error = worst.error if math.isfinite(worst.error) else str(worst.error)
-    return {"error": error, "tolerance": worst.tolerance, "tensor": worst.tensor, "step": worst.step,
-            "element": worst.element}  # fmt: skip
+    return {
+        "error": error,
+        "tolerance": worst.tolerance,
+        "tensor": worst.tensor,
+        "step": worst.step,
+        "element": worst.element,
+    }

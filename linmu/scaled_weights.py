@@ -63,9 +63,11 @@ def check_quantization(config: Mapping[str, Any], extra: Mapping[str, Any], plac
         if method == "fp8" or (method == "modelopt" and algorithm == "FP8"):
             continue
         raise InputError(
-            f"{place.parent} is quantized", got=f"{method} {algorithm}".strip(),
-            expected="weights in float32, float16, bfloat16 or FP8 (E4M3 with scales)", fix=DEQUANTIZE,
-        )  # fmt: skip
+            f"{place.parent} is quantized",
+            got=f"{method} {algorithm}".strip(),
+            expected="weights in float32, float16, bfloat16 or FP8 (E4M3 with scales)",
+            fix=DEQUANTIZE,
+        )
 
 
 def match_scales(tensors: Mapping[str, TensorEntry], block: Any, place: Path) -> Scales:
@@ -108,5 +110,9 @@ def _block_of(shape: tuple[int, ...], scale: tuple[int, ...], block: Any, place:
 
 
 def _unknown(place: Path, name: str, got: str) -> InputError:
-    return InputError(f"{place}: the quantized tensor {name}", got=got, fix=DEQUANTIZE,
-                      expected="E4M3 codes with a scale per matrix, row or block")  # fmt: skip
+    return InputError(
+        f"{place}: the quantized tensor {name}",
+        got=got,
+        fix=DEQUANTIZE,
+        expected="E4M3 codes with a scale per matrix, row or block",
+    )

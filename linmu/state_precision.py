@@ -34,8 +34,9 @@ def state_precision(name: str | None) -> str:
     if name not in STATE_PRECISIONS:
         raise InputError("state precision", got=repr(name), expected="one of " + ", ".join(EXPORTED))
     if name not in EXPORTED:
-        raise InputError(f"--state {name} is not exported: it ruins answers within a thousand steps",
-                         expected=" or ".join(EXPORTED))  # fmt: skip
+        raise InputError(
+            f"--state {name} is not exported: it ruins answers within a thousand steps", expected=" or ".join(EXPORTED)
+        )
     return name
 
 

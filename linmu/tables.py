@@ -63,9 +63,14 @@ def diagnosis_view(found: Diagnosis) -> RenderableType:
 def conversion_view(report: FolderConversion) -> RenderableType:
     """A row for every layer of an untrained student, and what the conversion took."""
     table = Table(
-        "layer", "nmse", "cosine", "rms ratio", "hidden nmse",
-        title="untrained student against its teacher", title_justify="left",
-    )  # fmt: skip
+        "layer",
+        "nmse",
+        "cosine",
+        "rms ratio",
+        "hidden nmse",
+        title="untrained student against its teacher",
+        title_justify="left",
+    )
     for layer, hidden in zip(report.layers, report.hidden_nmse, strict=True):
         values = (layer.nmse, layer.cosine, layer.rms_ratio, hidden)
         table.add_row(str(layer.layer), *(f"{value:.3f}" for value in values))
@@ -149,9 +154,13 @@ def _summary(found: Inspection) -> Table:
 
 def _forecast(found: Inspection) -> Table:
     table = Table(
-        "context", "decoding", "prefill in one call (rough)", "teacher's fp16 KV cache alone",
-        title="memory forecast", title_justify="left",
-    )  # fmt: skip
+        "context",
+        "decoding",
+        "prefill in one call (rough)",
+        "teacher's fp16 KV cache alone",
+        title="memory forecast",
+        title_justify="left",
+    )
     for item in found.forecast:
         cells = (item.decode_bytes, item.prefill_bytes, item.teacher_cache_bytes)
         table.add_row(f"{item.context // 1024}k", *(size(count) for count in cells))
@@ -160,9 +169,14 @@ def _forecast(found: Inspection) -> Table:
 
 def _presets(found: Inspection) -> Table:
     table = Table(
-        "target", "--quant", "weights", "running", "peak of linmu build",
-        title="bundles of this student (forecast)", title_justify="left",
-    )  # fmt: skip
+        "target",
+        "--quant",
+        "weights",
+        "running",
+        "peak of linmu build",
+        title="bundles of this student (forecast)",
+        title_justify="left",
+    )
     for item in found.presets:
         build = size(item.build_peak_bytes) if item.build_peak_bytes else ""
         table.add_row(item.target, item.preset, size(item.weight_bytes), size(item.running_bytes), build)

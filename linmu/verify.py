@@ -85,15 +85,23 @@ def _open(folder: Path) -> tuple[Bundle | None, Check]:
 
 
 def _verify(
-    bundle: Bundle, contract: Check, student: Path | None, calibration: Path | None, backends: tuple[str, ...],
-    steps: int, say: Say,
-) -> VerifyReport:  # fmt: skip
+    bundle: Bundle,
+    contract: Check,
+    student: Path | None,
+    calibration: Path | None,
+    backends: tuple[str, ...],
+    steps: int,
+    say: Say,
+) -> VerifyReport:
     golden = read_golden(bundle) if bundle.manifest.golden or student is None else None
     checks, curves, culprit = [contract], list[Curve](), None
     if not backends:
         reasons = [f"{name}: {unusable(bundle, name)}" for name in bundle.manifest.backends if name in BACKENDS]
-        raise InputError("no backend of this bundle can run here", got="; ".join(reasons),
-                         expected=" or ".join(bundle.manifest.backends))  # fmt: skip
+        raise InputError(
+            "no backend of this bundle can run here",
+            got="; ".join(reasons),
+            expected=" or ".join(bundle.manifest.backends),
+        )
     with ExitStack() as stack:
         runners: list[Runner] = []
         for backend in backends:

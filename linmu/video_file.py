@@ -86,9 +86,11 @@ def _moving_pictures(container: Any) -> Any:
 def _check_size(width: int, height: int, path: Path) -> None:
     if width * height > MAX_FRAME_PIXELS:
         raise InputError(
-            f"the video {path} is too large", got=f"{width}x{height} pixels",
-            expected=f"at most {MAX_FRAME_PIXELS / 1e6:,.0f} million pixels a frame", fix="scale it down",
-        )  # fmt: skip
+            f"the video {path} is too large",
+            got=f"{width}x{height} pixels",
+            expected=f"at most {MAX_FRAME_PIXELS / 1e6:,.0f} million pixels a frame",
+            fix="scale it down",
+        )
 
 
 class Screen:

@@ -15,10 +15,16 @@ CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".ts": "libx2
 
 
 def write_clip(
-    path: Path, frames: Sequence[np.ndarray], rate: int | Fraction = 10, times: Sequence[int] | None = None,
-    turn: tuple[float, bool, bool] | None = None, codec: str | None = None, pixels: str = "yuv420p",
-    shape: Fraction | None = None, lossless: bool = False,
-) -> Path:  # fmt: skip
+    path: Path,
+    frames: Sequence[np.ndarray],
+    rate: int | Fraction = 10,
+    times: Sequence[int] | None = None,
+    turn: tuple[float, bool, bool] | None = None,
+    codec: str | None = None,
+    pixels: str = "yuv420p",
+    shape: Fraction | None = None,
+    lossless: bool = False,
+) -> Path:
     """Write uint8 RGB frames; returns the path.
 
     times: milliseconds of each frame; turn: degrees counter-clockwise, then mirrored left-right, top-bottom (the

@@ -34,10 +34,17 @@ def write_pictures(folder: Path) -> None:
     image.convert("CMYK").save(folder / "cmyk.jpg")
     image.save(folder / "two.mpo", save_all=True, append_images=[image.rotate(90)])
     for name, options in {
-        "lossy.webp": {}, "lossless.webp": {"lossless": True}, "a.avif": {}, "a.jp2": {}, "a.bmp": {}, "a.ppm": {},
-        "a.tif": {}, "lzw.tif": {"compression": "tiff_lzw"}, "deflate.tif": {"compression": "tiff_adobe_deflate"},
+        "lossy.webp": {},
+        "lossless.webp": {"lossless": True},
+        "a.avif": {},
+        "a.jp2": {},
+        "a.bmp": {},
+        "a.ppm": {},
+        "a.tif": {},
+        "lzw.tif": {"compression": "tiff_lzw"},
+        "deflate.tif": {"compression": "tiff_adobe_deflate"},
         "jpeg.tif": {"compression": "jpeg"},
-    }.items():  # fmt: skip
+    }.items():
         image.save(folder / name, **options)
     clear.save(folder / "clear.webp")
     image.convert("F").save(folder / "float.tif")
@@ -72,8 +79,10 @@ def write_strangers(folder: Path, inner: Path, port: int) -> None:
         "session.mp4": f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {port} RTP/AVP 96\n",
         "a.eps.png": "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
         "a.svg.png": f'<svg xmlns="http://www.w3.org/2000/svg"><image href="file://{inner}"/></svg>',
-        "empty.mp4": "", "empty.png": "", "text.png": "hello " * 99,
-    }  # fmt: skip
+        "empty.mp4": "",
+        "empty.png": "",
+        "text.png": "hello " * 99,
+    }
     for name, text in texts.items():
         (folder / name).write_text(text)
 

@@ -15,8 +15,24 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 # Right of the bundle: these may import none of the workstation's packages when they are imported.
 DEVICE_FOLDERS = ("demo", "evaluation", "layout", "processing", "runtimes")
 EXCEPT = {"runtimes/torch_runner.py", "evaluation/torch_answerer.py"}
-FORBIDDEN = ("torch", "transformers", "peft", "accelerate", "gguf", "onnx", "onnxscript", "av", "matplotlib", "psutil",
-             "tensorrt", "tensorrt_rtx", "cuda", "executorch", "torchao", "pytorch_tokenizers")  # fmt: skip
+FORBIDDEN = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "gguf",
+    "onnx",
+    "onnxscript",
+    "av",
+    "matplotlib",
+    "psutil",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+    "executorch",
+    "torchao",
+    "pytorch_tokenizers",
+)
 FORBIDDEN_OWN = ("linmu.model", "linmu.export", "linmu.distill", "linmu.calibration", "linmu.quantize")
 
 

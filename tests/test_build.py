@@ -128,8 +128,14 @@ def test_an_interrupted_build_leaves_no_broken_engine(exported, tmp_path, sign):
     # at TensorRT's own optimisation level and size the compiler runs for several seconds
     command = [sys.executable, "-m", "linmu", "build", str(tmp_path / "bundle"), "--compute-capability", CAPABILITY]
     heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heard,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert "prefill: was never built" in process.stderr.readline()
     while not (compilers := children(process.pid)):
         time.sleep(0.01)

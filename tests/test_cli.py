@@ -166,8 +166,13 @@ def test_interrupt_is_exit_130():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_clean_up_too(tmp_path, number):
     heard = partial(signal.signal, number, signal.SIG_DFL)  # under nohup a process ignores one of them
-    with subprocess.Popen([sys.executable, "-c", HALF, str(tmp_path / "out")], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", HALF, str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,
+    ) as process:
         assert process.stdout.readline() == "ready\n" and len(os.listdir(tmp_path)) == 1
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
@@ -223,8 +228,9 @@ def test_reader_that_went_away(tmp_path, flag, closed):
     os.close(reading)
     command = [sys.executable, "-m", "linmu", "inspect", str(folder), *flag]
     before = partial(os.close, 1) if closed == "stdout" else None
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
-                          preexec_fn=before)  # fmt: skip
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], preexec_fn=before
+    )
     os.close(writing)
     assert done.returncode == 0 and done.stderr == ""
 

@@ -41,9 +41,15 @@ def refused(folder, **options) -> str:
 def test_every_key(tmp_path):
     write_video(tmp_path / "film.mov", tiny_video(frames=3, size=(20, 30)))
     full = {
-        "id": "seven", "task": "colour", "images": ["a.png", "sub/b.png"], "video": "film.mov", "video_fps": 2,
-        "prompt": " What? ", "answer": "grün ", "answers": ["green"],
-    }  # fmt: skip
+        "id": "seven",
+        "task": "colour",
+        "images": ["a.png", "sub/b.png"],
+        "video": "film.mov",
+        "video_fps": 2,
+        "prompt": " What? ",
+        "answer": "grün ",
+        "answers": ["green"],
+    }
     lines = [full, "", {**GOOD, "video": None, "images": []}, "  \r", GOOD]
     data = DataFolder.open(write_lines(tmp_path, lines, ("a.png", "sub/b.png")))
     images = (tmp_path / "a.png", tmp_path / "sub" / "b.png")
@@ -68,7 +74,9 @@ WRONG = {
     "surrogate": ['{"prompt": "\\ud800", "answer": "x"}'],
     '"answer"': [{**GOOD, "answer": 5}, {**GOOD, "answer": None}],
     'no "answer"': [
-        {"prompt": "x"}, {"prompt": "x", "answer": " "}, {"prompt": "x", "answer": "", "images": ["a.png"]},
+        {"prompt": "x"},
+        {"prompt": "x", "answer": " "},
+        {"prompt": "x", "answer": "", "images": ["a.png"]},
     ],
     '"answers"': [{**GOOD, "answers": "x"}, {**GOOD, "answers": [""]}, {**GOOD, "answers": [1]}],
     '"images"': [{**GOOD, "images": images} for images in ("a.png", [1], [""], [None], None, {})],
@@ -85,7 +93,7 @@ WRONG = {
     "half": [{**GOOD, "id": "\ud83d"}],
     '"id"': [{**GOOD, "id": 3}, {**GOOD, "id": ""}, {**GOOD, "id": None}],
     '"task"': [{**GOOD, "task": 3}, {**GOOD, "task": ""}],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("what", "line"), [(what, line) for what, lines in WRONG.items() for line in lines])
@@ -296,9 +304,12 @@ def test_data_that_is_no_regular_file_of_the_folder(tmp_path):
     os.mkfifo(folder / "data.jsonl")
     assert "a FIFO, socket or device; expected a regular file" in refused(folder)
     for target, said in (
-        ("/dev/zero", "a FIFO, socket or device"), (tmp_path / "outside.jsonl", "a link that leaves the folder"),
-        ("data.jsonl", "cannot read"), ("none", "cannot read the data"), ("/proc/self/status", "leaves the folder"),
-    ):  # fmt: skip
+        ("/dev/zero", "a FIFO, socket or device"),
+        (tmp_path / "outside.jsonl", "a link that leaves the folder"),
+        ("data.jsonl", "cannot read"),
+        ("none", "cannot read the data"),
+        ("/proc/self/status", "leaves the folder"),
+    ):
         (folder / "data.jsonl").unlink()
         (folder / "data.jsonl").symlink_to(target)
         assert said in refused(folder), target

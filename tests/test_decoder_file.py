@@ -22,9 +22,24 @@ from linmu.manifest import FileEntry
 from tests.bundles import tiny_manifest
 
 VALUES = np.arange(11 * 30, dtype=np.float32)
-FORM = {"family": "llama", "mmate": {"taps": 4}, "layers": 1, "hidden": 30, "heads": 6, "kv_heads": 2, "head_dim": 5,
-        "vocab": 11, "eps": 1e-5, "tied": True, "qk_norm_eps": 1e-6, "deepstack": 0, "rope_axes": 1, "rope_scale": 1.0,
-        "quantized": {}, "state": "fp32"}  # fmt: skip
+FORM = {
+    "family": "llama",
+    "mmate": {"taps": 4},
+    "layers": 1,
+    "hidden": 30,
+    "heads": 6,
+    "kv_heads": 2,
+    "head_dim": 5,
+    "vocab": 11,
+    "eps": 1e-5,
+    "tied": True,
+    "qk_norm_eps": 1e-6,
+    "deepstack": 0,
+    "rope_axes": 1,
+    "rope_scale": 1.0,
+    "quantized": {},
+    "state": "fp32",
+}
 MANIFEST = replace(tiny_manifest(), files={"weights.data": FileEntry("0" * 64, VALUES.nbytes)})
 
 
@@ -72,10 +87,24 @@ def test_data_that_is_a_link_to_outside(folder):
 
 @pytest.mark.parametrize(
     "entry",
-    [["float32", [11, 30], 4], ["float32", [11, 30], -4], ["float32", [11, 30], 2**63], ["float32", [2**40, 2**40], 0],
-     ["float32", [-1, -330], 0], ["object", [1], 0], ["O", [1], 0], ["U8", [4], 0], ["float32", [11.0, 30], 0],
-     ["float32", 330, 0], ["float32", [11, 30]], {"a": 1}, "float32", ["float32", [1] * 99, 0], ["float16", [4], 1]],
-)  # fmt: skip
+    [
+        ["float32", [11, 30], 4],
+        ["float32", [11, 30], -4],
+        ["float32", [11, 30], 2**63],
+        ["float32", [2**40, 2**40], 0],
+        ["float32", [-1, -330], 0],
+        ["object", [1], 0],
+        ["O", [1], 0],
+        ["U8", [4], 0],
+        ["float32", [11.0, 30], 0],
+        ["float32", 330, 0],
+        ["float32", [11, 30]],
+        {"a": 1},
+        "float32",
+        ["float32", [1] * 99, 0],
+        ["float16", [4], 1],
+    ],
+)
 def test_weights_that_the_file_does_not_hold(folder, entry):
     for name in (TABLE, "rope"):
         edited(folder, "weights", name, value=entry)
@@ -86,10 +115,20 @@ def test_weights_that_the_file_does_not_hold(folder, entry):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("vocab", 2**31), ("vocab", "11"), ("layers", 2), ("mmate", {"taps": 5}), ("family", "qwen2"),
-     ("family", ["llama"]), ("quantized", {TABLE: {"weights": "int4"}}), ("quantized", []),
-     ("tied", 1), ("eps", None), ("head_dim", True)],
-)  # fmt: skip
+    [
+        ("vocab", 2**31),
+        ("vocab", "11"),
+        ("layers", 2),
+        ("mmate", {"taps": 5}),
+        ("family", "qwen2"),
+        ("family", ["llama"]),
+        ("quantized", {TABLE: {"weights": "int4"}}),
+        ("quantized", []),
+        ("tied", 1),
+        ("eps", None),
+        ("head_dim", True),
+    ],
+)
 def test_a_form_that_is_not_the_manifests(folder, name, value):
     edited(folder, "form", name, value=value)
     with pytest.raises(BundleError):

@@ -36,8 +36,12 @@ LINES = {
         "EMC_FREQ 0%@2133 GR3D_FREQ 0%@[0,0] VIC_FREQ 729 APE 174 CV0@-256C CPU@44.562C GPU@-256C tj@44.343C "
         "VDD_GPU_SOC 2340mW/2340mW VDD_CPU_CV 390mW/390mW VIN_SYS_5V0 4025mW/4025mW NC 0mW/0mW "
         "VDDQ_VDD2_1V8AO 301mW/301mW NC 0mW/0mW",
-        TegraSample(4321 * MIB, 62801 * MIB, 0,
-                    {"VDD_GPU_SOC": 2340, "VDD_CPU_CV": 390, "VIN_SYS_5V0": 4025, "VDDQ_VDD2_1V8AO": 301}),
+        TegraSample(
+            4321 * MIB,
+            62801 * MIB,
+            0,
+            {"VDD_GPU_SOC": 2340, "VDD_CPU_CV": 390, "VIN_SYS_5V0": 4025, "VDDQ_VDD2_1V8AO": 301},
+        ),
         7056,
     ),
     "AGX Orin, JetPack 7: three figures for a rail": (
@@ -65,7 +69,7 @@ LINES = {
         TegraSample(2462 * MIB, 3964 * MIB, 9, {"POM_5V_IN": 3410, "POM_5V_GPU": 451, "POM_5V_CPU": 1355}),
         3410,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LINES)

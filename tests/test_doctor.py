@@ -71,5 +71,9 @@ def test_require_names_the_extra():
 
 def test_sizes():
     assert [size(n) for n in (0, 1023, 1024, 49 * 2**20, 3 * 2**40)] == [
-        "0 B", "1023 B", "1.0 KiB", "49.0 MiB", "3.0 TiB",
-    ]  # fmt: skip
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "49.0 MiB",
+        "3.0 TiB",
+    ]

@@ -21,11 +21,18 @@ gguf = pytest.importorskip("gguf")
 
 VOCAB, BASE = 29, 1e4
 NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-}  # fmt: skip
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+}
 
 
 def gguf_name(name: str) -> str:
@@ -89,8 +96,13 @@ def logits(model: hf.PreTrainedModel) -> torch.Tensor:
 
 def llama31(factor: float = 8.0) -> tuple[hf.PreTrainedModel, np.ndarray]:
     """A model with Llama 3.1's scaling, and transformers' divisors of its frequencies."""
-    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 8192}  # fmt: skip
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     model = reference(rope=scaling)
     plain = reference().model.rotary_emb.inv_freq
     return model, (plain / model.model.rotary_emb.inv_freq).numpy()
@@ -145,7 +157,7 @@ REFUSED = [
     (lambda w: None, {"blk.1.attn_q.bias": np.ones(64, np.float32)}, "llama model has not; got blk.1.attn_q.bias"),
     (lambda w: None, {"blk.3.ffn_up.weight": np.ones((80, 48), np.float32)}, "got blk.3.ffn_up.weight"),
     (lambda w: None, {"blk.0.ffn_gate_exps.weight": np.ones((2, 80, 48), np.float32)}, "blk.0.ffn_gate_exps"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("extra", "tensors", "message"), REFUSED, ids=[row[2] for row in REFUSED])

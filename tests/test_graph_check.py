@@ -54,13 +54,25 @@ def branch(operator, *inputs, **more):
 
 
 def test_what_an_exporter_writes(tmp_path):
-    nodes = [node("MatMul", "x", "w", output="a"), node("Shape", "a", output="s"),
-             node("Concat", "s", "two", output="t", axis=0), node("ConstantOfShape", "t", output="z"),
-             node("Sqrt", "z", output="r"), node("Div", "a", "r", output="d"), node("Div", "d", "half", output="e"),
-             node("Slice", "e", "two", "end", output="f"), node("Cast", "w", output="v", to=FLOAT),
-             node("If", "flag", then_branch=branch("Add", "f", "v"), else_branch=branch("Identity", "f"))]  # fmt: skip
-    constants = [outside(dims=(3, 2)), constant("two", [2]), constant("half", np.float32(-0.5)),
-                 constant("end", [2**63 - 1]), constant("flag", True)]  # fmt: skip
+    nodes = [
+        node("MatMul", "x", "w", output="a"),
+        node("Shape", "a", output="s"),
+        node("Concat", "s", "two", output="t", axis=0),
+        node("ConstantOfShape", "t", output="z"),
+        node("Sqrt", "z", output="r"),
+        node("Div", "a", "r", output="d"),
+        node("Div", "d", "half", output="e"),
+        node("Slice", "e", "two", "end", output="f"),
+        node("Cast", "w", output="v", to=FLOAT),
+        node("If", "flag", then_branch=branch("Add", "f", "v"), else_branch=branch("Identity", "f")),
+    ]
+    constants = [
+        outside(dims=(3, 2)),
+        constant("two", [2]),
+        constant("half", np.float32(-0.5)),
+        constant("end", [2**63 - 1]),
+        constant("flag", True),
+    ]
     check_graph_file(saved(tmp_path, nodes, constants), "g.onnx", MANIFEST, {"w": (0, 24)})
 
 
@@ -89,7 +101,7 @@ def test_other_domains(tmp_path):
         ("Range", [0, 9, 1], {}),
         ("MatMul", [np.ones((1, 1), np.float32), np.ones((1, 1), np.float32)], {}),
     ],
-)  # fmt: skip
+)
 def test_nothing_is_computed_while_a_graph_is_opened(tmp_path, operator, values, more):
     constants = [constant(f"c{i}", x) for i, x in enumerate(values)]
     made = node(operator, *(x.name for x in constants), **more)
@@ -111,7 +123,7 @@ def test_divisors_of_whole_numbers(tmp_path, divisor):
         [node("Shape", "x", output="s"), node("Gather", "s", "zero", output="n"), node("Range", "zero", "huge", "n")],
         [node("Add", "huge", "x")],
     ],
-)  # fmt: skip
+)
 def test_sizes_that_the_bundle_does_not_hold(tmp_path, nodes):
     constants = [constant("big", [2**20, 2**20]), constant("zero", 0), constant("huge", 2**40)]
     refused(saved(tmp_path, nodes, constants), "sizes|1099511627776")
@@ -151,7 +163,7 @@ def test_values_where_decoder_json_has_others(tmp_path):
         lambda model: model.graph.node.append(node("Softmax", "x", output="z", axis=2**40)),
         lambda model: model.graph.node.append(node("Split", "x", output="z", num_outputs=2**40)),
     ],
-)  # fmt: skip
+)
 def test_other_things_that_no_exporter_writes(tmp_path, change):
     refused(saved(tmp_path, [node("Neg", "x")], change=change), "got ")
 

@@ -22,12 +22,14 @@ def test_round_trip_through_json():
 
 PROFILE = {"min": [1, 1], "opt": [2, 1], "max": [2, 1]}
 PROFILES = [
-    ({"prefill": {}}, "no graph"), ({"step": {"input_ids": {"min": [1, 1], "opt": [1, 1]}}}, "no key 'max'"),
-    ({"step": {"other": PROFILE}}, "profiles.step.other"), ({"step": {"input_ids": PROFILE | {"min": [1]}}}, "shapes"),
+    ({"prefill": {}}, "no graph"),
+    ({"step": {"input_ids": {"min": [1, 1], "opt": [1, 1]}}}, "no key 'max'"),
+    ({"step": {"other": PROFILE}}, "profiles.step.other"),
+    ({"step": {"input_ids": PROFILE | {"min": [1]}}}, "shapes"),
     ({"step": {"input_ids": PROFILE | {"min": [3, 1]}}}, "rising sizes of batch"),
     ({"step": {"input_ids": PROFILE | {"max": [2, 4]}}}, "rising sizes of 1"),
     ({"step": {"input_ids": PROFILE | {"max": [True, 1]}}}, "rising sizes"),
-]  # fmt: skip
+]
 
 
 def test_profiles_survive_json_and_stand_only_where_there_are_some():

@@ -46,9 +46,13 @@ def larger(data):
 
 @pytest.mark.parametrize(
     "change",
-    [model(mmate={"taps": 5}), model(name="tinx"), lambda data: data["created_with"].update(linmu="0.1.1"),
-     lambda data: data["tolerances"].update(torch={"logits": 0.5})],
-)  # fmt: skip
+    [
+        model(mmate={"taps": 5}),
+        model(name="tinx"),
+        lambda data: data["created_with"].update(linmu="0.1.1"),
+        lambda data: data["tolerances"].update(torch={"logits": 0.5}),
+    ],
+)
 def test_every_number_is_covered_by_a_hash(tmp_path, change):
     folder = edited(tiny_bundle(tmp_path / "b"), change, hashed=False)
     for verify_hashes in (True, False):
@@ -62,9 +66,17 @@ def test_every_number_is_covered_by_a_hash(tmp_path, change):
     [
         swapped,
         larger,
-        model(family="gpt"), model(family=["llama"]), model(layers=0), model(layers=1 << 20), model(vocab_size=1 << 31),
-        model(kv_heads=4), model(mmate={"taps": "4"}), model(mmate={"window_frames": 1 << 40}), model(mmate=[]),
-        model(prompt_rules={"family": "llava"}), model(prompt_rules={"family": "llama", "merge_size": -1}),
+        model(family="gpt"),
+        model(family=["llama"]),
+        model(layers=0),
+        model(layers=1 << 20),
+        model(vocab_size=1 << 31),
+        model(kv_heads=4),
+        model(mmate={"taps": "4"}),
+        model(mmate={"window_frames": 1 << 40}),
+        model(mmate=[]),
+        model(prompt_rules={"family": "llava"}),
+        model(prompt_rules={"family": "llama", "merge_size": -1}),
         lambda data: data["generation"].update(max_new_tokens="9"),
         lambda data: data["generation"].update(eos_token_ids=[[2]]),
         lambda data: data.update(program={"piece_tokens": 0}),
@@ -73,7 +85,7 @@ def test_every_number_is_covered_by_a_hash(tmp_path, change):
         lambda data: data["golden"].update({"golden/step.safetensors": 1}),
         lambda data: data["graphs"]["step"]["outputs"][0].update(shape=[1 << 20, 1 << 20, 11]),
     ],
-)  # fmt: skip
+)
 def test_numbers_that_no_exporter_writes(tmp_path, change):
     folder = edited(tiny_bundle(tmp_path / "b"), change)
     with pytest.raises(BundleError, match="manifest.json") as caught:
@@ -89,10 +101,23 @@ def test_a_manifest_without_its_hash_is_of_an_earlier_version(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"taps": 4.0}, {"rope": 1}, {"decay": ["query_head"]}, {"norm_eps": float("nan")}, {"norm_eps": "1"},
-     {"min_half_life": 8.0, "max_half_life": 4.0}, {"chunk_size": 0}, {"text_window": -1}, {"window_rows": 1 << 20},
-     {"window_frames": 128, "window_rows": 128, "window_columns": 2}, {"surprise": 1}, [], None, "x"],
-)  # fmt: skip
+    [
+        {"taps": 4.0},
+        {"rope": 1},
+        {"decay": ["query_head"]},
+        {"norm_eps": float("nan")},
+        {"norm_eps": "1"},
+        {"min_half_life": 8.0, "max_half_life": 4.0},
+        {"chunk_size": 0},
+        {"text_window": -1},
+        {"window_rows": 1 << 20},
+        {"window_frames": 128, "window_rows": 128, "window_columns": 2},
+        {"surprise": 1},
+        [],
+        None,
+        "x",
+    ],
+)
 def test_settings_of_other_types_and_sizes(settings):
     with pytest.raises(InputError):
         MMateConfig.from_json(settings)
@@ -100,9 +125,17 @@ def test_settings_of_other_types_and_sizes(settings):
 
 @pytest.mark.parametrize(
     "rules",
-    [{"family": ["llava"]}, {"family": "llava", "tokens_per_tile": 2.5}, {"family": "llava", "image_token_id": "4"},
-     {"family": "llava", "tokens_per_second": float("inf")}, {"family": "llava", "merge_size": 0}, {}, [], None],
-)  # fmt: skip
+    [
+        {"family": ["llava"]},
+        {"family": "llava", "tokens_per_tile": 2.5},
+        {"family": "llava", "image_token_id": "4"},
+        {"family": "llava", "tokens_per_second": float("inf")},
+        {"family": "llava", "merge_size": 0},
+        {},
+        [],
+        None,
+    ],
+)
 def test_prompt_rules_of_other_types(rules):
     with pytest.raises(InputError):
         PromptRules.from_json(rules)

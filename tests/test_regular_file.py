@@ -39,9 +39,21 @@ def test_names_that_stay_inside(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": 1, "a": 1}', "NaN", "[Infinity]", "-Infinity", "1e999", '"\\ud800"', "9" * 5000, "[" * 100_000, "", b"\xff",
-     '{"a": "\\uDCff"}', "123456789012345678901234"],
-)  # fmt: skip
+    [
+        '{"a": 1, "a": 1}',
+        "NaN",
+        "[Infinity]",
+        "-Infinity",
+        "1e999",
+        '"\\ud800"',
+        "9" * 5000,
+        "[" * 100_000,
+        "",
+        b"\xff",
+        '{"a": "\\uDCff"}',
+        "123456789012345678901234",
+    ],
+)
 def test_json_that_two_readers_could_read_in_two_ways(text):
     with pytest.raises(BundleError, match="the document is not valid JSON") as caught:
         parse_json(text, "the document", BundleError)

@@ -81,8 +81,10 @@ def test_float16_saturates() -> None:
 
 def test_the_tensors_of_each_precision() -> None:
     assert [state_bytes(recurrent_specs(4, SHAPE, AXES, name)) for name in ("fp32", "fp16", "int8")] == [
-        4 * 210, 2 * 210, 210 + 4 * 30,
-    ]  # fmt: skip
+        4 * 210,
+        2 * 210,
+        210 + 4 * 30,
+    ]
     assert [spec.name for spec in specs("int8") if is_scale(spec.name)] == ["past.4.recurrent_scale"]
     assert exact_specs(specs("int8")) == exact_specs(specs("fp16")) == tuple(specs("fp32"))
 

@@ -18,8 +18,11 @@ from tests.clips import levels, write_clip
 
 CORNERS = np.zeros((48, 80, 3), np.uint8)
 CORNERS[:24, :40], CORNERS[:24, 40:], CORNERS[24:, :40], CORNERS[24:, 40:] = (
-    (200, 10, 20), (30, 210, 40), (50, 60, 220), (230, 230, 230),
-)  # fmt: skip
+    (200, 10, 20),
+    (30, 210, 40),
+    (50, 60, 220),
+    (230, 230, 230),
+)
 
 
 def first_frame(path):
@@ -54,9 +57,13 @@ def test_what_turns_no_quarter():
     image = np.arange(24).reshape(2, 4, 3)
     one = 1 << 16
     for matrix, wanted in {
-        (one, 0, 0, one): image, (one, one // 3, -one // 3, one): image, (0, one, -one, 0): np.rot90(image, -1),
-        (0, 0, 0, 0): image, (one, one, one, one): image, (one // 9, one, -one, one // 9): np.rot90(image, -1),
-    }.items():  # fmt: skip
+        (one, 0, 0, one): image,
+        (one, one // 3, -one // 3, one): image,
+        (0, one, -one, 0): np.rot90(image, -1),
+        (0, 0, 0, 0): image,
+        (one, one, one, one): image,
+        (one // 9, one, -one, one // 9): np.rot90(image, -1),
+    }.items():
         a, b, c, d = matrix
         np.testing.assert_array_equal(turned(image, np.array([a, b, 0, c, d, 0, 5, 5, 1 << 30], np.int32)), wanted)
 

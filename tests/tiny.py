@@ -15,37 +15,50 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tests.tiny_processors import VIDEO_FPS, tiny_processor
 
 __all__ = [
-    "FAMILY_NAMES", "VISION_NAMES", "tiny_image", "tiny_inputs", "tiny_model", "tiny_processor", "tiny_tokenizer",
+    "FAMILY_NAMES",
+    "VISION_NAMES",
+    "tiny_image",
+    "tiny_inputs",
+    "tiny_model",
+    "tiny_processor",
+    "tiny_tokenizer",
     "tiny_video",
-]  # fmt: skip
+]
 
 HEADS, KV_HEADS, LAYERS = 4, 2, 3
 HIDDEN, HEAD_DIM = 48, 16  # q 64, k and v 32; families without a head_dim field get 48 / 4 = 12 (q 48, k and v 24)
 
 QWEN_TOKENS = {
-    "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
-    "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
-}  # fmt: skip
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+}
 SMOL_TOKENS = {
-    "image_token": "<image>", "video_token": "<video>", "fake_image_token": "<fake_token_around_image>",
-    "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>",
+    "image_token": "<image>",
+    "video_token": "<video>",
+    "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>",
+    "end_of_utterance_token": "<end_of_utterance>",
     **{f"row_{r}_col_{c}_token": f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)},
-}  # fmt: skip
+}
 SPECIAL_TOKENS = {
     "qwen2_5_vl": QWEN_TOKENS,
     "qwen3_vl": QWEN_TOKENS,
     "smolvlm": SMOL_TOKENS,
     "idefics3": SMOL_TOKENS,
     "internvl": {
-        "start_image_token": "<img>", "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>",
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
     },
     "llava": {"image_token": "<image>"},
     "llava_dinov2": {"image_token": "<image>"},
     "llama": {},
     "qwen2": {},
     "qwen3": {},
-}  # fmt: skip
+}
 FAMILY_NAMES = tuple(SPECIAL_TOKENS)  # the nine of linmu.families, llava with a second (Dinov2) tower
 VISION_NAMES = FAMILY_NAMES[:7]
 
@@ -59,18 +72,32 @@ def tiny_tokenizer(family: str) -> hf.PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     extra = {"im_start_token": "<|im_start|>", "im_end_token": "<|im_end|>", **SPECIAL_TOKENS[family]}
     return hf.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left",
-        model_max_length=4096, extra_special_tokens=extra,
-    )  # fmt: skip
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
+        model_max_length=4096,
+        extra_special_tokens=extra,
+    )
 
 
 def text_settings(vocab: int, *, head_dim: bool, **extra: object) -> dict:
     """Keyword arguments of a text config."""
     settings = {
-        "vocab_size": vocab, "hidden_size": HIDDEN, "intermediate_size": 80, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-6, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **extra,
-    }  # fmt: skip
+        "vocab_size": vocab,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 80,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **extra,
+    }
     return {**settings, "head_dim": HEAD_DIM} if head_dim else settings
 
 
@@ -84,9 +111,16 @@ def qwen2_5_vl_config(tokenizer) -> hf.PretrainedConfig:
     """Two vision blocks (one windowed), M-RoPE sections 1+2+3, biases on q, k and v."""
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 3]}
     vision = dict(
-        depth=2, hidden_size=32, out_hidden_size=HIDDEN, num_heads=2, intermediate_size=40, patch_size=14,
-        window_size=56, fullatt_block_indexes=[1], tokens_per_second=2,
-    )  # fmt: skip
+        depth=2,
+        hidden_size=32,
+        out_hidden_size=HIDDEN,
+        num_heads=2,
+        intermediate_size=40,
+        patch_size=14,
+        window_size=56,
+        fullatt_block_indexes=[1],
+        tokens_per_second=2,
+    )
     text = text_settings(len(tokenizer), head_dim=False, tie_word_embeddings=True, rope_parameters=rope)
     return hf.Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, tie_word_embeddings=True, **qwen_settings(tokenizer)
@@ -97,9 +131,15 @@ def qwen3_vl_config(tokenizer) -> hf.PretrainedConfig:
     """Three vision blocks, two of them tapped by DeepStack, interleaved M-RoPE 3+3+2, q and k norms."""
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2], "mrope_interleaved": True}
     vision = dict(
-        depth=3, hidden_size=32, out_hidden_size=HIDDEN, num_heads=2, intermediate_size=40, patch_size=16,
-        num_position_embeddings=64, deepstack_visual_indexes=[0, 1],
-    )  # fmt: skip
+        depth=3,
+        hidden_size=32,
+        out_hidden_size=HIDDEN,
+        num_heads=2,
+        intermediate_size=40,
+        patch_size=16,
+        num_position_embeddings=64,
+        deepstack_visual_indexes=[0, 1],
+    )
     text = text_settings(len(tokenizer), head_dim=True, tie_word_embeddings=True, rope_parameters=rope)
     return hf.Qwen3VLConfig(
         text_config=text, vision_config=vision, tie_word_embeddings=True, **qwen_settings(tokenizer)
@@ -109,28 +149,44 @@ def qwen3_vl_config(tokenizer) -> hf.PretrainedConfig:
 def idefics_config(tokenizer, family: str) -> hf.PretrainedConfig:
     """Square tiles of 16 tokens (SmolVLM) or 9 (Idefics3) after the pixel shuffle."""
     vision = dict(
-        hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, patch_size=8,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        patch_size=8,
         image_size=64 if family == "smolvlm" else 48,
-    )  # fmt: skip
+    )
     text = text_settings(len(tokenizer), head_dim=True, model_type="llama")
     cls = hf.SmolVLMConfig if family == "smolvlm" else hf.Idefics3Config
     return cls(
-        text_config=text, vision_config=vision, scale_factor=2, image_token_id=tokenizer.image_token_id,
-        tie_word_embeddings=family == "smolvlm", pad_token_id=0,
-    )  # fmt: skip
+        text_config=text,
+        vision_config=vision,
+        scale_factor=2,
+        image_token_id=tokenizer.image_token_id,
+        tie_word_embeddings=family == "smolvlm",
+        pad_token_id=0,
+    )
 
 
 def internvl_config(tokenizer) -> hf.PretrainedConfig:
     """Tiles of 84 pixels, 9 tokens each."""
     vision = dict(
-        hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
-        image_size=[84, 84], patch_size=[14, 14],
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=[84, 84],
+        patch_size=[14, 14],
+    )
     text = text_settings(len(tokenizer), head_dim=False, model_type="qwen2")
     return hf.InternVLConfig(
-        text_config=text, vision_config=vision, image_token_id=tokenizer.context_image_token_id, image_seq_length=9,
-        downsample_ratio=0.5, tie_word_embeddings=False,
-    )  # fmt: skip
+        text_config=text,
+        vision_config=vision,
+        image_token_id=tokenizer.context_image_token_id,
+        image_seq_length=9,
+        downsample_ratio=0.5,
+        tie_word_embeddings=False,
+    )
 
 
 def llava_config(tokenizer, tower: str) -> hf.PretrainedConfig:
@@ -142,10 +198,13 @@ def llava_config(tokenizer, tower: str) -> hf.PretrainedConfig:
         vision |= dict(image_size=42, intermediate_size=40)
     text = text_settings(len(tokenizer), head_dim=True, model_type="llama")
     return hf.LlavaConfig(
-        text_config=text, vision_config=vision, image_token_index=tokenizer.image_token_id,
-        image_seq_length=16 if tower == "dinov2" else 9, vision_feature_select_strategy="default",
+        text_config=text,
+        vision_config=vision,
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=16 if tower == "dinov2" else 9,
+        vision_feature_select_strategy="default",
         vision_feature_layer=-1 if tower == "dinov2" else -2,
-    )  # fmt: skip
+    )
 
 
 def tiny_config(family: str, tokenizer) -> hf.PretrainedConfig:
@@ -162,12 +221,17 @@ def tiny_config(family: str, tokenizer) -> hf.PretrainedConfig:
 
 
 MODEL_CLASSES = {
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration",
-    "smolvlm": "SmolVLMForConditionalGeneration", "idefics3": "Idefics3ForConditionalGeneration",
-    "internvl": "InternVLForConditionalGeneration", "llava": "LlavaForConditionalGeneration",
-    "llava_dinov2": "LlavaForConditionalGeneration", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "smolvlm": "SmolVLMForConditionalGeneration",
+    "idefics3": "Idefics3ForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
+    "llava": "LlavaForConditionalGeneration",
+    "llava_dinov2": "LlavaForConditionalGeneration",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
-}  # fmt: skip
+}
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:

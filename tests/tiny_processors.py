@@ -82,9 +82,11 @@ def qwen_processor(family: str, tokenizer):
     video = wrapped.format("<|video_pad|>") if family == "qwen2_5_vl" else "<|video_pad|>"
     cls = hf.Qwen2_5_VLProcessor if family == "qwen2_5_vl" else hf.Qwen3VLProcessor
     return without_torchvision(cls)(
-        image_processor=images, tokenizer=tokenizer, video_processor=QwenVideoProcessorPil(images, patch),
+        image_processor=images,
+        tokenizer=tokenizer,
+        video_processor=QwenVideoProcessorPil(images, patch),
         chat_template=chat_template(wrapped.format("<|image_pad|>"), video),
-    )  # fmt: skip
+    )
 
 
 class VideoStandIn(VideoProcessorMixin):
@@ -124,13 +126,20 @@ def llava_processor(family: str, tokenizer):
     side = 56 if family == "llava_dinov2" else 42
     cls = hf.BitImageProcessorPil if family == "llava_dinov2" else hf.CLIPImageProcessorPil
     images = cls(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_center_crop=True,
-        do_resize=True, do_convert_rgb=True,
-    )  # fmt: skip
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        do_center_crop=True,
+        do_resize=True,
+        do_convert_rgb=True,
+    )
     return hf.LlavaProcessor(
-        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        images,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=chat_template("<image>\n", ""),
-    )  # fmt: skip
+    )
 
 
 def tiny_processor(family: str, tokenizer):

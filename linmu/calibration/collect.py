@@ -72,8 +72,11 @@ def calibrate(
             eos = () if last else processor.eos_token_ids
             _play(RunnerPlayer(runner, manifest, sample.inputs), sample, steps, eos, record.tokens)
             if broken := book.close(record.inputs, record.states, kept_rows):
-                raise InputError(f"{sample.id} gives values that are not finite", got=f"at {broken}",
-                                 fix="check the picture and the student's weights")  # fmt: skip
+                raise InputError(
+                    f"{sample.id} gives values that are not finite",
+                    got=f"at {broken}",
+                    fix="check the picture and the student's weights",
+                )
             record.done += 1
             say("calibrating", record.done, len(source))
             if record.done % SAVE_EVERY == 0 and not last:
@@ -120,5 +123,8 @@ def _check(record: CalibrationRecord, model: PreTrainedModel, vision: bool) -> N
         raise InputError("the calibration data hold no picture", got="text alone", expected="pictures as in use")
     for name, statistics in record.inputs.items():
         if statistics.constant or not statistics.amax.any():
-            raise InputError(f"the calibration data give constant activations at {name}",
-                             got=f"{statistics.count} equal rows", expected="samples that differ")  # fmt: skip
+            raise InputError(
+                f"the calibration data give constant activations at {name}",
+                got=f"{statistics.count} equal rows",
+                expected="samples that differ",
+            )

@@ -56,23 +56,23 @@ class ObservedOps(TorchOps):
         super().__init__(form)
         self.book, self.scope = book, ""
 
-    def enter(self, scope: str) -> None:  # noqa: D102
+    def enter(self, scope: str) -> None:
         self.scope = scope
 
-    def multiply(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def multiply(self, x: Tensor, weight: str) -> Tensor:
         self.book.see(weight, x)
         return super().multiply(x, weight)
 
-    def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def head(self, x: Tensor, weight: str) -> Tensor:
         self.book.see("head", x)
         return super().head(x, weight)
 
-    def causal_conv(self, x: Tensor, weight: str, past: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def causal_conv(self, x: Tensor, weight: str, past: Tensor | None) -> tuple[Tensor, Tensor]:
         if past is not None:
             self.book.see_state(f"{self.scope}conv", x)
         return super().causal_conv(x, weight, past)
 
-    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[Tensor, Tensor]:
         y, state = super().linear_attention(q, k, v, g, past, restart, form)
         if past is not None:
             self.book.see_state(f"{self.scope}recurrent", state)

@@ -69,21 +69,28 @@ class CalibrationRecord:
         if found is None or found.channels != channels or not found.count:
             got = "nothing" if found is None else f"{found.count} rows of {found.channels} channels"
             raise InputError(
-                f"the calibration record on {matrix}", got=got, expected=f"rows of {channels} channels",
+                f"the calibration record on {matrix}",
+                got=got,
+                expected=f"rows of {channels} channels",
                 fix="calibrate this student again, on data that use all of it (pictures too)",
-            )  # fmt: skip
+            )
         return found
 
     def summary(self) -> dict[str, object]:
         """Plain JSON values: what it is of, how much it saw, and the largest values."""
         largest = sorted(((float(s.amax.max()), name) for name, s in self.inputs.items()), reverse=True)
         return {
-            "origin": asdict(self.origin), "tokens": self.tokens, "matrices": len(self.inputs),
+            "origin": asdict(self.origin),
+            "tokens": self.tokens,
+            "matrices": len(self.inputs),
             "largest_inputs": {name: value for value, name in largest[:5]},
-            "largest_states": {name: float(value.max()) for name, value in sorted(self.states.items())
-                               if not name.endswith("log_decay")},
+            "largest_states": {
+                name: float(value.max())
+                for name, value in sorted(self.states.items())
+                if not name.endswith("log_decay")
+            },
             "float16_states": {name: relative_errors(curve) for name, curve in sorted(self.float16_states.items())},
-        }  # fmt: skip
+        }
 
 
 def write_record(path: Path, record: CalibrationRecord) -> None:
@@ -92,8 +99,13 @@ def write_record(path: Path, record: CalibrationRecord) -> None:
     tensors |= {f"float16_states/{name}": np.ascontiguousarray(x) for name, x in record.float16_states.items()}
     for name, statistics in record.inputs.items():
         tensors |= {f"{name}/{kind}": np.ascontiguousarray(x) for kind, x in statistics.tensors().items()}
-    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "origin": json.dumps(asdict(record.origin)),
-                "tokens": json.dumps(record.tokens), "done": str(record.done)}  # fmt: skip
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "origin": json.dumps(asdict(record.origin)),
+        "tokens": json.dumps(record.tokens),
+        "done": str(record.done),
+    }
     metadata["sha256"] = digest(metadata, tensors)
     with atomic_file(Path(path)) as temporary:
         save_file(tensors, temporary, metadata)
@@ -118,8 +130,9 @@ def read_record(path: Path) -> CalibrationRecord:
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a calibration record", expected="a file made by `linmu calibrate`")
     if (version := metadata.get("format_version")) not in READABLE:
-        raise InputError(f"{path} has another version", got=version, expected=" or ".join(READABLE),
-                         fix="calibrate again")  # fmt: skip
+        raise InputError(
+            f"{path} has another version", got=version, expected=" or ".join(READABLE), fix="calibrate again"
+        )
     try:
         if unknown := sorted({entry.dtype for entry in header.tensors.values()} - DTYPES):
             raise ValueError(f"values of type {unknown[0]}")
@@ -166,9 +179,16 @@ def record_of(path: Path, student_hash: str) -> CalibrationRecord:
     """
     record = read_record(path)
     if not record.complete:
-        raise InputError(f"{path} is unfinished", got=f"{record.done} of {record.origin.samples} samples",
-                         fix="run `linmu calibrate` to its end")  # fmt: skip
+        raise InputError(
+            f"{path} is unfinished",
+            got=f"{record.done} of {record.origin.samples} samples",
+            fix="run `linmu calibrate` to its end",
+        )
     if record.origin.student_hash != student_hash:
-        raise InputError(f"{path} belongs to another student", got=f"weights {record.origin.student_hash[:12]}",
-                         expected=student_hash[:12], fix="calibrate this student")  # fmt: skip
+        raise InputError(
+            f"{path} belongs to another student",
+            got=f"weights {record.origin.student_hash[:12]}",
+            expected=student_hash[:12],
+            fix="calibrate this student",
+        )
     return record

@@ -65,10 +65,10 @@ class ShadowedOps(TorchOps):
         self._rounded = replace(form, state=PRECISION)
         self._change: tuple[Tensor, int] | None = None  # of the recurrence just computed, its head norm still to come
 
-    def enter(self, scope: str) -> None:  # noqa: D102
+    def enter(self, scope: str) -> None:
         self.scope = scope
 
-    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[Tensor, Tensor]:
         y, state = super().linear_attention(q, k, v, g, past, restart, form)
         if past is None:  # the backward direction keeps nothing between calls
             return y, state
@@ -85,7 +85,7 @@ class ShadowedOps(TorchOps):
         self._change = torch.cat(moved, 1) - y, roundings
         return y, state
 
-    def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
+    def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:
         y = super().head_norm(x, weight, form)
         if self._change is not None:
             change, roundings = self._change

@@ -86,6 +86,9 @@ def open_samples(
     if data is not None:
         return DataSamples(Path(data), processor, count)
     if not allow_random:
-        raise InputError("no calibration data", expected="--data FOLDER with questions like those it will be asked",
-                         fix="--allow-random calibrates on noise, for trying the tools only")  # fmt: skip
+        raise InputError(
+            "no calibration data",
+            expected="--data FOLDER with questions like those it will be asked",
+            fix="--allow-random calibrates on noise, for trying the tools only",
+        )
     return RandomSamples(processor, vocab, vision, count)

@@ -34,11 +34,20 @@ ORDINALS = ("first", "second", "third")
 NOUNS = tuple("cup key hat box pen bag car dog cat bed map bus fan jar net toy".split())
 FONTS = {
     "train": (
-        "DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-BoldOblique",
-        "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "cmr10", "cmb10", "cmtt10",
+        "DejaVuSans",
+        "DejaVuSans-Bold",
+        "DejaVuSerif",
+        "DejaVuSansMono",
+        "DejaVuSans-BoldOblique",
+        "DejaVuSerif-Italic",
+        "STIXGeneral",
+        "STIXGeneralBol",
+        "cmr10",
+        "cmb10",
+        "cmtt10",
     ),
     "test": ("DejaVuSerif-Bold", "DejaVuSansMono-Bold", "DejaVuSans-Oblique", "cmss10"),
-}  # fmt: skip
+}
 
 
 def split_of(key: str) -> str:

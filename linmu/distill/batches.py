@@ -98,9 +98,10 @@ class SampleDataset(Dataset[EncodedSample]):
             worst = int(np.argmin(fits))
             raise InputError(
                 f"{self.folder.samples[worst].place} has too many tokens ({np.sum(~fits)} of {len(fits)} samples have)",
-                got=lengths.tokens[worst], expected=f"at most {self.max_tokens}",
+                got=lengths.tokens[worst],
+                expected=f"at most {self.max_tokens}",
                 fix=f"allow {lengths.tokens.max()}, or leave long samples out",
-            )  # fmt: skip
+            )
         if not fits.any():
             raise InputError(
                 f"every sample of {self.folder.folder} has more than {self.max_tokens} tokens",
@@ -218,8 +219,12 @@ class LengthBuckets(BatchSampler):
         if drop_last and len(lengths.tokens) < batch_size:
             raise InputError("samples", got=len(lengths.tokens), expected=f"at least {batch_size}, one batch")
         self.lengths, self.batch_size, self.seed, self.drop_last, self.pool = (
-            lengths, batch_size, seed, drop_last, pool
-        )  # fmt: skip
+            lengths,
+            batch_size,
+            seed,
+            drop_last,
+            pool,
+        )
         self.epoch = 0
 
     @property

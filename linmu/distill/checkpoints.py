@@ -68,8 +68,11 @@ def load_trained(module: nn.Module, folder: Path) -> None:
     stored = load_file(folder / WEIGHTS)
     own = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if stored.keys() != own.keys() or any(stored[name].shape != own[name].shape for name in own):
-        raise InputError(f"{folder} belongs to another student or recipe", got=f"{len(stored)} trained tensors",
-                         expected=f"{len(own)} of this stage")  # fmt: skip
+        raise InputError(
+            f"{folder} belongs to another student or recipe",
+            got=f"{len(stored)} trained tensors",
+            expected=f"{len(own)} of this stage",
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(stored[name])

@@ -73,8 +73,11 @@ def set_trainable(student: PreTrainedModel, rates: Mapping[str, float]) -> list[
             parameter.requires_grad_(True)
             found.append(Trainable(name, parameter, group, rates[group], _NO_DECAY.search(name) is None))
     if not found:
-        raise InputError("the stage trains nothing", got=", ".join(rates) or "no group",
-                         expected="a group that the student has, at a rate above 0")  # fmt: skip
+        raise InputError(
+            "the stage trains nothing",
+            got=", ".join(rates) or "no group",
+            expected="a group that the student has, at a rate above 0",
+        )
     return found
 
 

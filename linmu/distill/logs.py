@@ -21,8 +21,16 @@ from linmu.meter import peak_bytes
 
 LEAST_SECONDS = 1e-9  # a clock may stand still
 TRAINING_COLUMNS = (
-    "step", "loss", *LOSSES, "learning_rate", "grad_norm", "tokens", "tokens_per_s", "peak_mib", "seconds",
-)  # fmt: skip
+    "step",
+    "loss",
+    *LOSSES,
+    "learning_rate",
+    "grad_norm",
+    "tokens",
+    "tokens_per_s",
+    "peak_mib",
+    "seconds",
+)
 VALIDATION_COLUMNS = ("step", "kl", "top1", "hidden", "samples", "tokens")
 
 
@@ -96,8 +104,16 @@ class TrainingLog(TrainerCallback):
             return
         self.log.rewind(state.global_step)
         self.clock, self.tokens = time.perf_counter(), logged(state, "tokens")
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.stage.name, unit="step",
-                        file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)  # fmt: skip
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.stage.name,
+            unit="step",
+            file=sys.stderr,
+            disable=None,
+            leave=False,
+            dynamic_ncols=True,
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar; the last step is always logged. Stops where an interrupt got lost (in a bar's destructor)."""
@@ -114,8 +130,12 @@ class TrainingLog(TrainerCallback):
         now = time.perf_counter()
         seconds, tokens = max(now - self.clock, LEAST_SECONDS), logs["tokens"] - self.tokens
         self.clock, self.tokens = now, logs["tokens"]
-        row = logs | {"step": state.global_step, "seconds": seconds, "tokens_per_s": tokens / seconds,
-                      "peak_mib": peak_memory() / 2**20}  # fmt: skip
+        row = logs | {
+            "step": state.global_step,
+            "seconds": seconds,
+            "tokens_per_s": tokens / seconds,
+            "peak_mib": peak_memory() / 2**20,
+        }
         self.log.append(row)
         with self.bar.external_write_mode(file=sys.stderr):
             self.say(self._line(row, state))

@@ -116,8 +116,11 @@ class OutFolder:
         if not path.is_file():
             write_bytes(path, (json.dumps({"from": name}) + "\n").encode())
         elif (before := json.loads(path.read_text(encoding="utf-8"))["from"]) != name:
-            raise InputError(f"stage {stage.name} was begun from {before}", got=f"{name}, which is finished now",
-                             fix=f"remove {self.stage(stage)} or choose another folder")  # fmt: skip
+            raise InputError(
+                f"stage {stage.name} was begun from {before}",
+                got=f"{name}, which is finished now",
+                fix=f"remove {self.stage(stage)} or choose another folder",
+            )
 
     def save_stage(self, stage: Stage, student: PreTrainedModel, source: Path) -> None:
         """Write the student of a stage as a folder of its own, whole or not at all."""
@@ -157,16 +160,22 @@ def _compare(before: Any, now: dict[str, Any]) -> None:
     old, new = dict(_flat(before)), dict(_flat(now))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
-            raise InputError(f"the run was started with another {name}", got=new.get(name), expected=old.get(name),
-                             fix="resume it as it was started, or choose another folder")  # fmt: skip
+            raise InputError(
+                f"the run was started with another {name}",
+                got=new.get(name),
+                expected=old.get(name),
+                fix="resume it as it was started, or choose another folder",
+            )
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, dict):
         pairs = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, list):
-        pairs = [(str(item["name"]) if isinstance(item, dict) and "name" in item else str(i), item)
-                 for i, item in enumerate(value)]  # fmt: skip
+        pairs = [
+            (str(item["name"]) if isinstance(item, dict) and "name" in item else str(i), item)
+            for i, item in enumerate(value)
+        ]
     else:
         return [(name, value)]
     return [leaf for key, item in pairs for leaf in _flat(item, f"{name}.{key}" if name else key)]

@@ -23,8 +23,12 @@ def check_folders(student: Path, teacher: Path) -> None:
     family = str(read_student_config(student)["model_type"]).removeprefix(MODEL_TYPE_PREFIX)
     found = read_model_folder(teacher).family.name
     if found != family:
-        raise InputError(f"the teacher {teacher} is of another family", got=found, expected=family,
-                         fix="give the model that the student was converted from")  # fmt: skip
+        raise InputError(
+            f"the teacher {teacher} is of another family",
+            got=found,
+            expected=family,
+            fix="give the model that the student was converted from",
+        )
 
 
 def load_guide(teacher: Path, bf16: bool) -> PreTrainedModel:
@@ -47,12 +51,18 @@ def check_pair(student: nn.Module, teacher: nn.Module) -> None:
     expected = {name for name in theirs if _MIXER not in name or layers not in name}
     wrong = sorted(expected ^ ours.keys()) or [n for n in sorted(ours) if ours[n].shape != theirs[n].shape]
     if wrong:
-        raise InputError("the student is not this teacher's", got=f"{wrong[0]} differs ({len(wrong)} in all)",
-                         fix="give the model that the student was converted from")  # fmt: skip
+        raise InputError(
+            "the student is not this teacher's",
+            got=f"{wrong[0]} differs ({len(wrong)} in all)",
+            fix="give the model that the student was converted from",
+        )
     for name, weight in ours.items():
         if layers not in name and "norm" not in name and not _close(weight, theirs[name]):
-            raise InputError("the student is not this teacher's", got=f"{name} has other values",
-                             expected="vision tower and embeddings as the teacher's")  # fmt: skip
+            raise InputError(
+                "the student is not this teacher's",
+                got=f"{name} has other values",
+                expected="vision tower and embeddings as the teacher's",
+            )
 
 
 def share_weights(student: nn.Module, teacher: nn.Module) -> int:

@@ -212,8 +212,12 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
         _require(getattr(recipe, name) >= least, f"{where}.{name}", getattr(recipe, name), f"at least {least}")
     _one_of(recipe.loss_on, LOSS_ON, f"{where}.loss_on")
     # a checkpoint inside a log interval would lose the part of the interval before it
-    _require(recipe.save_every % recipe.log_every == 0, f"{where}.save_every", recipe.save_every,
-             f"a multiple of log_every ({recipe.log_every})")  # fmt: skip
+    _require(
+        recipe.save_every % recipe.log_every == 0,
+        f"{where}.save_every",
+        recipe.save_every,
+        f"a multiple of log_every ({recipe.log_every})",
+    )
     _require(bool(recipe.stages), f"{where}.stages", "none", "at least one stage")
     names = [stage.name for stage in recipe.stages]
     _require(len(set(names)) == len(names), f"{where}.stages", ", ".join(names), "names that differ")
@@ -225,8 +229,12 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
 
 def _check_stage(stage: Stage, where: str) -> None:
     _one_of(stage.number, NUMBERS, f"{where}.number")
-    _require(stage.name.replace("-", "").replace("_", "").isalnum(), f"{where}.name", repr(stage.name),
-             "letters, digits, - and _")  # fmt: skip
+    _require(
+        stage.name.replace("-", "").replace("_", "").isalnum(),
+        f"{where}.name",
+        repr(stage.name),
+        "letters, digits, - and _",
+    )
     _require(stage.steps > 0, f"{where}.steps", stage.steps, "at least 1")
     _require(bool(stage.train), f"{where}.train", "nothing", "at least one group")
     _require(any(stage.losses.values()), f"{where}.losses", "no weight", "at least one loss with a weight")
@@ -239,15 +247,23 @@ def _check_stage(stage: Stage, where: str) -> None:
     _require(stage.temperature > 0, f"{where}.temperature", stage.temperature, "above 0")
     _require(stage.weight_decay >= 0, f"{where}.weight_decay", stage.weight_decay, "at least 0")
     _require(stage.grad_clip >= 0, f"{where}.grad_clip", stage.grad_clip, "at least 0")
-    _require((stage.lora is not None) == ("lora" in stage.train), f"{where}.lora", stage.lora,
-             "settings of the adapters and a rate for the group lora, or neither")  # fmt: skip
+    _require(
+        (stage.lora is not None) == ("lora" in stage.train),
+        f"{where}.lora",
+        stage.lora,
+        "settings of the adapters and a rate for the group lora, or neither",
+    )
     if stage.lora is not None:
         _require(stage.lora.rank > 0, f"{where}.lora.rank", stage.lora.rank, "at least 1")
         for target in stage.lora.targets:
             _one_of(target, LORA_TARGETS, f"{where}.lora.targets")
     beyond = [name for name in stage.train if name not in MIXER_GROUPS and not (name == "lora" and _on_mixers(stage))]
-    _require(set(stage.weights) != {"layer"} or not beyond, f"{where}.train", ", ".join(beyond),
-             "groups of the mixers: the loss layer reaches no others")  # fmt: skip
+    _require(
+        set(stage.weights) != {"layer"} or not beyond,
+        f"{where}.train",
+        ", ".join(beyond),
+        "groups of the mixers: the loss layer reaches no others",
+    )
     if stage.stop is not None:
         _require(stage.stop.patience > 0, f"{where}.stop.patience", stage.stop.patience, "at least 1")
 

@@ -56,8 +56,18 @@ class DistillReport:
 
 def distill_view(report: DistillReport) -> RenderableType:
     """A row for every stage."""
-    table = Table("stage", "steps", "first loss", "last loss", "KL", "same token", "hidden error", "seconds",
-                  title="distillation", title_justify="left")  # fmt: skip
+    table = Table(
+        "stage",
+        "steps",
+        "first loss",
+        "last loss",
+        "KL",
+        "same token",
+        "hidden error",
+        "seconds",
+        title="distillation",
+        title_justify="left",
+    )
     for stage in report.stages:
         found = stage.distance
         cells = ("", "", "") if found is None else (f"{found.kl:.4g}", f"{found.top1:.1%}", f"{found.hidden:.4g}")

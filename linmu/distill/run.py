@@ -70,9 +70,14 @@ def distill(
     folder, check = DataFolder.open(data), DataFolder.open(validation) if validation is not None else None
     hashes = {"student": student_weights_hash(student), "teacher": student_weights_hash(teacher)}
     identity = {
-        "linmu": __version__, "recipe": recipe.to_json(), "seed": seed, "bf16": bf16, **hashes,
-        "data": folder.fingerprint, "validation": check.fingerprint if check is not None else None,
-    }  # fmt: skip
+        "linmu": __version__,
+        "recipe": recipe.to_json(),
+        "seed": seed,
+        "bf16": bf16,
+        **hashes,
+        "data": folder.fingerprint,
+        "validation": check.fingerprint if check is not None else None,
+    }
     target = OutFolder(out, recipe)
     with target.locked() if state.is_main_process else nullcontext():
         with state.main_process_first():
@@ -98,8 +103,11 @@ def distill(
 def _chosen(recipe: Recipe, numbers: Sequence[int]) -> list[Stage]:
     found = [stage for stage in recipe.stages if stage.number in numbers]
     if not found:
-        raise InputError("no stage to run", got=", ".join(map(str, numbers)) or "none",
-                         expected="some of " + ", ".join(sorted({str(s.number) for s in recipe.stages})))  # fmt: skip
+        raise InputError(
+            "no stage to run",
+            got=", ".join(map(str, numbers)) or "none",
+            expected="some of " + ", ".join(sorted({str(s.number) for s in recipe.stages})),
+        )
     return found
 
 

@@ -104,10 +104,16 @@ def _trainer(run, stage, student, folder, share, trainable) -> DistillTrainer:
     recipe, cpu = run.recipe, not torch.cuda.is_available()
     seed = run.seed + recipe.stages.index(stage)  # each stage its own order of samples
     arguments = training_arguments(
-        stage, recipe, share, folder, seed, run.bf16, use_cpu=cpu,
+        stage,
+        recipe,
+        share,
+        folder,
+        seed,
+        run.bf16,
+        use_cpu=cpu,
         # a batch of text alone leaves backward scans and windows unused
         ddp_find_unused_parameters=not student.linmu_family.text_only,
-    )  # fmt: skip
+    )
     # sharded gradients are added up in one piece: processes must have gradients for the same weights, also for text
     objective = Objective(student, stage, recipe.gradient_checkpointing, touch_all=_sharded())
     loader = step_loader(run.data, run.collate, share, stage.steps, seed, recipe.workers)

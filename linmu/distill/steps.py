@@ -30,12 +30,18 @@ class Share:
     def of(cls, batch: int, micro: int, world: int, rank: int) -> Share:
         """The split of a recipe (micro 0 = all at once); raises InputError when the samples do not divide evenly."""
         if batch % world:
-            raise InputError(f"batch_size {batch} on {world} processes", expected=f"a multiple of {world}",
-                             fix="--set batch_size=...")  # fmt: skip
+            raise InputError(
+                f"batch_size {batch} on {world} processes",
+                expected=f"a multiple of {world}",
+                fix="--set batch_size=...",
+            )
         micro = min(micro, batch // world) or batch // world
         if batch % (world * micro):
-            raise InputError(f"micro_batch {micro} on {world} processes",
-                             expected=f"a divisor of {batch // world}", fix="--set micro_batch=...")  # fmt: skip
+            raise InputError(
+                f"micro_batch {micro} on {world} processes",
+                expected=f"a divisor of {batch // world}",
+                fix="--set micro_batch=...",
+            )
         return cls(batch, world, rank, micro)
 
 
@@ -73,8 +79,12 @@ def step_loader(
 ) -> DataLoader:
     """Collated passes of a whole stage for one process; raises InputError when the data fills no batch."""
     if len(data) < share.batch:
-        raise InputError("too few samples for one step", got=len(data), expected=f"at least batch_size, {share.batch}",
-                         fix=f"--set batch_size={share.world * (len(data) // share.world) or 1}")  # fmt: skip
+        raise InputError(
+            "too few samples for one step",
+            got=len(data),
+            expected=f"at least batch_size, {share.batch}",
+            fix=f"--set batch_size={share.world * (len(data) // share.world) or 1}",
+        )
     buckets = LengthBuckets(data.lengths, share.batch, seed, drop_last=True)
     sampler = StepSampler(buckets, steps, share)
     return DataLoader(

@@ -63,8 +63,10 @@ class TeacherCache:
         """Raise InputError when the cache was made with another vision tower or other embeddings."""
         path = self.folder / MANIFEST
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["front"] != self.front:
-            raise InputError(f"the cache {self.folder} belongs to another student",
-                             fix="convert the student from the same teacher, or choose another cache")  # fmt: skip
+            raise InputError(
+                f"the cache {self.folder} belongs to another student",
+                fix="convert the student from the same teacher, or choose another cache",
+            )
 
     def missing(self, needs: Sequence[Needs]) -> dict[str, list[int]]:
         """Kind -> numbers of the shards that are not there."""
@@ -106,8 +108,11 @@ class TeacherCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         free, wanted = shutil.disk_usage(self.folder).free, self.forecast(teacher.config, needs)
         if wanted > free:
-            raise InputError(f"too little space for the teacher's outputs in {self.folder}",
-                             got=f"{free / 2**30:.1f} GiB free", expected=f"{wanted / 2**30:.1f} GiB")  # fmt: skip
+            raise InputError(
+                f"too little space for the teacher's outputs in {self.folder}",
+                got=f"{free / 2**30:.1f} GiB free",
+                expected=f"{wanted / 2**30:.1f} GiB",
+            )
         if rank == 0:
             write_bytes(self.folder / MANIFEST, json.dumps({**asdict(self.key), "front": self.front}).encode())
         live, missing = LiveTeacher(teacher), self.missing(needs)

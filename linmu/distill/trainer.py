@@ -29,15 +29,28 @@ SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 def training_arguments(stage: Stage, recipe: Recipe, share: Share, folder: Path, seed: int, bf16: bool, **extra: Any):
     """The Trainer's settings of a stage."""
     return TrainingArguments(
-        output_dir=str(folder), max_steps=stage.steps, per_device_train_batch_size=share.micro,
-        gradient_accumulation_steps=share.passes, learning_rate=max(stage.train.values()),
-        lr_scheduler_type=SCHEDULERS[stage.schedule], warmup_steps=round(stage.warmup * stage.steps),
+        output_dir=str(folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=share.micro,
+        gradient_accumulation_steps=share.passes,
+        learning_rate=max(stage.train.values()),
+        lr_scheduler_type=SCHEDULERS[stage.schedule],
+        warmup_steps=round(stage.warmup * stage.steps),
         # 0 = no clipping, but the norm is still computed: a NaN shows in it first
-        max_grad_norm=stage.grad_clip or math.inf, seed=seed, data_seed=seed, bf16=bf16,
-        logging_steps=recipe.log_every, logging_nan_inf_filter=False, disable_tqdm=True, report_to="none",
-        save_strategy="steps" if recipe.save_every else "no", save_steps=recipe.save_every or stage.steps,
-        remove_unused_columns=False, dataloader_num_workers=recipe.workers, **extra,
-    )  # fmt: skip
+        max_grad_norm=stage.grad_clip or math.inf,
+        seed=seed,
+        data_seed=seed,
+        bf16=bf16,
+        logging_steps=recipe.log_every,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="steps" if recipe.save_every else "no",
+        save_steps=recipe.save_every or stage.steps,
+        remove_unused_columns=False,
+        dataloader_num_workers=recipe.workers,
+        **extra,
+    )
 
 
 class DistillTrainer(Trainer):

@@ -89,5 +89,7 @@ class Validation(TrainerCallback):
         if state.is_world_process_zero:
             self.log.rewind(state.global_step - 1)
             self.log.append({"step": state.global_step, **found.to_json()})
-            self.say(f"validation at step {state.global_step}: KL {found.kl:.4g}, same token {found.top1:.1%}, "
-                     f"hidden error {found.hidden:.4g}")  # fmt: skip
+            self.say(
+                f"validation at step {state.global_step}: KL {found.kl:.4g}, same token {found.top1:.1%}, "
+                f"hidden error {found.hidden:.4g}"
+            )

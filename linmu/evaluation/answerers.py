@@ -73,12 +73,17 @@ def open_answerer(folder: Path, engine: Engine) -> Answerer:
         kind = "teacher"
     else:
         raise InputError(
-            f"{folder} is no bundle, student or teacher", expected=f"a folder with {MANIFEST_NAME} or config.json",
+            f"{folder} is no bundle, student or teacher",
+            expected=f"a folder with {MANIFEST_NAME} or config.json",
             fix="make one with `linmu convert` or `linmu export`",
-        )  # fmt: skip
+        )
     if engine.backend not in ("auto", "torch"):
-        raise InputError(f"backend {engine.backend!r}", got=f"the {kind} folder {folder}", expected="auto or torch",
-                         fix="export it: other backends run bundles")  # fmt: skip
+        raise InputError(
+            f"backend {engine.backend!r}",
+            got=f"the {kind} folder {folder}",
+            expected="auto or torch",
+            fix="export it: other backends run bundles",
+        )
     if kind == "teacher":
         read_model_folder(folder)  # a wrong folder is reported before torch takes its seconds to load
     for module in ("torch", "transformers"):
@@ -96,8 +101,12 @@ class SessionAnswerer:
     def __init__(self, folder: Path, engine: Engine):
         for name in ("device", "dtype"):
             if getattr(engine, name) != "auto":
-                raise InputError(f"--{name} for the bundle {folder}", got=getattr(engine, name), expected="auto",
-                                 fix=f"only student and teacher folders take --{name}")  # fmt: skip
+                raise InputError(
+                    f"--{name} for the bundle {folder}",
+                    got=getattr(engine, name),
+                    expected="auto",
+                    fix=f"only student and teacher folders take --{name}",
+                )
         self.session = load(folder, backend=engine.backend, threads=engine.threads)
         self.processor = self.session.processor
         self.backend = self.session.runner.backend

@@ -72,9 +72,11 @@ class Predictions:
         lines = _parsed(whole, path)
         if next(lines, None) != HEADER:
             raise InputError(
-                f"{path} holds no predictions", got="another file", expected="a file that linmu eval wrote",
+                f"{path} holds no predictions",
+                got="another file",
+                expected="a file that linmu eval wrote",
                 fix="choose another name",
-            )  # fmt: skip
+            )
         for number, data in enumerate(lines, 2):
             try:
                 prediction = Prediction(**data)

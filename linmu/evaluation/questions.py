@@ -77,8 +77,9 @@ def check(questions: Sequence[Question]) -> None:
     if missing:
         raise InputError(
             f"{missing[0]} is missing ({len(missing)} file{'s' if len(missing) > 1 else ''} in all)",
-            expected="the data set's media, unpacked", fix="unpack its archives, or copy the files",
-        )  # fmt: skip
+            expected="the data set's media, unpacked",
+            fix="unpack its archives, or copy the files",
+        )
 
 
 def _exists(file: Path) -> bool:

@@ -137,7 +137,7 @@ def by_label(scored: Sequence[Scored]) -> dict[str, dict[str, Row]]:
     return {
         label: _rows({item.question.id: dict(item.question.labels)[label] for item in scored}, scored)
         for label in labels
-    }  # fmt: skip
+    }
 
 
 def micro(scored: Sequence[Scored]) -> Row:
@@ -151,10 +151,14 @@ def micro(scored: Sequence[Scored]) -> Row:
     other = wilson(theirs)
     pairs = list(zip(ours, theirs, strict=True))
     against = Against(
-        other, paired_difference(ours, theirs), accuracy.value / other.value if other.value else None,
-        fmean(item.equal for item in scored), sum(a > b for a, b in pairs), sum(a < b for a, b in pairs),
+        other,
+        paired_difference(ours, theirs),
+        accuracy.value / other.value if other.value else None,
+        fmean(item.equal for item in scored),
+        sum(a > b for a, b in pairs),
+        sum(a < b for a, b in pairs),
         sum(verdict.guessed for verdict in teacher),
-    )  # fmt: skip
+    )
     return Row(len(scored), accuracy, guessed, against)
 
 
@@ -167,10 +171,14 @@ def macro(tasks: Mapping[str, Row]) -> Row:
         return total
     other = mean_of([row.accuracy for row in others])
     against = Against(
-        other, mean_of([row.difference for row in others]), total.accuracy.value / other.value if other.value else None,
-        fmean(row.agreement for row in others), sum(row.gained for row in others), sum(row.lost for row in others),
+        other,
+        mean_of([row.difference for row in others]),
+        total.accuracy.value / other.value if other.value else None,
+        fmean(row.agreement for row in others),
+        sum(row.gained for row in others),
+        sum(row.lost for row in others),
         sum(row.guessed for row in others),
-    )  # fmt: skip
+    )
     return Row(total.n, total.accuracy, total.guessed, against)
 
 

@@ -53,9 +53,7 @@ def evaluate(
     _check_plan(plan, engine)
     data = Path(data)
     name = detect(data) if plan.format == "auto" else plan.format
-    everything = read_questions(
-        data, name, split=plan.split, subtitles=plan.subtitles, ignore_case=plan.ignore_case
-    )  # fmt: skip
+    everything = read_questions(data, name, split=plan.split, subtitles=plan.subtitles, ignore_case=plan.ignore_case)
     questions = choose(everything, plan.limit, plan.seed)
     check(questions)
     room = plan.max_new_tokens or find_format(name).max_new_tokens
@@ -72,13 +70,19 @@ def evaluate(
     scored = [
         score(question, said[question.id].text, None if replies is None else replies[question.id].text)
         for question in questions
-    ]  # fmt: skip
+    ]
     tasks = by_task(scored)
     facts = {
-        "folder": str(data), "format": name, "split": plan.split or find_format(name).split,
-        "subtitles": plan.subtitles, "ignore_case": plan.ignore_case, "questions": len(everything),
-        "asked": len(questions), "seed": plan.seed, "max_new_tokens": room,
-    }  # fmt: skip
+        "folder": str(data),
+        "format": name,
+        "split": plan.split or find_format(name).split,
+        "subtitles": plan.subtitles,
+        "ignore_case": plan.ignore_case,
+        "questions": len(everything),
+        "asked": len(questions),
+        "seed": plan.seed,
+        "max_new_tokens": room,
+    }
     notes += _notes(found, other, room)
     return Evaluation(facts, found, other, micro(scored), macro(tasks), tasks, by_label(scored), tuple(notes))
 
@@ -108,7 +112,7 @@ def _ask(
         for question, answer in answerer.answers([item for item in questions if item.id not in said], room):
             prediction = Prediction(
                 answerer.identity, question.id, asked(question, room), answer.text, answer.tokens, answer.stopped
-            )  # fmt: skip
+            )
             kept.add(prediction)
             said[question.id] = prediction
             if progress is not None:
@@ -116,9 +120,15 @@ def _ask(
     finally:
         answerer.close()
     return Asked(
-        answerer.kind, str(folder), answerer.backend, answerer.identity, resumed, time.perf_counter() - started,
-        fmean(prediction.tokens for prediction in said.values()), sum(not item.stopped for item in said.values()),
-    ), said  # fmt: skip
+        answerer.kind,
+        str(folder),
+        answerer.backend,
+        answerer.identity,
+        resumed,
+        time.perf_counter() - started,
+        fmean(prediction.tokens for prediction in said.values()),
+        sum(not item.stopped for item in said.values()),
+    ), said
 
 
 def _notes(model: Asked, teacher: Asked | None, room: int) -> list[str]:

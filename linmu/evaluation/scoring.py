@@ -13,9 +13,15 @@ from linmu.evaluation.questions import Question
 
 # Phrases that models put before a letter; longer ones first, so that none leaves a capital letter of another behind.
 ANSWER_PHRASES = (
-    "The best answer is", "The correct answer is", "The best option is", "The correct option is", "The answer is",
-    "The answer", "Best answer:", "Best option:",
-)  # fmt: skip
+    "The best answer is",
+    "The correct answer is",
+    "The best option is",
+    "The correct option is",
+    "The answer is",
+    "The answer",
+    "Best answer:",
+    "Best option:",
+)
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,7 @@ class TorchAnswerer:
         held = 0
         for question in questions:
             with naming(question):
-                inputs = self.processor.encode(
-                    question.prompt, question.pictures(), question.video, question.video_fps
-                )  # fmt: skip
+                inputs = self.processor.encode(question.prompt, question.pictures(), question.video, question.video_fps)
             window.append((question, inputs))
             held += _held_bytes(inputs)
             if len(window) == WINDOW_BATCHES * self.engine.batch_size or held >= WINDOW_BYTES:

@@ -171,9 +171,11 @@ def require_student(folder: Path) -> None:
     config = read_config(folder)
     if not is_student(config):
         raise InputError(
-            f"{folder} is not a student", got=f"a model of type {config.get('model_type')!r}",
-            expected="a folder made by `linmu convert`", fix=f"linmu convert {folder} -o STUDENT",
-        )  # fmt: skip
+            f"{folder} is not a student",
+            got=f"a model of type {config.get('model_type')!r}",
+            expected="a folder made by `linmu convert`",
+            fix=f"linmu convert {folder} -o STUDENT",
+        )
     find_weights(folder)
 
 
@@ -182,7 +184,11 @@ def _silent(*_: Any) -> None:
 
 
 def write_graphs(
-    folder: Path, student: Path, model: PreTrainedModel, plan: Plan, say: Progress = lambda *_: None,
+    folder: Path,
+    student: Path,
+    model: PreTrainedModel,
+    plan: Plan,
+    say: Progress = lambda *_: None,
     quantized: QuantizedForm | None = None,
 ) -> tuple[Manifest, dict[str, GraphReport]]:
     """All graphs and their data files: a manifest without golden vectors and hashes, sizes of the decoder's graphs.
@@ -207,8 +213,13 @@ def write_graphs(
         say("looking for matrices that float16 cannot multiply")
         whole = tuple(sorted({*too_wide(model, student), *_controls(form)}))
     stored = write_weights(
-        folder / WEIGHTS, form.weights, half, lambda done, total: say("writing weights", done, total), whole,
-        form.quantized, plan.style.ops == "fused",
+        folder / WEIGHTS,
+        form.weights,
+        half,
+        lambda done, total: say("writing weights", done, total),
+        whole,
+        form.quantized,
+        plan.style.ops == "fused",
     )
     say("writing token_embedding.onnx, prefill.onnx, step.onnx")
     decoder, reports = write_decoder_graphs(folder, form, stored, WEIGHTS, plan.style)
@@ -257,9 +268,12 @@ def stored_precision(plan: Plan, form: DecoderForm) -> dict[str, Any]:
     found: dict[str, Any] = {"weights": plan.weights, "group_size": None, "activations": plan.activations}
     if plan.quantization is not None:
         formats = form.quantized.values()
-        found |= {"weights": plan.quantization.preset, "floats": plan.weights,
-                  "group_size": max((format.group for format in formats), default=0) or None,
-                  "matrix_inputs": "/".join(sorted({format.input for format in formats} - {""})) or None}  # fmt: skip
+        found |= {
+            "weights": plan.quantization.preset,
+            "floats": plan.weights,
+            "group_size": max((format.group for format in formats), default=0) or None,
+            "matrix_inputs": "/".join(sorted({format.input for format in formats} - {""})) or None,
+        }
     return found
 
 

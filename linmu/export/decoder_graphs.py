@@ -78,9 +78,7 @@ def _fill_spec(form: DecoderForm, batch: Dim) -> list[TensorSpec]:
     return [TensorSpec("past_length", "int64", (batch,))] if form.mmate.text_window else []
 
 
-def _embedding_graph(
-    path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle
-) -> GraphSpec:
+def _embedding_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
     ids = TensorSpec("input_ids", "int64", (style.batch, "tokens"))
     out = TensorSpec("inputs_embeds", "float32", (style.batch, "tokens", form.hidden))
     return graph.save(path, [ids], {out.name: (ops.embed(ids.name, "token_embedding"), out)})
@@ -133,9 +131,15 @@ def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderF
     layout = {spec.name.removeprefix("layout."): spec.name for spec in LAYOUT_SPECS} if form.vision else None
     fill = _fill_spec(form, 1)
     logits, new = decoder.prefill(
-        ops, form, "inputs_embeds", "position_ids", {spec.name: spec.name for spec in past}, layout,
-        "deepstack" if form.deepstack else None, fill[0].name if fill else None,
-    )  # fmt: skip
+        ops,
+        form,
+        "inputs_embeds",
+        "position_ids",
+        {spec.name: spec.name for spec in past},
+        layout,
+        "deepstack" if form.deepstack else None,
+        fill[0].name if fill else None,
+    )
     named = {ops.hidden: HIDDEN}
     return _save(path, graph, prefill_inputs(form, style), logits, new, present, form, 1, named)
 

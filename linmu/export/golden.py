@@ -106,10 +106,13 @@ def write_golden(
     )
     processor = Processor.from_folder(folder)
     metadata = {
-        "format": "linmu-golden", "format_version": golden.FORMAT_VERSION, "seed": golden.SEED,
+        "format": "linmu-golden",
+        "format_version": golden.FORMAT_VERSION,
+        "seed": golden.SEED,
         "rules": "SHAKE-256 of 'seed:label'; even roll-out steps take the reference's choice, odd ones a seeded id",
-        "weights_hash": manifest.model.weights_hash, "reference": f"student, {stored}, eager step form",
-    }  # fmt: skip
+        "weights_hash": manifest.model.weights_hash,
+        "reference": f"student, {stored}, eager step form",
+    }
     if steps < golden.ROLLOUT_STEPS:
         metadata["lengths"] = f"{steps} steps, {new_tokens} new tokens: fewer for a large model"
     opened = float_inputs(form) if (by_block := rounds_by_block(form)) else form
@@ -216,9 +219,7 @@ def _result(out: _Vectors, name: str, players: Players, logits: list[np.ndarray]
     out.snapshot(name, state)
 
 
-def _noise(
-    players: Players, logits: list[np.ndarray], state: dict[str, np.ndarray], quantum: float
-) -> np.ndarray:
+def _noise(players: Players, logits: list[np.ndarray], state: dict[str, np.ndarray], quantum: float) -> np.ndarray:
     """(logits, state) noise [2]: the largest of all twins. Rounded inputs: nothing of a half product is in a state."""
     rounds = len(players) > 2
     found = []
@@ -277,9 +278,10 @@ def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Runn
     logits = [player.prefill(piece, placed.next_position).copy() for player in players]
     grids = [grid for item in inputs.media for grid in item.tiles]
     out.tensors |= {
-        f"{name}/input_ids": inputs.input_ids, f"{name}/inputs_embeds": embeds,
+        f"{name}/input_ids": inputs.input_ids,
+        f"{name}/inputs_embeds": embeds,
         f"{name}/grids": np.array(grids, np.int64).reshape(-1, 3),
-    }  # fmt: skip
+    }
     _result(out, name, players, logits, runners[0].quantum)
     if not runners[0].rounds:  # else ties move single positions, and nothing says which
         _hidden(out, name, runners)
@@ -296,9 +298,14 @@ def _hidden(out: _Vectors, name: str, runners: Runners) -> None:
 
 
 def _rollout(
-    out: _Vectors, players: Players, logits: np.ndarray, manifest: Manifest, steps: int, quantum: float,
+    out: _Vectors,
+    players: Players,
+    logits: np.ndarray,
+    manifest: Manifest,
+    steps: int,
+    quantum: float,
     sure: SureTokens | None,
-) -> None:  # fmt: skip
+) -> None:
     """Teacher-forced tokens behind the prefill vector: logits and states of every step, all states at the end.
 
     Where tokens are chosen so that steps are sure, it ends with the last one that is.
@@ -315,10 +322,14 @@ def _rollout(
         logits, state = made[0], players[0].state()
         projection, _ = sign.rows(logits[None])
         row = {
-            "tokens": np.int64(token), "logits": logits[kept], "std": logits.std(), "best": logits.argmax(),
-            "gap": np.float32(top_gap(logits)), "logits_projection": projection[0],
+            "tokens": np.int64(token),
+            "logits": logits[kept],
+            "std": logits.std(),
+            "best": logits.argmax(),
+            "gap": np.float32(top_gap(logits)),
+            "logits_projection": projection[0],
             "noise": np.array(_noise(players, made, state, quantum), np.float32),
-        }  # fmt: skip
+        }
         for name, (projection, norm) in out.projector.state(state).items():
             row |= {f"projection/{name}": projection, f"norm/{name}": norm}
         for name, value in row.items():
@@ -369,8 +380,14 @@ def _answer(
     pixels = Projector()
     spoken = [token for token in tokens if token not in processor.eos_token_ids]
     return {
-        "name": name, "prompt": prompt, "images": list(pictures), "max_new_tokens": most,
+        "name": name,
+        "prompt": prompt,
+        "images": list(pictures),
+        "max_new_tokens": most,
         "input_ids": inputs.input_ids.tolist(),
         "pixels": [pixel_print(call, pixels) for call in inputs.vision_calls],
-        "token_ids": tokens, "gaps": gaps, "noise": noise[1:], "text": processor.decode(spoken),
-    }  # fmt: skip
+        "token_ids": tokens,
+        "gaps": gaps,
+        "noise": noise[1:],
+        "text": processor.decode(spoken),
+    }

@@ -39,9 +39,15 @@ class GraphBuilder:
         self._names: Counter[str] = Counter()
 
     def node(
-        self, op: str, inputs: Sequence[str], outputs: int = 1, *, domain: str = "", used: Sequence[int] | None = None,
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: int = 1,
+        *,
+        domain: str = "",
+        used: Sequence[int] | None = None,
         **attributes: Any,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Add a node; returns its output name, or a list when `outputs` > 1. Outputs not in `used` are left out."""
         key = (op, domain, tuple(inputs), outputs, repr(sorted(attributes.items())))
         if key not in self._known:
@@ -113,9 +119,12 @@ class GraphBuilder:
         return self._known[key][0]
 
     def save(
-        self, path: Path, inputs: Sequence[TensorSpec], outputs: dict[str, tuple[str, TensorSpec]],
+        self,
+        path: Path,
+        inputs: Sequence[TensorSpec],
+        outputs: dict[str, tuple[str, TensorSpec]],
         named: dict[str, str] | None = None,
-    ) -> GraphSpec:  # fmt: skip
+    ) -> GraphSpec:
         """Write the graph: `outputs` maps contract names to (value, spec), `named` values to names. -> its spec."""
         self._rename_outputs({value: name for name, (value, _) in outputs.items()} | (named or {}))
         domains = sorted({node.domain for node in all_nodes(self.nodes)} - {""})

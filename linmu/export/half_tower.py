@@ -46,11 +46,24 @@ class HalfProducts(TorchFunctionMode):
         y = self._product(x, weight.t())
         return y if bias is None else y + bias
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False,
-                   scale: float | None = None, enable_gqa=False) -> Tensor:  # fmt: skip
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask=None,
+        dropout_p=0.0,
+        is_causal=False,
+        scale: float | None = None,
+        enable_gqa=False,
+    ) -> Tensor:
         if is_causal or dropout_p or enable_gqa:
-            raise InputError("the vision tower's attention in half precision", got="causal, grouped or with dropout",
-                             expected="full attention", fix="--quant none")  # fmt: skip
+            raise InputError(
+                "the vision tower's attention in half precision",
+                got="causal, grouped or with dropout",
+                expected="full attention",
+                fix="--quant none",
+            )
         scores = self._product(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
         if attn_mask is not None:
             scores = scores + attn_mask

@@ -41,20 +41,20 @@ class JetsonOps(PlainOps):
         """X rounded to float16, as float32."""
         return self.node("Cast", self.node("Cast", x, to=FLOAT16), to=FLOAT)
 
-    def linear(self, x: str, weight: str) -> str:  # noqa: D102
+    def linear(self, x: str, weight: str) -> str:
         if weight in self.form.quantized or not self._is_half(weight):
             return super().linear(x, weight)
         y = self.half(self.node("MatMul", self.half(x), self.graph.weight(weight)))
         return self.add_bias(y, weight + "_bias") if self.form.has(weight + "_bias") else y
 
-    def head(self, x: str, weight: str) -> str:  # noqa: D102
+    def head(self, x: str, weight: str) -> str:
         if weight in self.form.quantized or not self._is_half(weight):
             return super().head(x, weight)
         rows = self.half(self.node("Reshape", x, self.shape(-1, self.form.hidden)))
         logits = self.half(self.node("Gemm", rows, self.graph.weight(weight), transB=1))
         return self.node("Reshape", logits, self.shape(-1, 1, self.form.vocab))
 
-    def attend_rows(self, q, k, v, bias, form: DecoderForm) -> str:  # noqa: D102
+    def attend_rows(self, q, k, v, bias, form: DecoderForm) -> str:
         if not self._is_half(self.graph.scope + "swin"):
             return super().attend_rows(q, k, v, bias, form)
         q = self.node("Mul", q, self.number(form.head_dim**-0.5))
@@ -66,22 +66,25 @@ class JetsonOps(PlainOps):
         return self.pack(self.node("Transpose", y, perm=[0, 2, 1, 3]), form.heads)
 
     # ---- one sequence --------------------------------------------------------------------------------------------
-    def batch_index(self, position_ids: str, form: DecoderForm) -> str:  # noqa: D102
+    def batch_index(self, position_ids: str, form: DecoderForm) -> str:
         self.single_token = True
         index = self.graph.const([[0]])
         self._per_sequence.add(index)
         return index
 
     # ---- the scan ------------------------------------------------------------------------------------------------
-    def running_sum(self, x: str, size: int | None) -> str:  # noqa: D102
+    def running_sum(self, x: str, size: int | None) -> str:
         """Sums of masked copies: a CumSum becomes a loop with a pass per element in TensorRT before 10.5.
 
         Not a product with a triangle of ones: on a GPU that may be rounded to TF32, and these sums are exponents.
         """
         if size is None:
             place = self.count(x, -1)
-            before = self.node("GreaterOrEqual", self.node("Unsqueeze", place, self.graph.const([1])),
-                               self.node("Unsqueeze", place, self.graph.const([0])))  # fmt: skip
+            before = self.node(
+                "GreaterOrEqual",
+                self.node("Unsqueeze", place, self.graph.const([1])),
+                self.node("Unsqueeze", place, self.graph.const([0])),
+            )
             mask = self.node("Cast", before, to=FLOAT)
         else:
             mask = self.graph.const(np.tril(np.ones((size, size))), np.float32)

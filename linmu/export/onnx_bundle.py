@@ -48,6 +48,7 @@ def write_bundle(
         raise InputError("--plain-ops with a quantized preset", expected="one of the two", fix="--target jetson")
     weights = "fp16" if quantization else stored_precision(precision, find_target(TARGET))
     style = PLAIN if plain_ops else FUSED
-    plan = Plan(TARGET, BACKENDS, weights, "fp32", style, VISION_OPSET, quantization=quantization,
-                state=state_precision(state))  # fmt: skip
+    plan = Plan(
+        TARGET, BACKENDS, weights, "fp32", style, VISION_OPSET, quantization=quantization, state=state_precision(state)
+    )
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)

@@ -44,25 +44,25 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         """[B,S,H,d] -> [B,S,H*d]."""
         return self.node("Reshape", x, self.shape(0, 0, heads * self.form.head_dim))
 
-    def enter(self, scope: str) -> None:  # noqa: D102
+    def enter(self, scope: str) -> None:
         self.graph.scope = scope
 
-    def branch(self, condition, then, otherwise) -> list[str]:  # noqa: D102
+    def branch(self, condition, then, otherwise) -> list[str]:
         return self.graph.branch(condition, then, otherwise)
 
     # ---- projections and norms -----------------------------------------------------------------------------------
-    def embed(self, ids: str, weight: str) -> str:  # noqa: D102
+    def embed(self, ids: str, weight: str) -> str:
         if weight in self.form.quantized:
             return self.table_rows(ids, weight)
         rows = self.node("Gather", self.graph.raw(weight), ids)
         return rows if self.graph.stored[weight].dtype == np.float32 else self.node("Cast", rows, to=FLOAT)
 
-    def head(self, x: str, weight: str) -> str:  # noqa: D102
+    def head(self, x: str, weight: str) -> str:
         if weight in self.form.quantized:
             return self.product(x, weight)
         return self.fused("FusedMatMul", x, self.graph.weight(weight), transB=1)
 
-    def linear(self, x: str, weight: str) -> str:  # noqa: D102
+    def linear(self, x: str, weight: str) -> str:
         quantized = weight in self.form.quantized
         y = self.product(x, weight) if quantized else self.node("MatMul", x, self.graph.weight(weight))
         return self.add_bias(y, weight + "_bias") if self.form.has(weight + "_bias") else y
@@ -71,17 +71,17 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         """X as it is: every product has a QuantizeLinear of its own, as ONNX Runtime's integer kernels need it."""
         return x
 
-    def multiply(self, x: str, weight: str) -> str:  # noqa: D102
+    def multiply(self, x: str, weight: str) -> str:
         return self.linear(x, weight)
 
-    def add_rms_norm(self, x: str, update: str | None, weight: str, eps: float) -> tuple[str, str]:  # noqa: D102
+    def add_rms_norm(self, x: str, update: str | None, weight: str, eps: float) -> tuple[str, str]:
         scale = self.graph.weight(weight)
         if update is None:
             return self.node("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps), x
         outputs = self.fused("SkipSimplifiedLayerNormalization", x, update, scale, outputs=4, used=(0, 3), epsilon=eps)
         return outputs[0], outputs[3]
 
-    def head_norm(self, x: str, weight: str, form: DecoderForm) -> str:  # noqa: D102
+    def head_norm(self, x: str, weight: str, form: DecoderForm) -> str:
         return self.branch_norm(x, self.graph.weight(weight), form.heads, form.mmate.norm_eps)
 
     def branch_norm(self, x: str, scale: str, heads: int, eps: float) -> str:
@@ -96,36 +96,36 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         flat = self.node("Reshape", scale, self.shape(heads * self.form.head_dim))
         return self.node("Mul", self.pack(normed, heads), flat)
 
-    def qk_norm(self, qkv: str, weight: str, form: DecoderForm) -> str:  # noqa: D102
+    def qk_norm(self, qkv: str, weight: str, form: DecoderForm) -> str:
         heads = form.heads + form.kv_heads
         qk, v = self.split(qkv, (heads * form.head_dim, form.kv_heads * form.head_dim))
         return self.node("Concat", self.branch_norm(qk, self.graph.weight(weight), heads, form.qk_norm_eps), v, axis=-1)
 
     # ---- elementwise ---------------------------------------------------------------------------------------------
-    def split(self, x: str, sizes: tuple[int, ...]) -> list[str]:  # noqa: D102
+    def split(self, x: str, sizes: tuple[int, ...]) -> list[str]:
         if len(sizes) == 1:
             return [x]
         return self.node("Split", x, self.graph.const(sizes), outputs=len(sizes), axis=-1)
 
-    def add(self, x: str, y: str) -> str:  # noqa: D102
+    def add(self, x: str, y: str) -> str:
         return self.node("Add", x, y)
 
-    def add_bias(self, x: str, weight: str) -> str:  # noqa: D102
+    def add_bias(self, x: str, weight: str) -> str:
         return self.node("Add", x, self.graph.weight(weight))
 
-    def scale_channels(self, x: str, weight: str) -> str:  # noqa: D102
+    def scale_channels(self, x: str, weight: str) -> str:
         return self.node("Mul", x, self.graph.weight(weight))
 
-    def sigmoid(self, x: str) -> str:  # noqa: D102
+    def sigmoid(self, x: str) -> str:
         return self.node("Sigmoid", x)
 
-    def one_minus(self, x: str) -> str:  # noqa: D102
+    def one_minus(self, x: str) -> str:
         return self.node("Sub", self.graph.const(1.0, np.float32), x)
 
-    def where(self, mask: str, x: str, other: str | float) -> str:  # noqa: D102
+    def where(self, mask: str, x: str, other: str | float) -> str:
         return self.node("Where", mask, x, other if isinstance(other, str) else self.graph.const(other, np.float32))
 
-    def silu_mul(self, x: str) -> str:  # noqa: D102
+    def silu_mul(self, x: str) -> str:
         gate, up = self.node("Split", x, outputs=2, axis=-1, num_outputs=2)
         return self.node("Mul", self.silu(gate), up)
 
@@ -134,10 +134,10 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return self.fused("QuickGelu", x, alpha=1.0)
 
     # ---- tokens, positions, layout -------------------------------------------------------------------------------
-    def item(self, x: str, index: int) -> str:  # noqa: D102
+    def item(self, x: str, index: int) -> str:
         return self.node("Gather", x, self.graph.const(index), axis=0)
 
-    def last_token(self, x: str) -> str:  # noqa: D102
+    def last_token(self, x: str) -> str:
         self.hidden = x
         return self.node("Gather", x, self.graph.const([-1]), axis=1)
 
@@ -145,10 +145,10 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         """One dimension of x as a scalar."""
         return self.node("Gather", self.node("Shape", x), self.graph.const(axis), axis=0)
 
-    def token_index(self, x: str) -> str:  # noqa: D102
+    def token_index(self, x: str) -> str:
         return self.node("Range", self.graph.const(0), self.length(x, 1), self.graph.const(1))
 
-    def batch_index(self, position_ids: str, form: DecoderForm) -> str:  # noqa: D102
+    def batch_index(self, position_ids: str, form: DecoderForm) -> str:
         self.single_token = True
         batch = self.length(position_ids, 1 if form.rope_axes == 3 else 0)
         rows = self.node("Range", self.graph.const(0), batch, self.graph.const(1))
@@ -156,7 +156,7 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         self._per_sequence.add(index)
         return index
 
-    def rope_tables(self, position_ids: str, form: DecoderForm) -> tuple[str, str]:  # noqa: D102
+    def rope_tables(self, position_ids: str, form: DecoderForm) -> tuple[str, str]:
         rows = self.node("Reshape", position_ids, self.shape(form.rope_axes, 1, -1, 1))
         values, above, carry = (self.graph.const(table) for table in digit_rule())
         carried = self.node("Mul", self.node("Div", rows, above), carry)
@@ -172,11 +172,11 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
             tables = [self.node("Mul", t, self.graph.const(form.rope_scale, np.float32)) for t in tables]
         return tables[0], tables[1]
 
-    def extend_rows(self, table: str, backward: str) -> str:  # noqa: D102
+    def extend_rows(self, table: str, backward: str) -> str:
         zeros = self.node("Mul", self.node("Gather", backward, self.graph.const(0)), self.graph.const(0))
         return self.node("Concat", table, self.node("Gather", table, zeros), axis=0)
 
-    def prepare_layout(self, layout: dict[str, str], form: DecoderForm) -> dict[str, Any]:  # noqa: D102
+    def prepare_layout(self, layout: dict[str, str], form: DecoderForm) -> dict[str, Any]:
         row = lambda x, i: self.node("Gather", x, self.graph.const(i), axis=0)  # noqa: E731
         ready: dict[str, Any] = {
             name: [row(layout[name], i) for i in range(SCHEDULES)]
@@ -207,10 +207,10 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
             allowed = self.node("And", allowed, past)
         return self.where(allowed, self.graph.const(0.0, np.float32), MASKED)
 
-    def take(self, x: str, index: str) -> str:  # noqa: D102
+    def take(self, x: str, index: str) -> str:
         return self.node("Gather", x, index, axis=1)
 
-    def take_or_zero(self, x: str, index: str) -> str:  # noqa: D102
+    def take_or_zero(self, x: str, index: str) -> str:
         row = self.node("ConstantOfShape", self.node("Concat", self.shape(1, 1), self.width(x), axis=0))
         return self.take(self.node("Concat", x, row, axis=1), index)
 
@@ -219,7 +219,7 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return self.node("Gather", self.node("Shape", x), self.graph.const([-1]), axis=0)
 
     # ---- heads and the recurrence --------------------------------------------------------------------------------
-    def repeat_heads(self, x: str, times: int, head_dim: int) -> str:  # noqa: D102
+    def repeat_heads(self, x: str, times: int, head_dim: int) -> str:
         if times == 1:
             return x
         heads = np.arange(self.form.kv_heads).repeat(times)  # only key/value heads are ever repeated
@@ -229,11 +229,11 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         channels = (heads[:, None] * head_dim + np.arange(head_dim)).ravel()
         return self.node("Gather", x, self.graph.const(channels), axis=2)
 
-    def scale_heads(self, x: str, factor: str, form: DecoderForm) -> str:  # noqa: D102
+    def scale_heads(self, x: str, factor: str, form: DecoderForm) -> str:
         wide = self.node("Unsqueeze", factor, self.graph.const([-1]))
         return self.pack(self.node("Mul", self.unpack(x, form.heads), wide), form.heads)
 
-    def causal_conv(self, x: str, weight: str, past: str | None) -> tuple[str, str]:  # noqa: D102
+    def causal_conv(self, x: str, weight: str, past: str | None) -> tuple[str, str]:
         inputs = [x, self.graph.weight(weight), self.graph.weight(weight + "_bias"), past or self.zero_conv()]
         outputs = self.graph.node("CausalConvWithState", inputs, 2, domain=RECURRENT_DOMAIN, channels_last=1)
         return outputs[0], outputs[1]
@@ -243,22 +243,28 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         shape = (1, self.form.mmate.taps - 1, self.form.channels)
         return self.node("ConstantOfShape", self.shape(*shape))
 
-    def rotary(self, x: str, cos: str, sin: str, index: str, heads: int) -> str:  # noqa: D102
+    def rotary(self, x: str, cos: str, sin: str, index: str, heads: int) -> str:
         rows = index if index in self._per_sequence else self.node("Unsqueeze", index, self.graph.const([0]))
         return self.fused("RotaryEmbedding", x, rows, cos, sin, num_heads=heads)
 
-    def log_decay(self, raw: str, dt_bias: str, scale: str) -> str:  # noqa: D102
+    def log_decay(self, raw: str, dt_bias: str, scale: str) -> str:
         return self.fused("LinearAttentionGate", raw, self.graph.weight(dt_bias), self.graph.weight(scale))
 
-    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[str, str]:  # noqa: D102
+    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[str, str]:
         if restart is not None:
             mask = self.node("Unsqueeze", restart, self.graph.const([0, 2]))
             g = self.where(mask, self.graph.const(RESTART_LOG_DECAY, np.float32), g)
             k, v = self._before(k, v, g, restart)
         outputs = self.graph.node(
-            "LinearAttention", [q, k, v, past or "", g], 2, domain=RECURRENT_DOMAIN, update_rule="gated",
-            scale=form.head_dim**-0.5, q_num_heads=form.heads, kv_num_heads=form.state_heads,
-        )  # fmt: skip
+            "LinearAttention",
+            [q, k, v, past or "", g],
+            2,
+            domain=RECURRENT_DOMAIN,
+            update_rule="gated",
+            scale=form.head_dim**-0.5,
+            q_num_heads=form.heads,
+            kv_num_heads=form.state_heads,
+        )
         return outputs[0], outputs[1]
 
     def _before(self, k: str, v: str, g: str, restart: str) -> tuple[str, str]:
@@ -274,7 +280,7 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return k, self.take(v, index)
 
     # ---- windows -------------------------------------------------------------------------------------------------
-    def window_attention(self, q, k, v, bias, form: DecoderForm) -> str:  # noqa: D102
+    def window_attention(self, q, k, v, bias, form: DecoderForm) -> str:
         repeat = form.heads // form.kv_heads
         k, v = self.repeat_heads(k, repeat, form.head_dim), self.repeat_heads(v, repeat, form.head_dim)
         size = self.node("Gather", self.node("Shape", bias), self.graph.const([0, 2]), axis=0)  # W, L

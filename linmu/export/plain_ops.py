@@ -18,13 +18,13 @@ class PlainOps(OnnxOps):
 
     _tokens = ""  # [1]: tokens of a prompt, set by the prefill graph's first operation
 
-    def branch(self, condition, then, otherwise) -> list[str]:  # noqa: D102
+    def branch(self, condition, then, otherwise) -> list[str]:
         return then()  # the general path: conditions cost more than they save where graphs are compiled
 
-    def any_vision(self, vision: str) -> str:  # noqa: D102
+    def any_vision(self, vision: str) -> str:
         return ""  # nothing asks
 
-    def token_index(self, x: str) -> str:  # noqa: D102
+    def token_index(self, x: str) -> str:
         self._tokens = self.node("Gather", self.node("Shape", x), self.graph.const([1]))  # [1]
         return super().token_index(x)
 
@@ -33,7 +33,7 @@ class PlainOps(OnnxOps):
         return self.graph.const(value, np.float32)
 
     # ---- projections and norms -----------------------------------------------------------------------------------
-    def head(self, x: str, weight: str) -> str:  # noqa: D102
+    def head(self, x: str, weight: str) -> str:
         if weight in self.form.quantized:
             return self.product(x, weight)
         rows = self.node("Reshape", x, self.shape(-1, self.form.hidden))
@@ -45,20 +45,20 @@ class PlainOps(OnnxOps):
         mean = self.node("ReduceMean", self.node("Mul", x, x), self.graph.const([-1]), keepdims=1)
         return self.node("Div", x, self.node("Sqrt", self.node("Add", mean, self.number(eps))))
 
-    def add_rms_norm(self, x: str, update: str | None, weight: str, eps: float) -> tuple[str, str]:  # noqa: D102
+    def add_rms_norm(self, x: str, update: str | None, weight: str, eps: float) -> tuple[str, str]:
         x = x if update is None else self.add(x, update)
         return self.node("Mul", self._normed(x, eps), self.graph.weight(weight)), x
 
-    def branch_norm(self, x: str, scale: str, heads: int, eps: float) -> str:  # noqa: D102
+    def branch_norm(self, x: str, scale: str, heads: int, eps: float) -> str:
         flat = self.pack(self._normed(self.unpack(x, heads), eps), heads)
         channels = self.shape(heads * self.form.head_dim)
         return self.node("Mul", flat, self.node("Reshape", scale, channels))
 
-    def silu(self, x: str) -> str:  # noqa: D102
+    def silu(self, x: str) -> str:
         return self.node("Mul", x, self.sigmoid(x))
 
     # ---- heads and the recurrence --------------------------------------------------------------------------------
-    def causal_conv(self, x: str, weight: str, past: str | None) -> tuple[str, str]:  # noqa: D102
+    def causal_conv(self, x: str, weight: str, past: str | None) -> tuple[str, str]:
         taps = self.form.mmate.taps
         joined = self.node("Concat", past or self.zero_conv(), x, axis=1)  # [B, K-1+S, C]
         present = self.node(
@@ -71,7 +71,7 @@ class PlainOps(OnnxOps):
         )
         return self.node("Transpose", self.node("Squeeze", y, self.graph.const([3])), perm=[0, 2, 1]), present
 
-    def rotary(self, x: str, cos: str, sin: str, index: str, heads: int) -> str:  # noqa: D102
+    def rotary(self, x: str, cos: str, sin: str, index: str, heads: int) -> str:
         axes = self.graph.const([2] if index in self._per_sequence else [0, 2])  # -> [B|1, N, 1, d/2]
         cos, sin = (self.node("Unsqueeze", self.node("Gather", t, index, axis=0), axes) for t in (cos, sin))
         first, second = self.node("Split", self.unpack(x, heads), outputs=2, axis=-1, num_outputs=2)
@@ -81,11 +81,11 @@ class PlainOps(OnnxOps):
         )
         return self.pack(self.node("Concat", *turned, axis=-1), heads)
 
-    def log_decay(self, raw: str, dt_bias: str, scale: str) -> str:  # noqa: D102
+    def log_decay(self, raw: str, dt_bias: str, scale: str) -> str:
         delta = self.node("Softplus", self.node("Add", raw, self.graph.weight(dt_bias)))
         return self.node("Mul", delta, self.graph.weight(scale))
 
-    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[str, str]:  # noqa: D102
+    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[str, str]:
         past = past or self.node("ConstantOfShape", self.shape(1, form.state_heads, form.head_dim, form.head_dim))
         if self.single_token:
             return self._one_step(q, k, v, g, past, form)
@@ -156,8 +156,11 @@ class PlainOps(OnnxOps):
         strict = segment is not None  # the backward direction: no token sees itself
         allowed = self.graph.const(np.tril(np.ones((1, 1, size, size), bool), -1 if strict else 0), bool)
         if segment is not None:
-            same = self.node("Equal", self.node("Unsqueeze", segment, self.graph.const([1, 3])),
-                             self.node("Unsqueeze", segment, self.graph.const([1, 2])))  # fmt: skip
+            same = self.node(
+                "Equal",
+                self.node("Unsqueeze", segment, self.graph.const([1, 3])),
+                self.node("Unsqueeze", segment, self.graph.const([1, 2])),
+            )
             allowed = self.node("And", allowed, same)
         gap = self.node("Sub", self.node("Unsqueeze", c, rows), self.node("Unsqueeze", c, columns))
         decay = self.node("Exp", self.where(allowed, gap, MASKED))  # mask before exp; [n, M, L, L]
@@ -192,8 +195,11 @@ class PlainOps(OnnxOps):
         rows, columns = self.graph.const([2]), self.graph.const([1])
         gap = self.node("Sub", self.node("Unsqueeze", sums, rows), self.node("Unsqueeze", sums, columns))
         place = self.count(sums, 1)
-        allowed = self.node("GreaterOrEqual", self.node("Unsqueeze", place, self.graph.const([1])),
-                            self.node("Unsqueeze", place, self.graph.const([0])))  # fmt: skip
+        allowed = self.node(
+            "GreaterOrEqual",
+            self.node("Unsqueeze", place, self.graph.const([1])),
+            self.node("Unsqueeze", place, self.graph.const([0])),
+        )
         if segment is not None:
             seen = self.node("Gather", segment, self.graph.const([-1]), axis=1)  # [n, 1] restarts in each chunk
             seen = self.running_sum(self.node("Transpose", seen, perm=[1, 0]), None)  # [1, n]
@@ -210,7 +216,7 @@ class PlainOps(OnnxOps):
         return before, self.node("Gather", states, last, axis=0)
 
     # ---- windows -------------------------------------------------------------------------------------------------
-    def attend_rows(self, q, k, v, bias, form: DecoderForm) -> str:  # noqa: D102
+    def attend_rows(self, q, k, v, bias, form: DecoderForm) -> str:
         split = lambda x, perm: self.node("Transpose", self.unpack(x, form.heads), perm=perm)  # noqa: E731
         scores = self.node("MatMul", split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]))  # [W, H, L, L]
         scores = self.add(self.node("Mul", scores, self.number(form.head_dim**-0.5)), bias)

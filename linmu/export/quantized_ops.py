@@ -55,9 +55,15 @@ class QuantizedOps:
         columns, rows = self.graph.stored[part(weight, "scale")].shape[0], self._rows(weight, format)
         inputs = [x, self.graph.raw(part(weight, "q")), self.graph.raw(part(weight, "scale"))]
         return self.graph.node(
-            "MatMulNBits", inputs, domain=MICROSOFT, K=rows, N=columns, bits=format.bits, block_size=format.group,
+            "MatMulNBits",
+            inputs,
+            domain=MICROSOFT,
+            K=rows,
+            N=columns,
+            bits=format.bits,
+            block_size=format.group,
             accuracy_level=INT8_INPUTS if format.input else FLOAT_INPUTS,
-        )  # fmt: skip
+        )
 
     def _rows(self, weight: str, format: MatrixFormat) -> int:
         return self.graph.stored[part(weight, "scale")].shape[1] * format.group

@@ -31,8 +31,12 @@ class SlidingOps:
         self, q: str, k: str, v: str, past_key: str, past_value: str, fill: str, form: DecoderForm
     ) -> tuple[str, str, str]:
         """Causal attention over the last W tokens -> y, present key and value; `fill` [B] tokens seen before."""
-        heads = lambda x: self.node("Transpose", self.node(  # noqa: E731
-            "Reshape", x, self.shape(0, 0, form.kv_heads, form.head_dim)), perm=[0, 2, 1, 3])  # fmt: skip
+
+        def heads(x: str) -> str:
+            return self.node(
+                "Transpose", self.node("Reshape", x, self.shape(0, 0, form.kv_heads, form.head_dim)), perm=[0, 2, 1, 3]
+            )
+
         keys = self.node("Concat", past_key, heads(k), axis=2)  # [B, G, W+S, d]
         values = self.node("Concat", past_value, heads(v), axis=2)
         window = form.mmate.text_window
@@ -84,8 +88,10 @@ class SlidingOps:
 
     def _pairs(self, x: str) -> str:
         """[1, G, (n+1) W, d] -> [G, n, 2W, d]: every block behind its predecessor."""
-        window, shape = self.form.mmate.text_window, self.shape(self.form.kv_heads, -1, self.form.mmate.text_window,
-                                                                self.form.head_dim)  # fmt: skip
+        window, shape = (
+            self.form.mmate.text_window,
+            self.shape(self.form.kv_heads, -1, self.form.mmate.text_window, self.form.head_dim),
+        )
         former = self.node("Reshape", self._slice(x, 0, -window, 2), shape)
         own = self.node("Reshape", self._slice(x, window, 2**31 - 1, 2), shape)
         return self.node("Concat", former, own, axis=2)
@@ -97,10 +103,12 @@ class SlidingOps:
         band = self.graph.const((offset >= 1) & (offset <= window), bool)
         blocks = self.node("Div", self.node("Add", length, tail), self.graph.const([window]))
         scalar = self.node("Squeeze", blocks, self.graph.const([0]))
-        starts = self.node("Mul", self.node("Range", self.graph.const(0), scalar, self.graph.const(1)),
-                           self.graph.const(window))  # fmt: skip
-        place = self.node("Add", self.node("Unsqueeze", starts, self.graph.const([1])),
-                          self.graph.const(np.arange(2 * window)))  # [n, 2W] index into past | prompt  # fmt: skip
+        starts = self.node(
+            "Mul", self.node("Range", self.graph.const(0), scalar, self.graph.const(1)), self.graph.const(window)
+        )
+        place = self.node(
+            "Add", self.node("Unsqueeze", starts, self.graph.const([1])), self.graph.const(np.arange(2 * window))
+        )  # [n, 2W] index into past | prompt
         known = self.node("GreaterOrEqual", place, self.node("Sub", self.graph.const([window]), fill))
         own = self.graph.const(offset == window, bool)  # padding queries keep themselves: no empty row
         return self.node("Or", self.node("And", band, self.node("Unsqueeze", known, self.graph.const([1]))), own)

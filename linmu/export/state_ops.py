@@ -25,7 +25,7 @@ class StateOps:
         """A standard operator."""
         return self.graph.node(op, inputs, outputs, **attributes)
 
-    def read_state(self, stored: dict[str, str], form: DecoderForm) -> str:  # noqa: D102
+    def read_state(self, stored: dict[str, str], form: DecoderForm) -> str:
         if form.state == "fp16":
             return self.node("Cast", stored["recurrent"], to=TensorProto.FLOAT)
         if form.state == "int8":
@@ -33,7 +33,7 @@ class StateOps:
             return self.node("Mul", codes, stored["recurrent_scale"])
         return stored["recurrent"]
 
-    def write_state(self, state: str, form: DecoderForm) -> dict[str, str]:  # noqa: D102
+    def write_state(self, state: str, form: DecoderForm) -> dict[str, str]:
         if form.state == "fp16":
             low, high = (self.graph.const(limit, np.float32) for limit in (-LARGEST_HALF, LARGEST_HALF))
             return {"recurrent": self.node("Cast", self.node("Clip", state, low, high), to=TensorProto.FLOAT16)}

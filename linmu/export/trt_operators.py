@@ -42,14 +42,33 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "DequantizeLinear": (*_FLOATS, *_QUANTIZED),
 }
 INDEX_INPUTS = {  # inputs that are shapes, indices, axes or limits
-    "Gather": (1,), "GatherElements": (1,), "GatherND": (1,), "Reshape": (1,), "Expand": (1,), "Tile": (1,),
-    "Squeeze": (1,), "Unsqueeze": (1,), "Slice": (1, 2, 3, 4), "Split": (1,), "CumSum": (1,), "Pad": (1, 3),
-    "ReduceMean": (1,), "ReduceSum": (1,), "ReduceMax": (1,), "ReduceMin": (1,),
-}  # fmt: skip
+    "Gather": (1,),
+    "GatherElements": (1,),
+    "GatherND": (1,),
+    "Reshape": (1,),
+    "Expand": (1,),
+    "Tile": (1,),
+    "Squeeze": (1,),
+    "Unsqueeze": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "CumSum": (1,),
+    "Pad": (1, 3),
+    "ReduceMean": (1,),
+    "ReduceSum": (1,),
+    "ReduceMax": (1,),
+    "ReduceMin": (1,),
+}
 CONSTANT_INPUTS = {  # inputs that must be initializers
-    "CumSum": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "ReduceMean": (1,), "ReduceSum": (1,), "ReduceMax": (1,),
-    "ReduceMin": (1,), "Slice": (3,),
-}  # fmt: skip
+    "CumSum": (1,),
+    "Squeeze": (1,),
+    "Unsqueeze": (1,),
+    "ReduceMean": (1,),
+    "ReduceSum": (1,),
+    "ReduceMax": (1,),
+    "ReduceMin": (1,),
+    "Slice": (3,),
+}
 ABSENT_INPUTS = {"Pad": (3,)}  # inputs that this release does not read yet
 
 

@@ -37,7 +37,12 @@ LAYOUT_SPECS: tuple[TensorSpec, ...] = (
 
 
 def layout_tensors(
-    layout: PromptLayout, mmate: MMateConfig, start: int = 0, stop: int | None = None, *, never_empty: bool = False,
+    layout: PromptLayout,
+    mmate: MMateConfig,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    never_empty: bool = False,
     row: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The tensors of LAYOUT_SPECS for tokens start..stop of a prompt, token indices relative to `start`.

@@ -52,5 +52,9 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def _foreign(folder: Path, got: object) -> InputError:
-    return InputError(f"the adapter {folder} is not this model's", got=got, expected="one trained on this very model",
-                      fix="give the model that its adapter_config.json names")  # fmt: skip
+    return InputError(
+        f"the adapter {folder} is not this model's",
+        got=got,
+        expected="one trained on this very model",
+        fix="give the model that its adapter_config.json names",
+    )

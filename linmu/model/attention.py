@@ -38,8 +38,11 @@ class MMateAttention(MMateBlock):
         that gradient checkpointing recomputes a block with the layout it had. InputError where vision lacks it.
         """
         if self.vision and LAYOUT_ARGUMENT not in kwargs:
-            raise InputError("a student's decoder got no layout of the prompt", expected=LAYOUT_ARGUMENT,
-                             fix="call the whole student, not its decoder")  # fmt: skip
+            raise InputError(
+                "a student's decoder got no layout of the prompt",
+                expected=LAYOUT_ARGUMENT,
+                fix="call the whole student, not its decoder",
+            )
         slot = layer_slot(past_key_values, self.layer_idx) if past_key_values is not None else None
         valid = last_valid(attention_mask, hidden_states.shape[1])
         past, layout = slot.state if slot else None, kwargs.get(LAYOUT_ARGUMENT)

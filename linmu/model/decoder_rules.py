@@ -24,10 +24,16 @@ _NORM = r"(self_attn\.[qk]_norm|input_layernorm|post_attention_layernorm)\.weigh
 _MLP = r"mlp\.(gate|up|down)_proj\.(weight|bias)"
 _KNOWN = re.compile(rf"embed_tokens\.weight|norm\.weight|layers\.\d+\.({_PROJECTION}|{_NORM}|{_MLP})")
 _NEEDED = (
-    "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
-    "input_layernorm.weight", "post_attention_layernorm.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight",
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight",
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
     "mlp.down_proj.weight",
-)  # fmt: skip
+)
 ANOTHER = "convert a model whose text decoder is of the Llama, Mistral or Qwen kind"
 
 
@@ -51,11 +57,12 @@ def require_decoder(teacher: PreTrainedModel) -> None:
 def sliding_window(layer: int, tokens: int) -> InputError:
     """The refusal of a teacher whose attention sees the last tokens only."""
     return InputError(
-        "the teacher uses sliding-window attention", got=f"layer {layer} with a window of {tokens} tokens",
+        "the teacher uses sliding-window attention",
+        got=f"layer {layer} with a window of {tokens} tokens",
         expected="full attention",
         fix="if the model was trained on full attention, set use_sliding_window to false or sliding_window to null in "
-            "its config.json (for vision-language models under text_config)",
-    )  # fmt: skip
+        "its config.json (for vision-language models under text_config)",
+    )
 
 
 def _require_parts(teacher: PreTrainedModel, decoder: nn.Module, kind: str) -> None:
@@ -63,15 +70,19 @@ def _require_parts(teacher: PreTrainedModel, decoder: nn.Module, kind: str) -> N
     if strange := sorted(name for name in names if not _KNOWN.fullmatch(name)):
         raise InputError(
             f"the {kind} decoder has weights that a student does not carry",
-            got=f"{strange[0]} ({len(strange)} in all)", expected="layers like Llama's", fix=ANOTHER,
-        )  # fmt: skip
+            got=f"{strange[0]} ({len(strange)} in all)",
+            expected="layers like Llama's",
+            fix=ANOTHER,
+        )
     needed = ["embed_tokens.weight", "norm.weight"]
     needed += [f"layers.{index}.{name}" for index in range(len(decoder.layers)) for name in _NEEDED]
     if absent := [name for name in needed if name not in names]:
         raise InputError(
-            f"the {kind} decoder lacks weights that a student has", got=f"no {absent[0]} ({len(absent)} in all)",
-            expected="layers like Llama's", fix=ANOTHER,
-        )  # fmt: skip
+            f"the {kind} decoder lacks weights that a student has",
+            got=f"no {absent[0]} ({len(absent)} in all)",
+            expected="layers like Llama's",
+            fix=ANOTHER,
+        )
     head = teacher.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise InputError("the teacher's head", got=head, expected="a linear layer without bias", fix=ANOTHER)
@@ -83,6 +94,8 @@ def _require_rotary(decoder: nn.Module, kind: str) -> None:
     if not isinstance(found, str) or found not in ROPE_TYPES:
         why = "its angles change with the length of the prompt" if found in LENGTH_DEPENDENT else None
         raise InputError(
-            f"the rope_type of the {kind} decoder", got=f"{found}: {why}" if why else found,
-            expected="one of " + ", ".join(ROPE_TYPES), fix=ANOTHER,
-        )  # fmt: skip
+            f"the rope_type of the {kind} decoder",
+            got=f"{found}: {why}" if why else found,
+            expected="one of " + ", ".join(ROPE_TYPES),
+            fix=ANOTHER,
+        )

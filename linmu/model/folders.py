@@ -37,16 +37,35 @@ CONVERSION_FILE = "conversion.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What transformers raises for a folder it cannot use: weights, values of a config, a decoder of another kind.
 UNUSABLE = (
-    RuntimeError, ValueError, OSError, AttributeError, TypeError, KeyError, ArithmeticError, StrictDataclassError,
-)  # fmt: skip
+    RuntimeError,
+    ValueError,
+    OSError,
+    AttributeError,
+    TypeError,
+    KeyError,
+    ArithmeticError,
+    StrictDataclassError,
+)
 TOKENIZER_SOURCES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")  # what tokenizer.json is made from
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 SIDE_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
-    *TOKENIZER_SOURCES, "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
-    "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    *TOKENIZER_SOURCES,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
     "NOTICE",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -105,9 +124,15 @@ def convert_folder(
         _write_report(folder, found, report, student, adapter)
         size = sum(weight.numel() * weight.element_size() for weight in student.parameters())
         return FolderConversion(
-            report.layers, report.hidden_nmse, report.token_agreement, report.probe_tokens,
-            time.perf_counter() - started, size, peak_bytes(), _notes(found, adapter),
-        )  # fmt: skip
+            report.layers,
+            report.hidden_nmse,
+            report.token_agreement,
+            report.probe_tokens,
+            time.perf_counter() - started,
+            size,
+            peak_bytes(),
+            _notes(found, adapter),
+        )
 
 
 def load_teacher(found: ModelFolder, dtype: str = "auto", adapter: Path | None = None) -> PreTrainedModel:
@@ -203,18 +228,21 @@ def _load(cls: Any, folder: Path, **options: Any) -> tuple[PreTrainedModel, set[
     missing = sorted(info["missing_keys"]) + sorted(str(item) for item in info["mismatched_keys"])
     if missing:
         raise InputError(
-            f"{folder} lacks weights of its model", got=f"no {missing[0]} ({len(missing)} in all)",
+            f"{folder} lacks weights of its model",
+            got=f"no {missing[0]} ({len(missing)} in all)",
             fix="copy the weight files and config.json of one and the same model",
-        )  # fmt: skip
+        )
     return model.eval(), set(info["unexpected_keys"])
 
 
 def _refuse_surplus(folder: Path, surplus: set[str], kind: str) -> None:
     if surplus:
         raise InputError(
-            f"{folder} has weights that its model does not use", got=f"{min(surplus)} ({len(surplus)} in all)",
-            expected=f"those of {kind}", fix="copy config.json and weights of one and the same model",
-        )  # fmt: skip
+            f"{folder} has weights that its model does not use",
+            got=f"{min(surplus)} ({len(surplus)} in all)",
+            expected=f"those of {kind}",
+            fix="copy config.json and weights of one and the same model",
+        )
 
 
 def write_side_files(found: ModelFolder, folder: Path) -> None:

@@ -53,8 +53,11 @@ class LinMUModel:
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
         student, info = super().from_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
         if missing := sorted(info["missing_keys"]):
-            raise InputError(f"{folder} lacks weights of the student", got=f"no {missing[0]} ({len(missing)} missing)",
-                             fix="copy the folder again or convert the teacher again")  # fmt: skip
+            raise InputError(
+                f"{folder} lacks weights of the student",
+                got=f"no {missing[0]} ({len(missing)} missing)",
+                fix="copy the folder again or convert the teacher again",
+            )
         return (student, info) if wants_info else student
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -92,8 +95,11 @@ class LinMUModel:
         if attention_mask is not None and attention_mask.ndim == 2:
             padding = attention_mask[:, -ids.shape[1] :] == 0
             if bool((padding[:, 1:] & ~padding[:, :-1]).any()):
-                raise InputError("padding behind or inside a prompt with images", expected="padding on the left",
-                                 fix='set padding_side="left" in the tokenizer')  # fmt: skip
+                raise InputError(
+                    "padding behind or inside a prompt with images",
+                    expected="padding on the left",
+                    fix='set padding_side="left" in the tokenizer',
+                )
             offsets = padding.sum(1).tolist()
         rows = [row[pad:] for row, pad in zip(ids, offsets, strict=True)]
         if media is None:
@@ -174,8 +180,12 @@ def read_student_config(folder: Path) -> dict[str, Any]:
     """The config.json of a student folder; raises InputError when the folder is missing or no student."""
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError("not a student folder", got=str(folder), expected="a folder with config.json",
-                         fix="make one with `linmu convert TEACHER -o STUDENT`")  # fmt: skip
+        raise InputError(
+            "not a student folder",
+            got=str(folder),
+            expected="a folder with config.json",
+            fix="make one with `linmu convert TEACHER -o STUDENT`",
+        )
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
@@ -183,12 +193,18 @@ def read_student_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path}", got=type(config).__name__, expected="a JSON object")
     if not str(config.get("model_type", "")).startswith(MODEL_TYPE_PREFIX):
-        raise InputError(f"{folder} is not a linmu student", got=f"model_type {config.get('model_type')!r}",
-                         expected=f"a model_type that starts with {MODEL_TYPE_PREFIX!r}",
-                         fix="convert it first: linmu convert TEACHER -o STUDENT")  # fmt: skip
+        raise InputError(
+            f"{folder} is not a linmu student",
+            got=f"model_type {config.get('model_type')!r}",
+            expected=f"a model_type that starts with {MODEL_TYPE_PREFIX!r}",
+            fix="convert it first: linmu convert TEACHER -o STUDENT",
+        )
     if not isinstance(config.get("linmu"), dict):
-        raise InputError(f"{path} has no M-MATE settings", expected='an object under "linmu"',
-                         fix="convert the teacher again: linmu convert TEACHER -o STUDENT")  # fmt: skip
+        raise InputError(
+            f"{path} has no M-MATE settings",
+            expected='an object under "linmu"',
+            fix="convert the teacher again: linmu convert TEACHER -o STUDENT",
+        )
     return config
 
 
@@ -218,8 +234,11 @@ def replace_attention(model: nn.Module, mmate: MMateConfig, family: Family) -> N
         old = layer.self_attn
         dims = attention_dimensions(old, old.q_proj.in_features, old.head_dim)
         if getattr(old, "sliding_window", None):
-            raise InputError("the teacher uses sliding-window attention", got=f"layer {index}",
-                             fix="set use_sliding_window to false in its config.json")  # fmt: skip
+            raise InputError(
+                "the teacher uses sliding-window attention",
+                got=f"layer {index}",
+                fix="set use_sliding_window to false in its config.json",
+            )
         new = MMateAttention(dims, mmate, index, not family.text_only)
         layer.self_attn = new.to(device=old.q_proj.weight.device, dtype=old.q_proj.weight.dtype)
 

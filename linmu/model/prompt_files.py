@@ -23,8 +23,10 @@ from linmu.processing.settings import CanvasSettings, GridSettings, SplitSetting
 LLAVA_TOWERS = ("clip_vision_model", "dinov2")  # those that linmu.export.vision_tiles knows
 # Settings of Qwen's image processor and what the tower's config calls them.
 GRID_NAMES = {
-    "patch_size": "patch_size", "merge_size": "spatial_merge_size", "temporal_patch_size": "temporal_patch_size",
-}  # fmt: skip
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
 COPY = "copy config.json, tokenizer and processor files of one and the same model"
 
 
@@ -45,8 +47,12 @@ def check_prompt_files(folder: Path, source: Path, family: Family, rules: Prompt
     vision = read_json_object(folder / "config.json").get("vision_config") or {}
     tower = vision.get("model_type", LLAVA_TOWERS[0])
     if family.name == "llava" and tower not in LLAVA_TOWERS:
-        raise InputError("vision tower of this LLaVA", got=tower, expected=" or ".join(LLAVA_TOWERS),
-                         fix="convert a LLaVA with one of these towers")  # fmt: skip
+        raise InputError(
+            "vision tower of this LLaVA",
+            got=tower,
+            expected=" or ".join(LLAVA_TOWERS),
+            fix="convert a LLaVA with one of these towers",
+        )
     _check_lengths(processor, vision, source, rules)
 
 

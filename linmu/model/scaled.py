@@ -33,8 +33,11 @@ def apply_scales(model: PreTrainedModel, found: ModelFolder) -> set[str]:
                 weight, scale = wanted[name]
                 parameter = parameters.get(rename(weight))
                 if parameter is None:
-                    raise InputError(f"{found.folder} has a scaled weight that its model does not use", got=weight,
-                                     fix="copy config.json and weights of one and the same model")  # fmt: skip
+                    raise InputError(
+                        f"{found.folder} has a scaled weight that its model does not use",
+                        got=weight,
+                        fix="copy config.json and weights of one and the same model",
+                    )
                 parameter.data = scaled(parameter.data, file.get_tensor(name), scale)
                 used.add(rename(name))
     return used

@@ -51,9 +51,11 @@ class TeacherRecord:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of a model's forward. With a mask transformers does not take positions for packing."""
         return {
-            "input_ids": self.ids, "attention_mask": torch.ones_like(self.ids), "position_ids": self.positions,
+            "input_ids": self.ids,
+            "attention_mask": torch.ones_like(self.ids),
+            "position_ids": self.positions,
             "use_cache": False,
-        }  # fmt: skip
+        }
 
 
 @torch.no_grad()
@@ -182,12 +184,17 @@ def _require_plain(layer: int, options: dict[str, Any], attention: nn.Module) ->
     if window := options.get("sliding_window"):
         raise sliding_window(layer, window)
     if changed := [name for name in CHANGES if options.get(name) is not None]:
-        raise InputError(f"attention of layer {layer}", got=f"{changed[0]} {options[changed[0]]}",
-                         expected="plain softmax attention", fix=ANOTHER)  # fmt: skip
+        raise InputError(
+            f"attention of layer {layer}",
+            got=f"{changed[0]} {options[changed[0]]}",
+            expected="plain softmax attention",
+            fix=ANOTHER,
+        )
     scale, ours = options.get("scaling"), attention.head_dim**-0.5
     if scale is not None and abs(scale / ours - 1) > TOLERANCE:
-        raise InputError(f"attention of layer {layer}", got=f"scale {scale}", expected=f"head_dim^-0.5 = {ours:g}",
-                         fix=ANOTHER)  # fmt: skip
+        raise InputError(
+            f"attention of layer {layer}", got=f"scale {scale}", expected=f"head_dim^-0.5 = {ours:g}", fix=ANOTHER
+        )
 
 
 def softmax_mixer(project: Any, out: nn.Module, u: Tensor, position_embeddings: Any) -> Tensor:
@@ -235,6 +242,8 @@ def require_equal(ours: Tensor, theirs: Tensor | None, place: str) -> None:
 def differs(place: str, got: object) -> InputError:
     """The refusal of a decoder that does something else at `place`."""
     return InputError(
-        f"the teacher's decoder does something that a student does not ({place} differs)", got=got,
-        expected=f"the teacher's values to {TOLERANCE:g}, its own attention given", fix=ANOTHER,
-    )  # fmt: skip
+        f"the teacher's decoder does something that a student does not ({place} differs)",
+        got=got,
+        expected=f"the teacher's values to {TOLERANCE:g}, its own attention given",
+        fix=ANOTHER,
+    )

@@ -48,9 +48,17 @@ def _raise_exception(message: str) -> None:
 
 # what a template's own mistakes raise
 _TEMPLATE_ERRORS = (
-    jinja2.TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
-    SyntaxError, TypeError, ValueError,
-)  # fmt: skip
+    jinja2.TemplateError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 class TemplateCost(InputError):
@@ -111,8 +119,9 @@ def render(source: str, messages: Sequence[Message], add_generation_prompt: bool
     try:
         return run(template, {**given, **variables})
     except TemplateLimit as error:
-        raise TemplateCost("the chat template goes beyond linmu's limits", got=error,
-                           fix="repair chat_template.jinja, or use raw=True") from error  # fmt: skip
+        raise TemplateCost(
+            "the chat template goes beyond linmu's limits", got=error, fix="repair chat_template.jinja, or use raw=True"
+        ) from error
     except _TEMPLATE_ERRORS as error:
         raise InputError(
             "the chat template refuses these messages", got=error, fix="change the messages, or use raw=True"

@@ -35,9 +35,10 @@ def check_text(text: str, what: str = "the prompt") -> None:
     surrogate = found.group() < "\ue000"
     raise InputError(
         f"{what} holds {'half a character (a lone surrogate)' if surrogate else 'a noncharacter of Unicode'}",
-        got=f"U+{ord(found.group()):04X} at character {found.start()}", expected="a text that UTF-8 can hold",
+        got=f"U+{ord(found.group()):04X} at character {found.start()}",
+        expected="a text that UTF-8 can hold",
         fix="decode the input as UTF-8" if surrogate else "leave it out",
-    )  # fmt: skip
+    )
 
 
 def plain_text(marked: str) -> str:

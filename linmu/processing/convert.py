@@ -69,9 +69,11 @@ def _check_embedded(folder: Path, tokens: TokenSettings, tokenizer: Tokenizer, t
         needed = token.content in names or (token.special and token.content in template) or i in tokens.eos_token_ids
         if i >= vocabulary and needed:
             raise InputError(
-                f"{folder}: prompts hold a token that the model has no embedding for", got=f"{token.content!r}, id {i}",
-                expected=f"ids below {vocabulary}", fix="resize the model's embeddings, or repair tokenizer.json",
-            )  # fmt: skip
+                f"{folder}: prompts hold a token that the model has no embedding for",
+                got=f"{token.content!r}, id {i}",
+                expected=f"ids below {vocabulary}",
+                fix="resize the model's embeddings, or repair tokenizer.json",
+            )
 
 
 def read_folder(folder: Path, tokenizer: Tokenizer) -> ProcessorSettings:
@@ -177,9 +179,14 @@ def _crop(config: dict[str, Any], shared: dict[str, Any]) -> CropSettings:
     if shortest and not crop[0]:
         raise InputError("image processor without a fixed image size", got=size, expected="do_center_crop or a height")
     return CropSettings(
-        shortest_edge=int(shortest), height=height, width=width, crop_height=crop[0], crop_width=crop[1],
-        pad_to_square=bool(config["do_pad"]), **shared,
-    )  # fmt: skip
+        shortest_edge=int(shortest),
+        height=height,
+        width=width,
+        crop_height=crop[0],
+        crop_width=crop[1],
+        pad_to_square=bool(config["do_pad"]),
+        **shared,
+    )
 
 
 def _three(value: Any) -> tuple[float, ...]:
@@ -230,9 +237,10 @@ def _llava_grid(
     extra = (1 if strategy == "default" else 0) if extra is None else extra
     if extra != (1 if strategy == "default" else 0):
         raise InputError(
-            "vision_feature_select_strategy", got=f"{strategy} with {extra} additional tokens",
+            "vision_feature_select_strategy",
+            got=f"{strategy} with {extra} additional tokens",
             expected="image tokens that form a grid (default with 1, or full with 0)",
-        )  # fmt: skip
+        )
     height, width = (image.crop_height, image.crop_width) if image.crop_height else (image.height, image.width)
     return (height // patch, width // patch)
 

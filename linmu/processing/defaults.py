@@ -16,25 +16,48 @@ SHARED: dict[str, Any] = {
     "do_convert_rgb": True,
 }
 CROP_224: dict[str, Any] = {
-    "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "resample": BICUBIC, "size": {"shortest_edge": 224},
-    "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "do_pad": False,
-}  # fmt: skip
+    "image_mean": CLIP_MEAN,
+    "image_std": CLIP_STD,
+    "resample": BICUBIC,
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "do_pad": False,
+}
 SQUARE_224: dict[str, Any] = {
-    "image_mean": HALF, "image_std": HALF, "resample": BICUBIC, "size": {"height": 224, "width": 224},
-    "do_center_crop": False, "do_pad": False,
-}  # fmt: skip
+    "image_mean": HALF,
+    "image_std": HALF,
+    "resample": BICUBIC,
+    "size": {"height": 224, "width": 224},
+    "do_center_crop": False,
+    "do_pad": False,
+}
 SPLIT: dict[str, Any] = {
-    "image_mean": HALF, "image_std": HALF, "resample": LANCZOS, "size": {"longest_edge": 4 * 364},
-    "max_image_size": {"longest_edge": 364}, "do_image_splitting": True, "do_pad": True,
-}  # fmt: skip
+    "image_mean": HALF,
+    "image_std": HALF,
+    "resample": LANCZOS,
+    "size": {"longest_edge": 4 * 364},
+    "max_image_size": {"longest_edge": 364},
+    "do_image_splitting": True,
+    "do_pad": True,
+}
 GRID: dict[str, Any] = {
-    "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "resample": BICUBIC, "patch_size": 14, "temporal_patch_size": 2,
-    "merge_size": 2, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
-}  # fmt: skip
+    "image_mean": CLIP_MEAN,
+    "image_std": CLIP_STD,
+    "resample": BICUBIC,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+}
 CANVAS: dict[str, Any] = {
-    "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "resample": BICUBIC, "size": {"height": 384, "width": 384},
-    "min_patches": 1, "max_patches": 12,
-}  # fmt: skip
+    "image_mean": CLIP_MEAN,
+    "image_std": CLIP_STD,
+    "resample": BICUBIC,
+    "size": {"height": 384, "width": 384},
+    "min_patches": 1,
+    "max_patches": 12,
+}
 
 # image processor class (without "Fast" or "Pil") -> what its files may leave out
 IMAGE_CLASSES: dict[str, dict[str, Any]] = {
@@ -58,10 +81,14 @@ FAMILY_IMAGE_CLASSES: dict[str, tuple[str, ...]] = {
     "idefics3": ("Idefics3ImageProcessor", "SmolVLMImageProcessor"),
     "internvl": ("GotOcr2ImageProcessor",),
     "llava": (
-        "CLIPImageProcessor", "CLIPFeatureExtractor", "BitImageProcessor", "LlavaImageProcessor",
-        "SiglipImageProcessor", "ViTImageProcessor",
+        "CLIPImageProcessor",
+        "CLIPFeatureExtractor",
+        "BitImageProcessor",
+        "LlavaImageProcessor",
+        "SiglipImageProcessor",
+        "ViTImageProcessor",
     ),
-}  # fmt: skip
+}
 
 QWEN_SAMPLING: dict[str, Any] = {"min_frames": 4, "max_frames": 768, "fps": 2.0, "num_frames": None}
 
@@ -93,27 +120,36 @@ VIDEO_DEFAULTS: dict[str, dict[str, Any]] = {
 # family -> special tokens that the tokenizer's files may leave unnamed
 TOKEN_DEFAULTS: dict[str, dict[str, str]] = {
     "qwen2_5_vl": {
-        "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
-        "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "vision_start_token": "<|vision_start|>",
+        "vision_end_token": "<|vision_end|>",
     },
     "qwen3_vl": {
-        "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
-        "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "vision_start_token": "<|vision_start|>",
+        "vision_end_token": "<|vision_end|>",
     },
     "smolvlm": {
-        "image_token": "<image>", "video_token": "<video>",
-        "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>",
+        "image_token": "<image>",
+        "video_token": "<video>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
     },
     "idefics3": {
-        "image_token": "<image>", "fake_image_token": "<fake_token_around_image>",
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
         "global_image_token": "<global-img>",
     },
     "internvl": {
-        "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>",
-        "start_image_token": "<img>", "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
     },
     "llava": {"image_token": "<image>"},
-}  # fmt: skip
+}
 
 # our name -> the tokenizer's name, where InternVL's differs
 TOKEN_NAMES: dict[str, tuple[str, ...]] = {

@@ -92,9 +92,14 @@ def prepare_image(source: ImageSource, settings: ProcessorSettings) -> Media:
 
 
 def _grid_media(
-    kind: str, frames: Sequence[np.ndarray], grid: tuple[int, int, int], merge: int, tokens: TokenSettings,
-    text: str | None = None, seconds: float = 1.0,
-) -> Media:  # fmt: skip
+    kind: str,
+    frames: Sequence[np.ndarray],
+    grid: tuple[int, int, int],
+    merge: int,
+    tokens: TokenSettings,
+    text: str | None = None,
+    seconds: float = 1.0,
+) -> Media:
     """Qwen media from the patches [h*w, dim] of each grid frame; `grid` (t, h, w) counts patches before merging."""
     t, h, w = grid
     if text is None:

@@ -95,8 +95,14 @@ class Processor:
     def control(self) -> ControlTokens:
         """The control tokens and placeholders of this model."""
         tokens = self.settings.tokens
-        names = (tokens.image, tokens.video, tokens.vision_start, tokens.vision_end, tokens.fake_image,
-                 tokens.global_image)  # fmt: skip
+        names = (
+            tokens.image,
+            tokens.video,
+            tokens.vision_start,
+            tokens.vision_end,
+            tokens.fake_image,
+            tokens.global_image,
+        )
         return ControlTokens(self.tokenizer, [name for name in names if name is not None])
 
     def encode(
@@ -182,8 +188,9 @@ class Processor:
     def _check_system(self) -> None:
         variables = tuple(sorted(self.settings.tokens.template_variables.items()))
         if self.chat_template is None or not any(takes(self.chat_template, "system", variables)):
-            raise InputError("a system prompt", got="a chat template that shows none",
-                             fix="put it in front of the prompt")  # fmt: skip
+            raise InputError(
+                "a system prompt", got="a chat template that shows none", fix="put it in front of the prompt"
+            )
 
     def _check_placeholders(self, text: str, images: int, videos: int) -> None:
         tokens = self.settings.tokens
@@ -229,9 +236,11 @@ class Processor:
         found = int(np.isin(ids, self.media_token_ids).sum()) if kinds else 0
         if found != expected:
             raise InputError(
-                "media tokens in the prompt do not match its images", got=found, expected=expected,
+                "media tokens in the prompt do not match its images",
+                got=found,
+                expected=expected,
                 fix="leave the model's special tokens out of the text",
-            )  # fmt: skip
+            )
         return ModelInputs(ids, plain_text(text), grids, self._calls(ordered))
 
     def check_ids(self, ids: np.ndarray) -> None:
@@ -241,8 +250,9 @@ class Processor:
             raise InputError(
                 "the prompt holds a token that the model has no embedding for",
                 got=f"{self.tokenizer.id_to_token(int(beyond[0]))!r} (id {beyond[0]})",
-                expected=f"ids below {self.vocabulary}", fix="leave it out of the text",
-            )  # fmt: skip
+                expected=f"ids below {self.vocabulary}",
+                fix="leave it out of the text",
+            )
 
     def adds_special_tokens(self, text: str, rendered: bool) -> bool:
         """Whether the tokenizer puts its own (BOS) in front of a conversation: never twice, nor to a text-only chat."""
@@ -258,7 +268,9 @@ class Processor:
         tiles = [call["pixel_values"] for call in calls]
         if len(sizes := sorted({array.shape[2:] for array in tiles})) > 1:
             raise InputError(
-                "tiles of images and frames of videos differ in size", got=sizes, expected="one size",
+                "tiles of images and frames of videos differ in size",
+                got=sizes,
+                expected="one size",
                 fix="correct the sizes in the model's preprocessor files and convert it again",
-            )  # fmt: skip
+            )
         return ({"pixel_values": np.concatenate(tiles)},)

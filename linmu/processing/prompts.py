@@ -67,9 +67,14 @@ def read_prompt(
 
 
 def _read_text(
-    given: str, media: list[MediaSource], settings: ProcessorSettings, mark: Marker,
-    has_template: bool, system: str | None, raw: bool,
-) -> Prompt:  # fmt: skip
+    given: str,
+    media: list[MediaSource],
+    settings: ProcessorSettings,
+    mark: Marker,
+    has_template: bool,
+    system: str | None,
+    raw: bool,
+) -> Prompt:
     if not given.strip() and not media:
         raise InputError("the prompt is empty", expected="a text, an image or a video")
     counts = {kind: sum(item.kind == kind for item in media) for kind in KINDS}
@@ -78,8 +83,12 @@ def _read_text(
         message = chat.user_message(mark([given])[0], counts["image"], counts["video"], text_only)
         return Prompt((*_system(system, mark), message), "", tuple(media))
     if system is not None:
-        raise InputError("a system prompt", got="raw=True" if raw else "a model without a chat template",
-                         expected="a model with a chat template", fix="put it into the prompt")  # fmt: skip
+        raise InputError(
+            "a system prompt",
+            got="raw=True" if raw else "a model without a chat template",
+            expected="a model with a chat template",
+            fix="put it into the prompt",
+        )
     text = mark([given])[0]
     if not raw and not get_family(settings.family).text_only:
         family, tokens = settings.family, settings.tokens
@@ -143,9 +152,7 @@ def _filled(messages: Sequence[Message], given: Sequence[MediaSource], fps: floa
                 fix=f"give one {kind} per part",
             )
     rest = {kind: iter([item for item in given if item.kind == kind]) for kind in KINDS}
-    filled = [
-        item if item.source is not None else replace(item, source=next(rest[item.kind]).source) for item in found
-    ]
+    filled = [item if item.source is not None else replace(item, source=next(rest[item.kind]).source) for item in found]
     return [
         replace(item, fps=fps) if item.kind == "video" and item.fps is None and fps is not None else item
         for item in filled

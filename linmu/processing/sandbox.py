@@ -282,8 +282,9 @@ def _check_filter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     elif name == "sum" and any(isinstance(item, list | tuple) for item in rest):
         raise TemplateLimit("a sum of lists")
     elif name in ("indent", "wordwrap", "tojson"):
-        longest = max((item if isinstance(item, int) else len(item) for item in rest if isinstance(item, int | str)),
-                      default=4)  # fmt: skip
+        longest = max(
+            (item if isinstance(item, int) else len(item) for item in rest if isinstance(item, int | str)), default=4
+        )
         _at_most(_weigh(value) * (1 if name == "wordwrap" and not _texts(rest) else 1 + longest), "a text of about")
     else:
         _weigh(value)

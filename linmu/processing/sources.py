@@ -24,9 +24,20 @@ KINDS = ("image", "video")
 SOURCE_KEYS = ("image", "video", "path", "url", "base64")
 # settings of a part of a message that other tools know and that would change the pixels
 REFUSED_KEYS = (
-    "resized_height", "resized_width", "nframes", "min_frames", "max_frames", "total_pixels", "video_start",
-    "video_end", "sample_fps", "raw_fps", "do_resize", "max_frame", "num_frames",
-)  # fmt: skip
+    "resized_height",
+    "resized_width",
+    "nframes",
+    "min_frames",
+    "max_frames",
+    "total_pixels",
+    "video_start",
+    "video_end",
+    "sample_fps",
+    "raw_fps",
+    "do_resize",
+    "max_frame",
+    "num_frames",
+)
 _DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^;,]*)*?(?P<base64>;base64)?,", re.IGNORECASE)
 _LONGEST_PATH = 4096
 
@@ -54,12 +65,19 @@ class MediaSource:
             return settings
         held = settings.image if self.kind == "image" else settings.video and settings.video.frames
         if not isinstance(held, GridSettings):
-            raise InputError(f"{next(iter(limits))} of a part of a message", got=f"the family {settings.family}",
-                             expected="a family that takes any size (Qwen-VL)", fix="leave it out")  # fmt: skip
+            raise InputError(
+                f"{next(iter(limits))} of a part of a message",
+                got=f"the family {settings.family}",
+                expected="a family that takes any size (Qwen-VL)",
+                fix="leave it out",
+            )
         changed = replace(held, **limits)
         if changed.min_pixels > changed.max_pixels:
-            raise InputError("min_pixels of a part of a message", got=changed.min_pixels,
-                             expected=f"at most max_pixels, {changed.max_pixels}")  # fmt: skip
+            raise InputError(
+                "min_pixels of a part of a message",
+                got=changed.min_pixels,
+                expected=f"at most max_pixels, {changed.max_pixels}",
+            )
         if self.kind == "image":
             return replace(settings, image=changed)
         assert settings.video is not None
@@ -101,8 +119,11 @@ def image_source(source: Any) -> Path | Image.Image:
     if isinstance(source, os.PathLike):
         return Path(os.fsdecode(source))
     if not isinstance(source, str):
-        raise InputError("an image", got=type(source).__name__,
-                         expected="a file, encoded bytes, a data URL, a uint8 array or a PIL image")  # fmt: skip
+        raise InputError(
+            "an image",
+            got=type(source).__name__,
+            expected="a file, encoded bytes, a data URL, a uint8 array or a PIL image",
+        )
     if source[:5].lower() == "data:":
         return picture_from_bytes(_from_data_url(source, "image"))
     return _path(source, "image")
@@ -130,9 +151,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
         raise InputError(
-            "an image as an array", got=f"{array.dtype} {list(array.shape)}",
+            "an image as an array",
+            got=f"{array.dtype} {list(array.shape)}",
             expected="uint8 [height, width, 3] (RGB), or with 4 (RGBA) or 1 channel, or [height, width]",
-        )  # fmt: skip
+        )
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.ndim == 3 and channels == 1 else array))
 
 
@@ -152,8 +174,12 @@ def _path(text: str, kind: str) -> Path:
     if sign and scheme.isalnum():
         raise InputError(f"linmu downloads no {kind}", got=text[:80], expected="a file", fix="save it, give its path")
     if "\0" in text or len(text) > _LONGEST_PATH:
-        raise InputError(f"no file name of a {kind}", got=f"{text[:40]!r} ({len(text)} characters)", expected="a path",
-                         fix="give encoded bytes as bytes, base64 as a data URL")  # fmt: skip
+        raise InputError(
+            f"no file name of a {kind}",
+            got=f"{text[:40]!r} ({len(text)} characters)",
+            expected="a path",
+            fix="give encoded bytes as bytes, base64 as a data URL",
+        )
     return Path(text)
 
 
@@ -169,8 +195,12 @@ def canonical_part(part: Mapping[str, Any]) -> dict[str, Any]:
     if str(part["type"]).endswith("_url"):
         found = {"type": kind, **_from_url_part(found, kind)}
     if unknown := [key for key in REFUSED_KEYS if key in found]:
-        raise InputError(f"{unknown[0]!r} in a part of a message", got=repr(found[unknown[0]])[:40],
-                         expected="fps, min_pixels or max_pixels", fix="leave it out, or change the file")  # fmt: skip
+        raise InputError(
+            f"{unknown[0]!r} in a part of a message",
+            got=repr(found[unknown[0]])[:40],
+            expected="fps, min_pixels or max_pixels",
+            fix="leave it out, or change the file",
+        )
     given = [key for key in SOURCE_KEYS if key in found]
     if len(given) > 1:
         raise InputError(f"a part of a message with several {kind}s", got=", ".join(given), expected="one of them")

@@ -22,11 +22,15 @@ def check_tokenizer(path: Path) -> None:
     for part in (document.get("normalizer"), document.get("pre_tokenizer"), document.get("decoder")):
         growth = max(growth, _growth(part))
     if growth > MOST_GROWTH:
-        raise InputError(f"the tokenizer {path} makes texts longer", got=f"{growth:.3g} times",
-                         expected=f"at most {MOST_GROWTH:g} times")  # fmt: skip
+        raise InputError(
+            f"the tokenizer {path} makes texts longer",
+            got=f"{growth:.3g} times",
+            expected=f"at most {MOST_GROWTH:g} times",
+        )
     if (added := _added(document.get("post_processor"))) > MOST_ADDED:
-        raise InputError(f"the tokenizer {path} adds to every text", got=f"{added} tokens",
-                         expected=f"at most {MOST_ADDED}")  # fmt: skip
+        raise InputError(
+            f"the tokenizer {path} adds to every text", got=f"{added} tokens", expected=f"at most {MOST_ADDED}"
+        )
 
 
 def _growth(part: Any) -> float:
@@ -48,7 +52,14 @@ def _added(part: Any) -> int:
     if not isinstance(part, dict):
         return 0
     inner = sum(_added(item) for item in part.get("processors") or [])
-    ids = sum(len(token.get("ids", [])) for token in (part.get("special_tokens") or {}).values()
-              if isinstance(token, dict)) if isinstance(part.get("special_tokens"), dict) else 0  # fmt: skip
+    ids = (
+        sum(
+            len(token.get("ids", []))
+            for token in (part.get("special_tokens") or {}).values()
+            if isinstance(token, dict)
+        )
+        if isinstance(part.get("special_tokens"), dict)
+        else 0
+    )
     pieces = max((len(part.get(name) or []) for name in ("single", "pair")), default=0)
     return int(inner + pieces * max(ids, 1))

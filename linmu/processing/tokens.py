@@ -26,8 +26,9 @@ Encoded = np.ndarray  # [S] int64
 # every byte that belongs to no character is a replacement character of its own, as in the tokenizers library
 _BYTE_ERRORS = "linmu.each-byte"
 codecs.register_error(
-    _BYTE_ERRORS, lambda error: (REPLACEMENT * (error.end - error.start), error.end)  # type: ignore[attr-defined]
-)  # fmt: skip
+    _BYTE_ERRORS,
+    lambda error: (REPLACEMENT * (error.end - error.start), error.end),  # type: ignore[attr-defined]
+)
 
 
 @contextmanager

@@ -28,9 +28,14 @@ class Option:
 
 
 def choose_by_budget(
-    form: DecoderForm, record: CalibrationRecord, schemes: Sequence[Scheme], budget_bytes: int,
-    progress: Callable[[str], None] = lambda _: None, head: bool = True, state: str | None = None,
-) -> BudgetReport:  # fmt: skip
+    form: DecoderForm,
+    record: CalibrationRecord,
+    schemes: Sequence[Scheme],
+    budget_bytes: int,
+    progress: Callable[[str], None] = lambda _: None,
+    head: bool = True,
+    state: str | None = None,
+) -> BudgetReport:
     """Precisions of the state and of every group of matrices, together at most `budget_bytes`.
 
     head: whether the head is among the matrices; state: the state's precision where it is given (None: chosen).
@@ -103,10 +108,14 @@ def spend(ladders: dict[str, list[Option]], budget_bytes: int) -> dict[str, Opti
     spent = sum(steps[0].stored_bytes for steps in ladders.values())
     while True:
         raises = [
-            (steps[place[group]].error - steps[place[group] + 1].error, steps[place[group] + 1].stored_bytes
-             - steps[place[group]].stored_bytes, group)
-            for group, steps in ladders.items() if place[group] + 1 < len(steps)
-        ]  # fmt: skip
+            (
+                steps[place[group]].error - steps[place[group] + 1].error,
+                steps[place[group] + 1].stored_bytes - steps[place[group]].stored_bytes,
+                group,
+            )
+            for group, steps in ladders.items()
+            if place[group] + 1 < len(steps)
+        ]
         fitting = [(gain / max(cost, 1), group, cost) for gain, cost, group in raises if spent + cost <= budget_bytes]
         if not fitting:
             return {group: steps[place[group]] for group, steps in ladders.items()}

@@ -147,9 +147,13 @@ class _Layers:
 
 
 def _head(
-    head: str, scheme: Scheme, form: DecoderForm, record: CalibrationRecord, weights: dict[str, Weight],
+    head: str,
+    scheme: Scheme,
+    form: DecoderForm,
+    record: CalibrationRecord,
+    weights: dict[str, Weight],
     reports: dict[str, MatrixReport],
-) -> dict[str, MatrixFormat]:  # fmt: skip
+) -> dict[str, MatrixFormat]:
     """Quantize the head [V, D] as its transpose [D, V]; a tied table of embeddings reads the same integers."""
     fitted, reason = fitting(scheme, form.hidden)
     table = weights.pop(head)

@@ -83,9 +83,7 @@ class LayerQuantizer:
             arrays["gate_up"] = original["gate_up"]  # float, but scaled for `down`
         return {name: np.ascontiguousarray(array, array.dtype) for name, array in arrays.items()}
 
-    def _group(
-        self, names: Sequence[str], original: Arrays
-    ) -> tuple[dict[str, QuantizedMatrix], np.ndarray | None]:
+    def _group(self, names: Sequence[str], original: Arrays) -> tuple[dict[str, QuantizedMatrix], np.ndarray | None]:
         """Quantize matrices that share an input -> by name, and the factor that their input needs."""
         rows = len(original[names[0]])
         scheme, reason = fitting(self.choose(self.prefix + names[0]), rows)

@@ -92,7 +92,11 @@ class Quantization:
 
 
 def planned(
-    target: str, preset: str | None, record: Path | None, budget_bytes: int | None = None, head: bool = True,
+    target: str,
+    preset: str | None,
+    record: Path | None,
+    budget_bytes: int | None = None,
+    head: bool = True,
     state: str | None = None,
 ) -> Quantization | None:
     """The quantization of a target's preset, or None for a preset of float precision.
@@ -112,9 +116,12 @@ def planned(
     if preset != AUTO:
         find_preset(target, preset)
     if (preset == AUTO) != (budget_bytes is not None):
-        raise InputError("--budget and --quant auto belong together", got=f"--quant {preset}",
-                         expected="--quant auto --budget BYTES")  # fmt: skip
+        raise InputError(
+            "--budget and --quant auto belong together", got=f"--quant {preset}", expected="--quant auto --budget BYTES"
+        )
     if record is None:
-        raise InputError(f"--quant {preset} needs a calibration record",
-                         fix="linmu calibrate STUDENT --data DATA -o calib.safetensors, then --calib FILE")  # fmt: skip
+        raise InputError(
+            f"--quant {preset} needs a calibration record",
+            fix="linmu calibrate STUDENT --data DATA -o calib.safetensors, then --calib FILE",
+        )
     return Quantization(target, preset, record, budget_bytes, head, state)

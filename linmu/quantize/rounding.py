@@ -58,9 +58,12 @@ def column_amax(weight: np.ndarray, format: MatrixFormat) -> np.ndarray:
 
 
 def round_matrix(
-    weight: np.ndarray, format: MatrixFormat, amax: np.ndarray | None = None, input_amax: float | None = None,
+    weight: np.ndarray,
+    format: MatrixFormat,
+    amax: np.ndarray | None = None,
+    input_amax: float | None = None,
     pre: np.ndarray | None = None,
-) -> QuantizedMatrix:  # fmt: skip
+) -> QuantizedMatrix:
     """Round W [in, out] float32 (already divided by `pre`) to the nearest integers; larger values saturate.
 
     amax: largest |w| by scale, by default the weight's own. input_amax: largest |x| that the input can take.

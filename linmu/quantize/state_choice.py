@@ -60,8 +60,13 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without the schemes (reports of matrices have them)."""
-        return {"state": asdict(self.state), "matrix_bytes": self.matrix_bytes, "matrix_error": self.matrix_error,
-                "bytes": self.bytes, "error": self.error}  # fmt: skip
+        return {
+            "state": asdict(self.state),
+            "matrix_bytes": self.matrix_bytes,
+            "matrix_error": self.matrix_error,
+            "bytes": self.bytes,
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,12 @@ class BudgetReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"budget_bytes": self.budget_bytes, "state": self.chosen.state.precision, "reason": self.reason,
-                "outcomes": [outcome.to_json() for outcome in self.outcomes]}  # fmt: skip
+        return {
+            "budget_bytes": self.budget_bytes,
+            "state": self.chosen.state.precision,
+            "reason": self.reason,
+            "outcomes": [outcome.to_json() for outcome in self.outcomes],
+        }
 
 
 def state_options(form: DecoderForm, record: CalibrationRecord, asked: str | None) -> tuple[StateOption, ...]:
@@ -110,10 +119,12 @@ def choose_state(outcomes: Sequence[Outcome], budget_bytes: int, asked: bool) ->
     if not fitting:
         least = min(outcomes, key=lambda outcome: outcome.bytes)
         raise InputError(
-            "--budget is too small for the matrices and one state", got=f"{budget_bytes} bytes",
+            "--budget is too small for the matrices and one state",
+            got=f"{budget_bytes} bytes",
             expected=f"at least {least.bytes} ({least.matrix_bytes} of matrices, {least.state.stored_bytes} of an "
-            f"{least.state.precision} state)", fix=_remedy(outcomes, asked),
-        )  # fmt: skip
+            f"{least.state.precision} state)",
+            fix=_remedy(outcomes, asked),
+        )
     chosen = min(fitting, key=lambda outcome: outcome.error or 0.0)
     return BudgetReport(budget_bytes, chosen, _reason(chosen, outcomes, asked), tuple(outcomes))
 

@@ -28,9 +28,7 @@ def quantize_student(
     if asked.budget_bytes is None:
         preset = find_preset(asked.target, asked.preset)
         return preset_form(form, record, preset if asked.head else replace(preset, head=None))
-    found = choose_by_budget(
-        form, record, AUTO_SCHEMES[asked.target], asked.budget_bytes, say, asked.head, asked.state
-    )
+    found = choose_by_budget(form, record, AUTO_SCHEMES[asked.target], asked.budget_bytes, say, asked.head, asked.state)
     quantized = quantize_form(form, record, found.chosen.schemes.get)
     quantized.budget = found
     return quantized

@@ -38,7 +38,10 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {  # in order of preference for "auto"
     "tensorrt": Backend(
-        "linmu.runtimes.trt_runner", "open_trt", (("tensorrt", "tensorrt_rtx"), "cuda.bindings"), probe="unusable",
+        "linmu.runtimes.trt_runner",
+        "open_trt",
+        (("tensorrt", "tensorrt_rtx"), "cuda.bindings"),
+        probe="unusable",
         fix="pip install 'linmu[jetson]' on a Jetson with JetPack's TensorRT (docs/jetson.md)",
     ),
     "onnxruntime": Backend("linmu.runtimes.ort_runner", "open_ort", ("onnxruntime",)),
@@ -46,7 +49,7 @@ BACKENDS: dict[str, Backend] = {  # in order of preference for "auto"
         "linmu.runtimes.et_runner", "open_et", ("executorch", "torch"), extra="mobile", probe="unusable"
     ),
     "torch": Backend("linmu.runtimes.torch_runner", "open_torch", ("torch",), extra="convert"),
-}  # fmt: skip
+}
 
 
 def unusable(bundle: Bundle, name: str) -> str | None:

@@ -305,19 +305,34 @@ class TurnMaker:
         if not added or added[0]["role"] != "system":
             return added
         if before[:1] != added[:1]:
-            raise InputError("the conversation began with another system prompt",
-                             got=repr(plain_text(str(added[0]["content"])))[:60], fix="use reset() first")  # fmt: skip
+            raise InputError(
+                "the conversation began with another system prompt",
+                got=repr(plain_text(str(added[0]["content"])))[:60],
+                fix="use reset() first",
+            )
         return added[1:]
 
     def _made(
-        self, inputs: ModelInputs, conversation: Conversation | None, *, keeps: bool, restart: bool = False,
+        self,
+        inputs: ModelInputs,
+        conversation: Conversation | None,
+        *,
+        keeps: bool,
+        restart: bool = False,
         notice: str | None = None,
-    ) -> Turn:  # fmt: skip
+    ) -> Turn:
         past = self.past
         return Turn(
-            inputs.input_ids, inputs.text, inputs.media, inputs.vision_calls, conversation,
-            after=(past.tokens, past.pending), restart=restart, keeps_pending=keeps, notice=notice,
-        )  # fmt: skip
+            inputs.input_ids,
+            inputs.text,
+            inputs.media,
+            inputs.vision_calls,
+            conversation,
+            after=(past.tokens, past.pending),
+            restart=restart,
+            keeps_pending=keeps,
+            notice=notice,
+        )
 
 
 def kept(media: Sequence[MediaSource | None]) -> tuple[MediaSource | None, ...]:

@@ -188,8 +188,12 @@ def check_method(program: Any, name: str, spec: GraphSpec, most: Mapping[str, in
             found = tensor(place)
             sizes, dtype = list(found.sizes()), SCALAR_TYPES.get(found.dtype(), str(found.dtype()))
             if dtype != item.dtype or sizes != shape:
-                raise BundleError(f"{spec.file}: {side} {item.name!r} of {name}", got=f"{dtype}{sizes}",
-                                  expected=f"{item.dtype}{shape}", fix="export the bundle again")  # fmt: skip
+                raise BundleError(
+                    f"{spec.file}: {side} {item.name!r} of {name}",
+                    got=f"{dtype}{sizes}",
+                    expected=f"{item.dtype}{shape}",
+                    fix="export the bundle again",
+                )
 
 
 def _check_sizes(name: str, spec: GraphSpec, arrays: Mapping[str, np.ndarray], most: Mapping[str, int]) -> None:
@@ -201,8 +205,12 @@ def _check_sizes(name: str, spec: GraphSpec, arrays: Mapping[str, np.ndarray], m
 def _check_size(name: str, spec: TensorSpec, array: np.ndarray, most: Mapping[str, int]) -> None:
     for dim, size in zip(spec.shape, array.shape, strict=True):
         if isinstance(dim, str) and size > most.get(dim, size):
-            raise InputError(f"this prompt needs {dim} = {size} in method {name}", got=size,
-                             expected=f"at most {most[dim]}", fix="smaller pictures or shorter clips")  # fmt: skip
+            raise InputError(
+                f"this prompt needs {dim} = {size} in method {name}",
+                got=size,
+                expected=f"at most {most[dim]}",
+                fix="smaller pictures or shorter clips",
+            )
         if isinstance(dim, int) and size != dim:
             raise InputError(f"{spec.name} of method {name}", got=list(array.shape), expected=list(spec.shape))
 
@@ -254,6 +262,9 @@ def unusable(bundle: Bundle) -> str | None:
 def open_et(bundle: Bundle, threads: int | None) -> EtRunner:
     """Open the ExecuTorch runner; raises MissingComponentError where the program's delegate is not in ExecuTorch."""
     if (reason := unusable(bundle)) is not None:
-        raise MissingComponentError(f"the program's delegate: {reason}", needed_for="backend executorch",
-                                    fix="run it on the phone, or export it with --backend xnnpack")  # fmt: skip
+        raise MissingComponentError(
+            f"the program's delegate: {reason}",
+            needed_for="backend executorch",
+            fix="run it on the phone, or export it with --backend xnnpack",
+        )
     return EtRunner(bundle, threads)

@@ -57,8 +57,10 @@ class Guard:
             raise InputError("the session is closed", fix="open it again with linmu.load")
         if stream is not None:
             if self._stream is None or self._stream[0] is not stream:
-                raise InputError("this answer cannot go on: the session was used for something else meanwhile",
-                                 fix="read an answer to its end first")  # fmt: skip
+                raise InputError(
+                    "this answer cannot go on: the session was used for something else meanwhile",
+                    fix="read an answer to its end first",
+                )
             self._stream = (stream, me)
         elif self._stream is not None and self._stream[1] != me:
             raise _in_use()
@@ -66,6 +68,7 @@ class Guard:
 
 def _in_use() -> InputError:
     return InputError(
-        "the session is in use by another thread", expected="one thread at a time",
+        "the session is in use by another thread",
+        expected="one thread at a time",
         fix="give every thread a session of its own (linmu.load maps the same weights)",
-    )  # fmt: skip
+    )

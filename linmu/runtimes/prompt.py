@@ -88,13 +88,18 @@ class _VisionRows:
             return
         rows, deep = self._take(len(here))
         if rows.shape[1:] != embeds.shape[1:]:
-            raise BundleError("the vision graph's embeddings", got=f"width {rows.shape[1:]}",
-                              expected=embeds.shape[1], fix="export the bundle again")  # fmt: skip
+            raise BundleError(
+                "the vision graph's embeddings",
+                got=f"width {rows.shape[1:]}",
+                expected=embeds.shape[1],
+                fix="export the bundle again",
+            )
         embeds[here] = rows
         if deepstack is not None and deep is not None:
             if deep.shape != (wanted := (len(deepstack), *rows.shape)):
-                raise BundleError("the vision graph's deepstack", got=deep.shape, expected=wanted,
-                                  fix="export the bundle again")  # fmt: skip
+                raise BundleError(
+                    "the vision graph's deepstack", got=deep.shape, expected=wanted, fix="export the bundle again"
+                )
             deepstack[:, 0, here] = deep
 
     def _take(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -102,8 +107,9 @@ class _VisionRows:
             call = next(self.calls, None)
             if call is None:
                 got = 0 if self.rows is None else len(self.rows)
-                raise InputError("the vision graph gave fewer rows than the prompt has vision tokens", got=got,
-                                 expected=count)  # fmt: skip
+                raise InputError(
+                    "the vision graph gave fewer rows than the prompt has vision tokens", got=got, expected=count
+                )
             features = self.runner.encode(call)
             self.rows = _joined(self.rows, features.embeddings, 0)
             if features.deepstack is not None:

@@ -211,13 +211,25 @@ class Session:
 
     def _prefill(self, inputs: ModelInputs, max_piece_tokens: int | None = None) -> np.ndarray:
         state, manifest = self.state, self.bundle.manifest
-        turn = inputs if isinstance(inputs, Turn) else Turn(inputs.input_ids, inputs.text, inputs.media,
-                                                            inputs.vision_calls, None, (state.tokens, state.pending),
-                                                            keeps_pending=True)  # fmt: skip
+        turn = (
+            inputs
+            if isinstance(inputs, Turn)
+            else Turn(
+                inputs.input_ids,
+                inputs.text,
+                inputs.media,
+                inputs.vision_calls,
+                None,
+                (state.tokens, state.pending),
+                keeps_pending=True,
+            )
+        )
         if turn.after != (state.tokens, state.pending):
-            raise InputError("a prompt prepared at another moment of the conversation",
-                             got=f"made behind {turn.after[0]} tokens, the state has read {state.tokens}",
-                             fix="prepare it again")  # fmt: skip
+            raise InputError(
+                "a prompt prepared at another moment of the conversation",
+                got=f"made behind {turn.after[0]} tokens, the state has read {state.tokens}",
+                fix="prepare it again",
+            )
         logits = None
         with state.all_or_nothing():
             ids = turn.input_ids
@@ -251,8 +263,10 @@ class Session:
         limit = self.bundle.manifest.generation.get("max_position_embeddings")
         if limit is None or total <= int(limit):
             return None
-        return (f"the context has {total} tokens and the model was made for {limit} positions: it goes on, in constant "
-                "memory, but what it says about so long a context was never trained")  # fmt: skip
+        return (
+            f"the context has {total} tokens and the model was made for {limit} positions: it goes on, in constant "
+            "memory, but what it says about so long a context was never trained"
+        )
 
 
 def _ms(start: float) -> float:

@@ -100,9 +100,14 @@ class SessionState:
 
     def _copy(self) -> StateSnapshot:
         return StateSnapshot(
-            self.handle.read(), self.position, self.tokens, self.pending, tuple(self.answer), self.conversation,
+            self.handle.read(),
+            self.position,
+            self.tokens,
+            self.pending,
+            tuple(self.answer),
+            self.conversation,
             self.said,
-        )  # fmt: skip
+        )
 
     def restore(self, snapshot: StateSnapshot) -> None:
         """Put a copy back."""
@@ -117,15 +122,16 @@ class SessionState:
     def save(self, path: str | Path) -> None:
         """Write a state file (safetensors) that any backend of the same model loads."""
         with self._guard.call():
-            position: dict[str, Any] = {
-                "position": self.position, "tokens": self.tokens, "pending": list(self.pending)
-            }  # fmt: skip
+            position: dict[str, Any] = {"position": self.position, "tokens": self.tokens, "pending": list(self.pending)}
             if (talk := self.conversation) is not None:
                 position["conversation"] = {**talk.to_json(), "answer": list(self.answer), "said": self.said}
             save_state(
-                Path(path), self.handle.read(), specs=list(self._bundle.manifest.state),
-                model_hash=self._bundle.model_hash, position=position,
-            )  # fmt: skip
+                Path(path),
+                self.handle.read(),
+                specs=list(self._bundle.manifest.state),
+                model_hash=self._bundle.model_hash,
+                position=position,
+            )
 
     def load(self, path: str | Path) -> None:
         """Read a state file; raises StateError, with the state as it was, when it is damaged or of another model."""

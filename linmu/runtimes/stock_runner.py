@@ -68,10 +68,11 @@ def stock_answer(bundle: Bundle, prompt: str, images: Sequence[Any] = (), max_ne
             image_token = bundle.manifest.model.prompt_rules.get("image_token_id")
             pieces = stock_pieces(inputs, image_token, piece_tokens(bundle.manifest))
             given = [
-                stock.make_token_input(piece.tolist()) if piece.ndim == 1
+                stock.make_token_input(piece.tolist())
+                if piece.ndim == 1
                 else stock.make_image_input(torch.from_numpy(np.ascontiguousarray(piece)))
                 for piece in pieces
-            ]  # fmt: skip
+            ]
             stock.MultimodalRunner(*files).generate(given, config, token_callback=said.append)
         except RuntimeError as error:
             raise BundleError(f"{files[0]}: the stock runner fails", got=str(error).strip()[:200]) from error

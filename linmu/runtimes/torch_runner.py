@@ -79,9 +79,15 @@ class TorchRunner:
         layout = {name.removeprefix("layout."): torch.from_numpy(x) for name, x in piece.layout.items()} or None
         deepstack = None if piece.deepstack is None else torch.from_numpy(piece.deepstack)
         logits, present = decoder.prefill(
-            self.ops, self.form, torch.from_numpy(piece.inputs_embeds), self._positions(piece.position_ids),
-            state.tensors, layout, deepstack, torch.tensor([piece.past_length]),
-        )  # fmt: skip
+            self.ops,
+            self.form,
+            torch.from_numpy(piece.inputs_embeds),
+            self._positions(piece.position_ids),
+            state.tensors,
+            layout,
+            deepstack,
+            torch.tensor([piece.past_length]),
+        )
         state.advance(present)
         return logits[0, 0].numpy()
 

@@ -144,8 +144,9 @@ class DecodeStep:
 
     def __init__(self, engine: OpenEngine, sets: DeviceSets):
         self.engine, self.sets = engine, sets
-        self.shapes = {item.name: tuple(1 if isinstance(dim, str) else dim for dim in item.shape)
-                       for item in engine.spec.inputs}  # fmt: skip
+        self.shapes = {
+            item.name: tuple(1 if isinstance(dim, str) else dim for dim in item.shape) for item in engine.spec.inputs
+        }
         self.logits = next(item for item in engine.spec.outputs if item.name == "logits")
         self.logits_shape = tuple(1 if isinstance(dim, str) else dim for dim in self.logits.shape)
         self._contexts: dict[int, Any] = {}
@@ -211,8 +212,16 @@ def find_engines(bundle: Bundle, toolkit: Toolkit, gpu: str, capability: str) ->
             continue
         engine = index.get(graph)
         ranges, level = (engine.ranges, engine.parts.level) if engine else ({}, None)
-        wanted = engine_parts(bundle, graph, ranges, flavour=toolkit.flavour, version=toolkit.version, gpu=gpu,
-                              capability=capability, level=level)  # fmt: skip
+        wanted = engine_parts(
+            bundle,
+            graph,
+            ranges,
+            flavour=toolkit.flavour,
+            version=toolkit.version,
+            gpu=gpu,
+            capability=capability,
+            level=level,
+        )
         problem = engine_problem(bundle.folder, engine, wanted)
         if problem is not None or engine is None:
             raise MissingComponentError(

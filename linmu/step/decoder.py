@@ -178,9 +178,17 @@ def _flex(ops: Ops, form: DecoderForm, i: int, qkv, dt, dt_backward, gates, tabl
         return y, state
     index = layout["backward"][schedule]
     back, _ = _direction(
-        ops, form, name, "b", ops.take_or_zero(qkv, index), ops.take_or_zero(dt_backward, index), tables, index, None,
+        ops,
+        form,
+        name,
+        "b",
+        ops.take_or_zero(qkv, index),
+        ops.take_or_zero(dt_backward, index),
+        tables,
+        index,
+        None,
         layout["restart"],
-    )  # fmt: skip
+    )
     back = ops.head_norm(back, name + "norm_b", form)
     back = ops.take_or_zero(back, layout["backward_slot"][schedule])
     gate_f, gate_b = ops.split(gates, (form.heads, form.heads) + ((form.heads,) if form.mixed else ()))[:2]

@@ -36,17 +36,17 @@ class HalfOps(TorchOps):
             for name in self.halves:
                 self.weights.change(name, half)
 
-    def enter(self, scope: str) -> None:  # noqa: D102
+    def enter(self, scope: str) -> None:
         self.scope = scope
 
     def half_product(self, x: Tensor, y: Tensor) -> Tensor:
         """The product x @ y as described at the top of this file."""
         return half(self.product(half(x), half(y)))
 
-    def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def head(self, x: Tensor, weight: str) -> Tensor:
         return self._product_for(weight)(self.seen(x, weight), self.weights[weight].T)
 
-    def multiply(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def multiply(self, x: Tensor, weight: str) -> Tensor:
         y = self._product_for(weight)(x, self.weights[weight])
         bias = self.weights.get(weight + "_bias")
         return y if bias is None else y + bias
@@ -61,7 +61,7 @@ class HalfOps(TorchOps):
         """`half_product` with a matrix that is rounded already."""
         return half(self.product(half(x), y))
 
-    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
+    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:
         if self.scope + "swin" not in self.halves:
             return super().window_attention(q, k, v, bias, form)
         rows, length = bias.shape[0], bias.shape[-1]

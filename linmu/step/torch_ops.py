@@ -46,17 +46,17 @@ class TorchOps:
     def enter(self, scope: str) -> None:
         """Nothing to name when run eagerly."""
 
-    def branch(self, condition, then, otherwise) -> list[Tensor]:  # noqa: D102
+    def branch(self, condition, then, otherwise) -> list[Tensor]:
         return then() if bool(condition) else otherwise()
 
-    def embed(self, ids: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def embed(self, ids: Tensor, weight: str) -> Tensor:
         return functional.embedding(ids, self.weights[weight])
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
         """The matrix product behind `linear` and `head`."""
         return x @ y
 
-    def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def head(self, x: Tensor, weight: str) -> Tensor:
         return self.product(self.seen(x, weight), self.weights[weight].T)
 
     def seen(self, x: Tensor, weight: str) -> Tensor:
@@ -65,77 +65,77 @@ class TorchOps:
         x = x if factor is None else x * factor
         return self.rounding(weight, x, *self.inputs[weight]) if weight in self.inputs else x
 
-    def rounded(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def rounded(self, x: Tensor, weight: str) -> Tensor:
         return self.seen(x, weight)
 
-    def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def linear(self, x: Tensor, weight: str) -> Tensor:
         return self.multiply(self.seen(x, weight), weight)
 
-    def multiply(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def multiply(self, x: Tensor, weight: str) -> Tensor:
         y = self.product(x, self.weights[weight])
         bias = self.weights.get(weight + "_bias")
         return y if bias is None else y + bias
 
-    def add_rms_norm(self, x: Tensor, update: Tensor | None, weight: str, eps: float) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def add_rms_norm(self, x: Tensor, update: Tensor | None, weight: str, eps: float) -> tuple[Tensor, Tensor]:
         x = x if update is None else x + update
         return functional.rms_norm(x, x.shape[-1:], self.weights[weight], eps), x
 
-    def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
+    def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:
         scale = self.weights[weight]
         normed = functional.rms_norm(x.unflatten(-1, (form.heads, -1)), (form.head_dim,), None, form.mmate.norm_eps)
         return (normed.flatten(-2) * scale).to(scale.dtype)
 
-    def qk_norm(self, qkv: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
+    def qk_norm(self, qkv: Tensor, weight: str, form: DecoderForm) -> Tensor:
         qk, v = qkv.split([(form.heads + form.kv_heads) * form.head_dim, form.kv_heads * form.head_dim], -1)
         normed = functional.rms_norm(qk.unflatten(-1, (-1, form.head_dim)), (form.head_dim,), None, form.qk_norm_eps)
         return torch.cat([(normed * self.weights[weight]).flatten(-2), v], -1)
 
-    def split(self, x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:  # noqa: D102
+    def split(self, x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
         return list(x.split(list(sizes), -1))
 
-    def add(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
 
-    def add_bias(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def add_bias(self, x: Tensor, weight: str) -> Tensor:
         return x + self.weights[weight]
 
-    def scale_channels(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def scale_channels(self, x: Tensor, weight: str) -> Tensor:
         return x * self.weights[weight]
 
-    def sigmoid(self, x: Tensor) -> Tensor:  # noqa: D102
+    def sigmoid(self, x: Tensor) -> Tensor:
         return x.sigmoid()
 
-    def one_minus(self, x: Tensor) -> Tensor:  # noqa: D102
+    def one_minus(self, x: Tensor) -> Tensor:
         return 1 - x
 
-    def where(self, mask: Tensor, x: Tensor, other: Tensor | float) -> Tensor:  # noqa: D102
+    def where(self, mask: Tensor, x: Tensor, other: Tensor | float) -> Tensor:
         return torch.where(mask, x, other)
 
-    def silu_mul(self, x: Tensor) -> Tensor:  # noqa: D102
+    def silu_mul(self, x: Tensor) -> Tensor:
         gate, up = x.chunk(2, -1)
         return functional.silu(gate) * up
 
-    def item(self, x: Tensor, index: int) -> Tensor:  # noqa: D102
+    def item(self, x: Tensor, index: int) -> Tensor:
         return x[index]
 
-    def last_token(self, x: Tensor) -> Tensor:  # noqa: D102
+    def last_token(self, x: Tensor) -> Tensor:
         self.hidden = x  # of every token: what verification compares
         return x[:, -1:]
 
-    def token_index(self, x: Tensor) -> Tensor:  # noqa: D102
+    def token_index(self, x: Tensor) -> Tensor:
         return torch.arange(x.shape[1], device=x.device)
 
-    def batch_index(self, position_ids: Tensor, form: DecoderForm) -> Tensor:  # noqa: D102
+    def batch_index(self, position_ids: Tensor, form: DecoderForm) -> Tensor:
         return torch.arange(position_ids.shape[-2], device=position_ids.device)[:, None]
 
-    def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:
         rows = position_ids.reshape(form.rope_axes, -1)
         return rope_tables(rows, self.weights["rope"], form.rope_scale, self.weights["norm"].dtype)
 
-    def extend_rows(self, table: Tensor, backward: Tensor) -> Tensor:  # noqa: D102
+    def extend_rows(self, table: Tensor, backward: Tensor) -> Tensor:
         return torch.cat([table, table.new_zeros(backward.shape[1] + 1, table.shape[1])])
 
-    def prepare_layout(self, layout: dict[str, Tensor], form: DecoderForm) -> dict[str, Any]:  # noqa: D102
+    def prepare_layout(self, layout: dict[str, Tensor], form: DecoderForm) -> dict[str, Any]:
         ready: dict[str, Any] = dict(layout)
         windows, segment = layout["windows"], layout["window_segment"]  # [2, W, L]
         allowed = segment[..., :, None] == segment[..., None, :]
@@ -148,31 +148,31 @@ class TorchOps:
         ready["vision"] = layout["vision"][None, :, None]
         return ready
 
-    def take(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
+    def take(self, x: Tensor, index: Tensor) -> Tensor:
         return x[:, index]
 
-    def take_or_zero(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
+    def take_or_zero(self, x: Tensor, index: Tensor) -> Tensor:
         return functional.pad(x, (0, 0, 0, 1))[:, index]
 
-    def repeat_heads(self, x: Tensor, times: int, head_dim: int) -> Tensor:  # noqa: D102
+    def repeat_heads(self, x: Tensor, times: int, head_dim: int) -> Tensor:
         return x if times == 1 else x.unflatten(-1, (-1, head_dim)).repeat_interleave(times, -2).flatten(-2)
 
-    def scale_heads(self, x: Tensor, factor: Tensor, form: DecoderForm) -> Tensor:  # noqa: D102
+    def scale_heads(self, x: Tensor, factor: Tensor, form: DecoderForm) -> Tensor:
         return (x.unflatten(-1, (form.heads, -1)) * factor[..., None]).flatten(-2)
 
-    def causal_conv(self, x: Tensor, weight: str, past: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def causal_conv(self, x: Tensor, weight: str, past: Tensor | None) -> tuple[Tensor, Tensor]:
         taps = self.weights[weight]
         past = x.new_zeros(x.shape[0], taps.shape[0], taps.shape[2] - 1) if past is None else past.mT
         y, present = ssm.causal_conv(x, taps, self.weights[weight + "_bias"], past)
         return y, present.mT
 
-    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor, index: Tensor, heads: int) -> Tensor:  # noqa: D102
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor, index: Tensor, heads: int) -> Tensor:
         return rotate(x.unflatten(-1, (heads, -1)), cos[index], sin[index]).flatten(-2)
 
-    def log_decay(self, raw: Tensor, dt_bias: str, scale: str) -> Tensor:  # noqa: D102
+    def log_decay(self, raw: Tensor, dt_bias: str, scale: str) -> Tensor:
         return self.weights[scale] * functional.softplus(raw.float() + self.weights[dt_bias])
 
-    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm) -> tuple[Tensor, Tensor]:
         q, k, v = (x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v))
         if past is None:
             past = g.new_zeros(q.shape[0], form.state_heads, form.head_dim, form.head_dim)
@@ -184,13 +184,13 @@ class TorchOps:
         y, state = ssm.chunked(q, k, v, g, past, scale, batched, form.mmate.chunk_size, strict=restart is not None)
         return y.flatten(2), state
 
-    def read_state(self, stored: dict[str, Tensor], form: DecoderForm) -> Tensor:  # noqa: D102
+    def read_state(self, stored: dict[str, Tensor], form: DecoderForm) -> Tensor:
         state = stored["recurrent"]
         if form.state == "int8":
             return state.float() * stored["recurrent_scale"]
         return state.float() if form.state == "fp16" else state
 
-    def write_state(self, state: Tensor, form: DecoderForm) -> dict[str, Tensor]:  # noqa: D102
+    def write_state(self, state: Tensor, form: DecoderForm) -> dict[str, Tensor]:
         if form.state == "fp16":
             return {"recurrent": state.clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16)}
         if form.state == "fp32":
@@ -199,7 +199,7 @@ class TorchOps:
         codes = (state / torch.where(scale > 0, scale, 1.0)).round().clamp(-LARGEST_CODE, LARGEST_CODE)
         return {"recurrent": codes.to(torch.int8), "recurrent_scale": scale}
 
-    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
+    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:
         rows, length = bias.shape[0], bias.shape[-1]
         repeat = form.heads // form.kv_heads
         k, v = self.repeat_heads(k, repeat, form.head_dim), self.repeat_heads(v, repeat, form.head_dim)
@@ -207,7 +207,7 @@ class TorchOps:
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return y.transpose(1, 2).reshape(1, rows * length, -1)
 
-    def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):  # noqa: D102
+    def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):
         window = form.mmate.text_window
         valid = torch.arange(window, device=q.device) >= window - fill[:, None]  # [B, W]
         q, k, v = (x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v))

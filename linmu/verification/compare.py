@@ -98,8 +98,13 @@ class Meter:
             points[found.step] = max(points.get(found.step, 0.0), found.error)
 
 
-def noise_between(logits: np.ndarray, state: Mapping[str, np.ndarray], other_logits: np.ndarray,
-                  other_state: Mapping[str, np.ndarray], quantum: float = 0.0) -> tuple[float, float]:  # fmt: skip
+def noise_between(
+    logits: np.ndarray,
+    state: Mapping[str, np.ndarray],
+    other_logits: np.ndarray,
+    other_state: Mapping[str, np.ndarray],
+    quantum: float = 0.0,
+) -> tuple[float, float]:
     """(logits, state) errors of a reference's reordered twin, in the units of the tolerances.
 
     quantum: relative distance of neighbouring numbers where products are rounded to fewer bits; at least that much.
@@ -116,8 +121,9 @@ def logits_noise(logits: np.ndarray, other: np.ndarray, quantum: float = 0.0) ->
     return max(logits_error(other, logits, Tolerance()).error, least)
 
 
-def array_error(got: np.ndarray, expected: np.ndarray, scale: Any, tensor: str, tolerance: float,
-                step: int | None = None) -> Worst:  # fmt: skip
+def array_error(
+    got: np.ndarray, expected: np.ndarray, scale: Any, tensor: str, tolerance: float, step: int | None = None
+) -> Worst:
     """Worst element of |got - expected| / scale (scale broadcasts); a wrong shape or a value not finite is inf."""
     if got.shape != expected.shape:
         return Worst(np.inf, tolerance, tensor, step, f"shape {list(got.shape)} instead of {list(expected.shape)}")
@@ -133,16 +139,20 @@ def array_error(got: np.ndarray, expected: np.ndarray, scale: Any, tensor: str, 
     return Worst(float(error[place]), tolerance, tensor, step, values)
 
 
-def logits_error(got: np.ndarray, expected: np.ndarray, tolerance: Tolerance, step: int | None = None,
-                 name: str = "logits") -> Worst:  # fmt: skip
+def logits_error(
+    got: np.ndarray, expected: np.ndarray, tolerance: Tolerance, step: int | None = None, name: str = "logits"
+) -> Worst:
     """Logits (or embeddings) in units of the reference's standard deviation."""
     return array_error(got, expected, max(float(expected.std(dtype=np.float64)), TINY), name, tolerance.logits, step)
 
 
 def states_error(
-    meter: Meter, got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], tolerance: Tolerance,
+    meter: Meter,
+    got: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    tolerance: Tolerance,
     step: int | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Every element of every canonical state."""
     for name, wanted in expected.items():
         rows, found = grouped(name, wanted), got[name]
@@ -154,9 +164,13 @@ def states_error(
 
 
 def snapshot_error(
-    meter: Meter, got: Mapping[str, np.ndarray], expected: Snapshot, projector: Projector, tolerance: Tolerance,
+    meter: Meter,
+    got: Mapping[str, np.ndarray],
+    expected: Snapshot,
+    projector: Projector,
+    tolerance: Tolerance,
     step: int | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Every canonical state through its projections, and element by element where the snapshot holds it in full."""
     for name, wanted in expected.projections.items():
         meter.add(_projected(got[name], name, wanted, expected.norms[name], projector, tolerance, step), "states")

@@ -52,9 +52,12 @@ class StudentRunner(TorchRunner):
     backend = "student"
 
     def __init__(
-        self, student: PreTrainedModel, other: StudentRunner | None = None, precision: Mapping[str, Any] | None = None,
+        self,
+        student: PreTrainedModel,
+        other: StudentRunner | None = None,
+        precision: Mapping[str, Any] | None = None,
         form: DecoderForm | None = None,
-    ):  # fmt: skip
+    ):
         self.other = other
         state = (precision or {}).get("state", "fp32")
         self.form = replace(form or decoder_form(student), state=state) if other is None else other.form

@@ -53,8 +53,7 @@ class ExposedEtRunner(EtRunner):
         )
         methods = decoder_methods(form, program_weights(form), PROGRAM)
         exposed = {
-            name: Method(ExposedMethod(methods[name].module, self.matrices), methods[name].spec)
-            for name in METHODS
+            name: Method(ExposedMethod(methods[name].module, self.matrices), methods[name].spec) for name in METHODS
         }
         program, _ = lower(exposed, {name: largest(bundle.manifest, name) for name in METHODS})
         path = folder / PROGRAM
@@ -68,7 +67,5 @@ class ExposedEtRunner(EtRunner):
         if name not in METHODS:
             return outputs
         own = len(self.bundle.manifest.graphs[name].outputs)
-        self.seen = {
-            matrix: value.numpy().copy() for matrix, value in zip(self.matrices, outputs[own:], strict=True)
-        }
+        self.seen = {matrix: value.numpy().copy() for matrix, value in zip(self.matrices, outputs[own:], strict=True)}
         return outputs[:own]

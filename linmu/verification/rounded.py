@@ -104,8 +104,9 @@ def _paths(bundle: Bundle, reference: Reference, runner: Runner) -> Iterator[lis
         else:
             raise InputError(
                 f"--student with backend {runner.backend} and a bundle that rounds inputs",
-                got="a backend that does not show what it rounds", fix="--backend onnxruntime, or without --student",
-            )  # fmt: skip
+                got="a backend that does not show what it rounds",
+                fix="--backend onnxruntime, or without --student",
+            )
 
 
 def _player(bundle: Bundle, reference: Reference, path: Path, runner: Any) -> Player:

@@ -119,9 +119,11 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path, calibration: Pat
     found, wanted = student_weights_hash(folder), bundle.manifest.model.weights_hash
     if found != wanted:
         raise InputError(
-            f"{bundle.folder} was not made of {folder}", got=f"weights hash {found[:16]}", expected=wanted[:16],
+            f"{bundle.folder} was not made of {folder}",
+            got=f"weights hash {found[:16]}",
+            expected=wanted[:16],
             fix="give the student that was exported",
-        )  # fmt: skip
+        )
     student, form = load_student(folder), None
     if (bundle.folder / DECODER_FILE).is_file() and read_decoder_file(bundle.folder).packing:
         form = bundle_form(bundle)  # the very integers: calibration is not repeated here
@@ -144,14 +146,22 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path, calibration: Pat
 def _quantized_again(bundle: Bundle, student: PreTrainedModel, calibration: Path | None) -> DecoderForm:
     preset, target = str(bundle.manifest.precision["weights"]), bundle.manifest.target
     if calibration is None:
-        raise InputError(f"--student with a bundle of preset {preset}", got="no calibration record",
-                         expected="the one that it was exported with", fix="add --calib FILE")  # fmt: skip
+        raise InputError(
+            f"--student with a bundle of preset {preset}",
+            got="no calibration record",
+            expected="the one that it was exported with",
+            fix="add --calib FILE",
+        )
     record = record_of(calibration, bundle.manifest.model.weights_hash)
     return preset_form(decoder_form(student), record, find_preset(target, preset)).form
 
 
 def student_checks(
-    bundle: Bundle, folder: Path, runners: Sequence[Runner], tolerance: Tolerance, steps: int,
+    bundle: Bundle,
+    folder: Path,
+    runners: Sequence[Runner],
+    tolerance: Tolerance,
+    steps: int,
     calibration: Path | None = None,
 ) -> tuple[list[Check], list[Curve], str | None]:
     """Every runner against the student: checks, curves, and the first stage that differs (None if all agree)."""
@@ -323,9 +333,11 @@ def _positions(bundle: Bundle, reference: Reference, runner: Runner, tolerance: 
             limit = tolerance.widened((logits_noise(eager, twin, quantum), 0.0))
             meter.add(logits_error(hidden_states(shown, own), eager, limit, name="hidden states"))
         note = "" if shown is not None else "this backend shows none"
-    return metered("student", runner.backend, EVERY, meter, note) if meter.worst else Check(
-        "student", runner.backend, EVERY, True, note=note
-    )  # fmt: skip
+    return (
+        metered("student", runner.backend, EVERY, meter, note)
+        if meter.worst
+        else Check("student", runner.backend, EVERY, True, note=note)
+    )
 
 
 def _greedy(bundle: Bundle, reference: Reference, runner: Runner, tolerance: Tolerance, noise: list[float]) -> Check:

@@ -149,9 +149,13 @@ class SureTokens:
         positions = torch.full((3, count, 1) if axes == 3 else (count, 1), player.position)
         past = {name: x.expand(count, *x.shape[1:]) for name, x in player.handle.tensors.items()}  # type: ignore
         logits, present = decoder.step(
-            runner.ops, runner.form, torch.from_numpy(tokens)[:, None], positions, past,
+            runner.ops,
+            runner.form,
+            torch.from_numpy(tokens)[:, None],
+            positions,
+            past,
             torch.full((count,), player.tokens),
-        )  # fmt: skip
+        )
         return logits[:, 0], present
 
 

@@ -40,8 +40,11 @@ def record(places, tmp_path_factory):
 def test_the_record_holds_every_product_and_state(places, record) -> None:
     found, model = read_record(record[0]), load_student(places[0])
     with ObservedRunner(model, Book()) as runner:
-        products = {name for name in runner.form.weights
-                    if name.rpartition(".")[2] in ("in_proj", "swin", "out_proj", "gate_up", "down")}  # fmt: skip
+        products = {
+            name
+            for name in runner.form.weights
+            if name.rpartition(".")[2] in ("in_proj", "swin", "out_proj", "gate_up", "down")
+        }
         layers = runner.form.layers
     assert {name for name in found.inputs if not name.startswith("vision.")} == products | {"head"}
     assert sum(name.startswith("vision.") for name in found.inputs) > 4

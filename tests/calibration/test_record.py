@@ -85,7 +85,11 @@ def tensor(name, value):
 @pytest.mark.parametrize(
     "change",
     [
-        origin(samples=-1), origin(samples="2"), origin(student_hash=3), origin(more=1), origin(long_tokens=2**70),
+        origin(samples=-1),
+        origin(samples="2"),
+        origin(student_hash=3),
+        origin(more=1),
+        origin(long_tokens=2**70),
         lambda tensors, metadata: metadata.update(done="NaN"),
         lambda tensors, metadata: metadata.update(tokens="[]"),
         lambda tensors, metadata: metadata.update(tokens='{"prefill": 1, "decode": [2]}'),
@@ -103,7 +107,7 @@ def tensor(name, value):
         tensor("states/layers.0.recurrent", np.zeros((0,), np.float32)),
         tensor("float16_states/layers.0.recurrent", np.zeros(3)),
     ],
-)  # fmt: skip
+)
 def test_values_that_no_rows_can_have_given(path, change):
     rewritten(path, change)
     with pytest.raises(InputError, match="is damaged") as caught:

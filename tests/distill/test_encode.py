@@ -27,8 +27,9 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-THINKING = CHATML.replace("{{ m['content'] }}", "{% if loop.last and loop.index > 1 %}<think>\n\n</think>\n\n"
-                          "{% endif %}{{ m['content'] }}")  # fmt: skip
+THINKING = CHATML.replace(
+    "{{ m['content'] }}", "{% if loop.last and loop.index > 1 %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}"
+)
 SPOKEN = (
     "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }} {% else %}"
     "ASSISTANT: {{ m['content'] }} {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
@@ -81,8 +82,11 @@ def test_the_prompt_is_the_one_that_generation_starts_from(family, tmp_path_fact
             np.testing.assert_array_equal(ours["pixel_values"], theirs["pixel_values"])
         vision = int(np.isin(ids, processor.media_token_ids).sum())
         assert (encoded.id, encoded.task, encoded.tokens, encoded.vision_tokens) == (
-            sample.id, sample.task, len(ids), vision,
-        )  # fmt: skip
+            sample.id,
+            sample.task,
+            len(ids),
+            vision,
+        )
         assert (vision > 0) == (not sample.text_only)
 
 
@@ -93,19 +97,23 @@ def test_the_prompt_is_the_one_that_generation_starts_from(family, tmp_path_fact
         (CHATML, (2, 4), "<|im_start|>user\nWhy? <|im_end|>\n<|im_start|>assistant\n", "so <|im_end|>"),
         (CHATML, (2,), "<|im_start|>user\nWhy? <|im_end|>\n<|im_start|>assistant\n", "so <|im_end|><eos>"),
         (
-            CHATML.replace("{% endif %}", "{% else %}<eos>{% endif %}"), (4, 2),
-            "<|im_start|>user\nWhy? <|im_end|>\n<|im_start|>assistant\n", "so <|im_end|>",
+            CHATML.replace("{% endif %}", "{% else %}<eos>{% endif %}"),
+            (4, 2),
+            "<|im_start|>user\nWhy? <|im_end|>\n<|im_start|>assistant\n",
+            "so <|im_end|>",
         ),
         (CHATML + "<eos>", (4, 2), "<|im_start|>user\nWhy? <|im_end|>\n<|im_start|>assistant\n", None),
         (
-            THINKING, (4,), "<|im_start|>user\nWhy? <|im_end|>\n<|im_start|>assistant\n",
+            THINKING,
+            (4,),
+            "<|im_start|>user\nWhy? <|im_end|>\n<|im_start|>assistant\n",
             "<think>\n\n</think>\n\nso <|im_end|>",
         ),
         (SPOKEN, (2,), "USER: Why?  ASSISTANT:", " so<eos>"),
         ("<bos>" + SPOKEN, (2,), "<bos>USER: Why?  ASSISTANT:", " so<eos>"),
         (None, (2,), "Why? ", "so <eos>"),
     ],
-)  # fmt: skip
+)
 def test_templates(template, eos, prompt, answer):
     processor = text_processor(template, eos)
     sample = Sample("x", "Why? ", "so ", line=8)

@@ -17,8 +17,11 @@ from tests.tiny import FAMILY_NAMES, VISION_NAMES
 EVERYTHING = {"skip": True, "text_window": 3}
 PREFIXES = {
     "flex_new": ("scan_forward.", "scan_backward.", "gate_forward.", "gate_backward."),
-    "flex_inherited": ("flex.",), "swin": ("swin.",), "alpha": ("alpha.",), "output": ("o_proj.",),
-}  # fmt: skip
+    "flex_inherited": ("flex.",),
+    "swin": ("swin.",),
+    "alpha": ("alpha.",),
+    "output": ("o_proj.",),
+}
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

@@ -19,23 +19,47 @@ pytestmark = pytest.mark.slow
 STAGES = ("1-flex", "2-windows", "3-hidden", "4-answers")
 COLUMNS = ("step", "loss", "layer", "hidden", "logits", "learning_rate", "grad_norm", "tokens")
 SETTINGS = (
-    "batch_size=4", "log_every=1", "save_every=2", "validate_every=2", "flex.steps=4", "windows.steps=4",
-    "hidden.steps=4", "answers.steps=4",
-)  # fmt: skip
+    "batch_size=4",
+    "log_every=1",
+    "save_every=2",
+    "validate_every=2",
+    "flex.steps=4",
+    "windows.steps=4",
+    "hidden.steps=4",
+    "answers.steps=4",
+)
 
 
 def command(root: Path, out: Path, *more: str) -> list[str]:
     """Arguments of `linmu distill`."""
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    return ["distill", str(root / "student"), "--teacher", str(root / "teacher"), "--data", str(root / "data"),
-            "-o", str(out), "--validation", str(root / "held"), *settings, *more]  # fmt: skip
+    return [
+        "distill",
+        str(root / "student"),
+        "--teacher",
+        str(root / "teacher"),
+        "--data",
+        str(root / "data"),
+        "-o",
+        str(out),
+        "--validation",
+        str(root / "held"),
+        *settings,
+        *more,
+    ]
 
 
 def start(*arguments: str) -> subprocess.Popen:
     """Python with one thread; what it says comes line by line."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            text=True, env=environment, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def run(*arguments: str, kill_at: str | None = None, expect: str = "") -> int:

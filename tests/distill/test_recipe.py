@@ -40,8 +40,16 @@ def test_numbers_without_a_point_are_numbers(tmp_path):
 
 
 def test_settings_reach_keys_of_the_recipe_and_of_stages():
-    recipe = load_recipe("small", {"batch_size": "4", "answers.lora.rank": "3", "flex.train.swin": "1e-4",
-                                   "hidden.stop.patience": "7", "windows.schedule": "linear"})  # fmt: skip
+    recipe = load_recipe(
+        "small",
+        {
+            "batch_size": "4",
+            "answers.lora.rank": "3",
+            "flex.train.swin": "1e-4",
+            "hidden.stop.patience": "7",
+            "windows.schedule": "linear",
+        },
+    )
     by_name = {stage.name: stage for stage in recipe.stages}
     assert recipe.batch_size == 4
     assert by_name["answers"].lora.rank == 3 and by_name["answers"].lora.alpha == 64

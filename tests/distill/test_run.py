@@ -25,8 +25,16 @@ STAGES = ("1-flex", "2-windows", "3-hidden", "4-answers")
 
 
 def go(root, out, recipe=None, **options):
-    return distill(root / "student", root / "teacher", root / "data", out, recipe=recipe or short_recipe(),
-                   validation=root / "held", say=options.pop("say", lambda _: None), **options)  # fmt: skip
+    return distill(
+        root / "student",
+        root / "teacher",
+        root / "data",
+        out,
+        recipe=recipe or short_recipe(),
+        validation=root / "held",
+        say=options.pop("say", lambda _: None),
+        **options,
+    )
 
 
 def changed(before, after):
@@ -47,8 +55,11 @@ def test_a_run_writes_a_complete_student(finished):
     stages = [weights(root / "student"), *(weights(out / "training" / name / "student") for name in STAGES)]
     assert not changed(stages[-1], weights(out))
     assert [(s.number, s.name, s.steps) for s in report.stages] == [
-        (1, "flex", 4), (2, "windows", 4), (2, "hidden", 4), (3, "answers", 4)
-    ]  # fmt: skip
+        (1, "flex", 4),
+        (2, "windows", 4),
+        (2, "hidden", 4),
+        (3, "answers", 4),
+    ]
     assert json.loads((out / "distillation.json").read_text())["stages"][3]["distance"]["samples"] == 5
     assert load_student(out).mmate == load_student(root / "student").mmate
 
@@ -58,9 +69,11 @@ def test_every_stage_changes_its_groups_only(finished):
     stages = [weights(root / "student"), *(weights(out / "training" / name / "student") for name in STAGES)]
     flex = ("scan_", "gate_f", "gate_b", "flex.")
     parts = {
-        0: flex, 1: (*flex, "swin.", "alpha.", "o_proj"), 2: (*flex, "swin.", "alpha.", "o_proj"),
+        0: flex,
+        1: (*flex, "swin.", "alpha.", "o_proj"),
+        2: (*flex, "swin.", "alpha.", "o_proj"),
         3: (*flex, "swin.", "alpha.", "o_proj", "mlp."),
-    }  # fmt: skip
+    }
     for number, allowed in parts.items():
         names = changed(stages[number], stages[number + 1])
         assert all("text_model.layers" in name and any(part in name for part in allowed) for name in names)
@@ -142,8 +155,18 @@ def test_a_loss_that_is_no_number_stops_the_run(finished, tmp_path, monkeypatch,
 
     monkeypatch.setattr(LiveTeacher, "signals", signals)
     settings = ["batch_size=6", "micro_batch=2", "log_every=1", "save_every=1", "flex.steps=9"]
-    arguments = [str(root / "student"), "--teacher", str(root / "teacher"), "--data", str(root / "data"), "-o",
-                 str(tmp_path / "out"), "--stage", "1", *(x for s in settings for x in ("--set", s))]  # fmt: skip
+    arguments = [
+        str(root / "student"),
+        "--teacher",
+        str(root / "teacher"),
+        "--data",
+        str(root / "data"),
+        "-o",
+        str(tmp_path / "out"),
+        "--stage",
+        "1",
+        *(x for s in settings for x in ("--set", s)),
+    ]
     assert main(["distill", *arguments]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "error: the loss is not finite in stage 1 (flex) at step" in line
@@ -182,11 +205,24 @@ def test_what_does_not_fit_is_refused(finished, tmp_path, tmp_path_factory):
             go(root, out, resume=True, **options)
     write_data_folder(tmp_path / "data", items("smolvlm", 7))
     with pytest.raises(InputError, match="started with another data"):
-        distill(root / "student", root / "teacher", tmp_path / "data", out, recipe=short_recipe(),
-                validation=root / "held", resume=True)  # fmt: skip
+        distill(
+            root / "student",
+            root / "teacher",
+            tmp_path / "data",
+            out,
+            recipe=short_recipe(),
+            validation=root / "held",
+            resume=True,
+        )
     with pytest.raises(InputError, match="got 7; expected at least batch_size, 12.*batch_size=7"):
-        distill(root / "student", root / "teacher", tmp_path / "data", tmp_path / "new",
-                recipe=short_recipe(batch_size=12), say=lambda _: None)  # fmt: skip
+        distill(
+            root / "student",
+            root / "teacher",
+            tmp_path / "data",
+            tmp_path / "new",
+            recipe=short_recipe(batch_size=12),
+            say=lambda _: None,
+        )
     with pytest.raises(InputError, match="no stage to run; got 7"):
         go(root, tmp_path / "none", stages=[7])
     with pytest.raises(InputError, match="too many tokens"):
@@ -253,8 +289,16 @@ def test_a_teacher_in_half_precision_teaches_in_bf16(dtype, tmp_path_factory, tm
     root, half = places("smolvlm", tmp_path_factory), tmp_path / "half"
     shutil.copytree(root / "teacher", half)
     load_teacher(read_model_folder(root / "teacher")).to(dtype).save_pretrained(half)
-    report = distill(root / "student", half, root / "data", tmp_path / "out", recipe=short_recipe(steps=2),
-                     stages=[1], bf16=True, say=lambda _: None)  # fmt: skip
+    report = distill(
+        root / "student",
+        half,
+        root / "data",
+        tmp_path / "out",
+        recipe=short_recipe(steps=2),
+        stages=[1],
+        bf16=True,
+        say=lambda _: None,
+    )
     assert report.stages[0].last_loss > 0
 
 
@@ -269,8 +313,15 @@ def test_the_type_of_the_weights_is_kept(tmp_path_factory, tmp_path):
     half = tmp_path / "half"
     shutil.copytree(root / "student", half)
     load_student(root / "student", torch.bfloat16).save_pretrained(half, save_original_format=False)
-    distill(half, root / "teacher", root / "data", tmp_path / "out", recipe=short_recipe(steps=2), stages=[1],
-            say=lambda _: None)  # fmt: skip
+    distill(
+        half,
+        root / "teacher",
+        root / "data",
+        tmp_path / "out",
+        recipe=short_recipe(steps=2),
+        stages=[1],
+        say=lambda _: None,
+    )
     assert {value.dtype for value in load_student(tmp_path / "out", "auto").state_dict().values()} == {torch.bfloat16}
     kept = load_student(tmp_path / "out" / "training" / "1-flex" / "student", "auto")
     assert {value.dtype for value in kept.state_dict().values()} == {torch.float32}
@@ -300,8 +351,18 @@ def test_the_command_line_says_what_is_wrong(finished, tmp_path, capsys):
 def test_the_command_line_trains(finished, tmp_path, capsys):
     root, _, _, _ = finished
     settings = ["batch_size=6", "log_every=1", "save_every=0", "flex.steps=2"]
-    arguments = [str(root / "student"), "--teacher", str(root / "teacher"), "--data", str(root / "data"), "-o",
-                 str(tmp_path / "out"), "--stage", "1", *(x for s in settings for x in ("--set", s))]  # fmt: skip
+    arguments = [
+        str(root / "student"),
+        "--teacher",
+        str(root / "teacher"),
+        "--data",
+        str(root / "data"),
+        "-o",
+        str(tmp_path / "out"),
+        "--stage",
+        "1",
+        *(x for s in settings for x in ("--set", s)),
+    ]
     assert main(["distill", *arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [stage["name"] for stage in result["report"]["stages"]] == ["flex"] and result["report"]["samples"] == 20

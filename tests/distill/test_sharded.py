@@ -45,18 +45,27 @@ distill(root / "student", root / "teacher", data, out, recipe=recipe, stages=[1,
         validation=root / "held", say=say)
 """
 SETTINGS = {
-    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer,MMateAttention", "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-}  # fmt: skip
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer,MMateAttention",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+}
 
 
 def sharded(root: Path, data: Path, out: Path, end: str) -> str:
     """What two processes say; rank 0 dies where it says `end`."""
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python", sys.executable, "-c", SCRIPT]
-    done = subprocess.run([sys.executable, *command, *map(str, (root, data, out)), end], capture_output=True, text=True,
-                          env={**os.environ, **SETTINGS})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *command, *map(str, (root, data, out)), end],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **SETTINGS},
+    )
     assert (end in done.stderr) == (done.returncode != 0), done.stderr
     return done.stderr
 
@@ -67,8 +76,16 @@ def test_a_sharded_run_killed_and_resumed_gives_the_weights_of_one_process(tmp_p
     write_data_folder(data, [item for item in items("smolvlm", 24) if item[0].get("images")])
     assert "2 processes" in sharded(root, data, tmp_path / "parts", "answers: step 6/")
     assert "stage 1 flex: done before" in sharded(root, data, tmp_path / "parts", "nothing like this")
-    distill(root / "student", root / "teacher", data, tmp_path / "whole", validation=root / "held",
-            recipe=short_recipe(steps=6, batch_size=4), stages=[1, 3], say=lambda _: None)  # fmt: skip
+    distill(
+        root / "student",
+        root / "teacher",
+        data,
+        tmp_path / "whole",
+        validation=root / "held",
+        recipe=short_recipe(steps=6, batch_size=4),
+        stages=[1, 3],
+        say=lambda _: None,
+    )
     parts, whole = weights(tmp_path / "parts"), weights(tmp_path / "whole")
     start = weights(root / "student")
     assert sum(not torch.equal(start[name], whole[name]) for name in start) > 20

@@ -12,9 +12,11 @@ from linmu.errors import InputError
 from tests.distill.support import batch_of, dataset, pair, places, short_recipe, weights
 
 EVERY = [
-    Needs(layer=True), Needs(hidden=True, logits=True, top_k=4, temperature=2.0, decoder=True),
-    Needs(logits=True, top_k=3, decoder=True), Needs(logits=True, decoder=True),
-]  # fmt: skip
+    Needs(layer=True),
+    Needs(hidden=True, logits=True, top_k=4, temperature=2.0, decoder=True),
+    Needs(logits=True, top_k=3, decoder=True),
+    Needs(logits=True, decoder=True),
+]
 
 
 def key(**changes):

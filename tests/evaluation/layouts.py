@@ -29,20 +29,29 @@ def png(seed: int) -> dict[str, Any]:
 
 def mmmu_row(name: str, question: str, options: str, answer: str, kind: str, images: int) -> dict[str, Any]:
     texts = {
-        "id": name, "question": question, "options": options, "explanation": "", "img_type": "['Plots']",
-        "answer": answer, "topic_difficulty": "Easy", "question_type": kind, "subfield": "some",
-    }  # fmt: skip
+        "id": name,
+        "question": question,
+        "options": options,
+        "explanation": "",
+        "img_type": "['Plots']",
+        "answer": answer,
+        "topic_difficulty": "Easy",
+        "question_type": kind,
+        "subfield": "some",
+    }
     return texts | {f"image_{i}": png(i) if i <= images else None for i in range(1, 8)}
 
 
 def mmmu_copy(folder: Path) -> Path:
     """Two subjects; a question with an image among its options, an open one with two accepted answers."""
     art = [
-        mmmu_row("validation_Art_Theory_1", "Who painted <image 1>?", "['Klee', 'Miró', 'Marc']", "B",
-                 "multiple-choice", 1),
-        mmmu_row("validation_Art_Theory_2", "Like <image 2>?", "['<image 3>', \"it's <image 1>\"]", "A",
-                 "multiple-choice", 3),
-    ]  # fmt: skip
+        mmmu_row(
+            "validation_Art_Theory_1", "Who painted <image 1>?", "['Klee', 'Miró', 'Marc']", "B", "multiple-choice", 1
+        ),
+        mmmu_row(
+            "validation_Art_Theory_2", "Like <image 2>?", "['<image 3>', \"it's <image 1>\"]", "A", "multiple-choice", 3
+        ),
+    ]
     maths = [mmmu_row("validation_Math_7", "How long is x in <image 1>?", "[]", "['12', 'twelve']", "open", 1)]
     for subject, rows in (("Art_Theory", art), ("Math", maths)):
         write_rows(folder / subject / "validation-00000-of-00001.parquet", rows)
@@ -53,11 +62,18 @@ def mmmu_copy(folder: Path) -> Path:
 
 def videomme_row(name: str, video: str, duration: str, answer: str) -> dict[str, Any]:
     return {
-        "video_id": name.split("-")[0], "duration": duration, "domain": "Sports Competition",
-        "sub_category": "Football", "url": "https://example.org", "videoID": video, "question_id": name,
-        "task_type": "Counting Problem", "question": f"How many {{goals}} in {name}?",
-        "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."], "answer": answer,
-    }  # fmt: skip
+        "video_id": name.split("-")[0],
+        "duration": duration,
+        "domain": "Sports Competition",
+        "sub_category": "Football",
+        "url": "https://example.org",
+        "videoID": video,
+        "question_id": name,
+        "task_type": "Counting Problem",
+        "question": f"How many {{goals}} in {name}?",
+        "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."],
+        "answer": answer,
+    }
 
 
 SRT = """\ufeff1
@@ -94,14 +110,19 @@ def textvqa_copy(folder: Path) -> Path:
     images.mkdir(parents=True)
     tiny_image(3).save(images / "003a8ae2ef43b901.jpg")
     row = {
-        "image_id": "003a8ae2ef43b901", "image_classes": ["Bottle"], "flickr_original_url": "https://example.org",
-        "image_width": 140, "image_height": 100, "set_name": "val", "question_tokens": ["what"],
-    }  # fmt: skip
+        "image_id": "003a8ae2ef43b901",
+        "image_classes": ["Bottle"],
+        "flickr_original_url": "https://example.org",
+        "image_width": 140,
+        "image_height": 100,
+        "set_name": "val",
+        "question_tokens": ["what"],
+    }
     rows = [
-        row | {"question": "what brand is it?", "question_id": 34602,
-               "answers": ["nokia"] * 6 + ["toshiba"] * 3 + ["?"]},
+        row
+        | {"question": "what brand is it?", "question_id": 34602, "answers": ["nokia"] * 6 + ["toshiba"] * 3 + ["?"]},
         row | {"question": "what TIME is it?", "question_id": 34603, "answers": ["10:10"] * 10},
-    ]  # fmt: skip
+    ]
     document = {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": rows}
     (folder / "TextVQA_0.5.1_val.json").write_text(json.dumps(document))
     (folder / "TextVQA_Rosetta_OCR_v0.2_val.json").write_text(json.dumps({"data": [{"ocr_tokens": []}]}))
@@ -113,12 +134,22 @@ def textvqa_copy(folder: Path) -> Path:
 def longvideobench_row(name: str, group: int, right: int | None, candidates: list[str]) -> dict[str, Any]:
     video = name.rsplit("_", 1)[0]
     row = {
-        "video_id": video, "question": f"What happens in {name}?", "question_wo_referring_query": "What happens?",
-        "candidates": candidates, "position": [9, 40], "topic_category": "NP-News-Programs",
-        "question_category": "TOS", "level": "L2-Relation", "id": name, "video_path": f"{video}.mp4",
-        "subtitle_path": f"{video}_en.json", "duration_group": group, "starting_timestamp_for_subtitles": 0,
-        "duration": 4.0, "view_count": 1,
-    }  # fmt: skip
+        "video_id": video,
+        "question": f"What happens in {name}?",
+        "question_wo_referring_query": "What happens?",
+        "candidates": candidates,
+        "position": [9, 40],
+        "topic_category": "NP-News-Programs",
+        "question_category": "TOS",
+        "level": "L2-Relation",
+        "id": name,
+        "video_path": f"{video}.mp4",
+        "subtitle_path": f"{video}_en.json",
+        "duration_group": group,
+        "starting_timestamp_for_subtitles": 0,
+        "duration": 4.0,
+        "view_count": 1,
+    }
     return row if right is None else row | {"correct_choice": right}
 
 

@@ -111,9 +111,13 @@ def test_identity(tmp_path_factory, tmp_path):
     template = copies[1] / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     engines = [
-        (root / "student", {}), (root / "teacher", {}), (root / "student", {"dtype": "bfloat16"}),
-        (bundle, {"backend": "torch"}), (bundle, {"backend": "onnxruntime"}), (copies[1], {}),
-    ]  # fmt: skip
+        (root / "student", {}),
+        (root / "teacher", {}),
+        (root / "student", {"dtype": "bfloat16"}),
+        (bundle, {"backend": "torch"}),
+        (bundle, {"backend": "onnxruntime"}),
+        (copies[1], {}),
+    ]
     found = [open_answerer(folder, Engine(**options)).identity for folder, options in engines]
     assert len(set(found)) == len(found)
     assert open_answerer(copies[0], Engine(batch_size=3)).identity == found[0]

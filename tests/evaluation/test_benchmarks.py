@@ -80,8 +80,10 @@ def test_videomme(copy_of):
     assert first.prompt == question and (first.answers, first.rule, first.task) == (("C",), "letter", "short")
     assert first.video == folder / "data" / "fFjv93ACGo8.mp4" and last.video == folder / "data" / "-Tr_x.mkv"
     assert dict(last.labels) == {
-        "domain": "Sports Competition", "task type": "Counting Problem", "sub-category": "Football",
-    }  # fmt: skip
+        "domain": "Sports Competition",
+        "task type": "Counting Problem",
+        "sub-category": "Football",
+    }
     spoken = "This video's subtitles are listed below:\nHi guys,\n42\ngoals today\n"
     first, _, silent = read_questions(folder, "videomme", subtitles=True)
     assert first.prompt == spoken + question and silent.prompt == last.prompt
@@ -168,10 +170,11 @@ def test_damaged_json(copy_of, content, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"subtitles": True}, "no subtitles"), ({"ignore_case": True}, "scoring rules of its own"),
+        ({"subtitles": True}, "no subtitles"),
+        ({"ignore_case": True}, "scoring rules of its own"),
         ({"split": "nope"}, "TextVQA_.*_nope"),
     ],
-)  # fmt: skip
+)
 def test_options_a_format_has_not(copy_of, options, message):
     with pytest.raises(InputError, match=message):
         read_questions(copy_of("textvqa"), "textvqa", **options)
@@ -224,13 +227,16 @@ def test_names_stay_inside(tmp_path, name):
     [
         (["a", "b"], [(), ()]),
         (["a/x", "b"], [(), ()]),
-        (["s/a/x", "s/b/x", "s/a/y"], [
-            (("part 2 of the task", "a"), ("part 3 of the task", "x")),
-            (("part 2 of the task", "b"), ("part 3 of the task", "x")),
-            (("part 2 of the task", "a"), ("part 3 of the task", "y")),
-        ]),
+        (
+            ["s/a/x", "s/b/x", "s/a/y"],
+            [
+                (("part 2 of the task", "a"), ("part 3 of the task", "x")),
+                (("part 2 of the task", "b"), ("part 3 of the task", "x")),
+                (("part 2 of the task", "a"), ("part 3 of the task", "y")),
+            ],
+        ),
         (["s/a", "s/a"], [(), ()]),
     ],
-)  # fmt: skip
+)
 def test_parts_of_task_names_are_labels(tasks, labels):
     assert parts_of(tasks) == labels

@@ -78,9 +78,13 @@ def test_the_digest_is_of_what_the_model_sees(tmp_path):
     base = {"id": "x", "prompt": "?", "answers": ("a",), "images": (tmp_path / "a.png",)}
     same = [base, base | {"answers": ("b",)}, base | {"id": "y", "task": "t"}]
     other = [
-        base | {"prompt": "!"}, base | {"images": ()}, base | {"images": (tmp_path / "b.png",)},
-        base | {"images": (b"1",)}, base | {"images": (b"2",)}, base | {"video": tmp_path / "b.png"},
+        base | {"prompt": "!"},
+        base | {"images": ()},
+        base | {"images": (tmp_path / "b.png",)},
+        base | {"images": (b"1",)},
+        base | {"images": (b"2",)},
+        base | {"video": tmp_path / "b.png"},
         base | {"video": tmp_path / "b.png", "video_fps": 2.0},
-    ]  # fmt: skip
+    ]
     assert len({Question(**item).digest() for item in same}) == 1
     assert len({Question(**item).digest() for item in [base, *other]}) == len(other) + 1

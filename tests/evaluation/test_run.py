@@ -58,13 +58,17 @@ def place(tmp_path_factory) -> Path:
 def test_accuracy_by_task_against_a_teacher(place):
     steps = []
     found = evaluate(
-        place / "student", place / "known", teacher=place / "teacher", plan=PLAN,
+        place / "student",
+        place / "known",
+        teacher=place / "teacher",
+        plan=PLAN,
         progress=lambda *step: steps.append(step),
-    )  # fmt: skip
+    )
     # text: 1 of 2 (the teacher 1 of 2, the other one); seen: 2 of 2 (the teacher 1 of 2)
     assert {name: (row.n, row.accuracy.value, row.teacher.accuracy.value) for name, row in found.tasks.items()} == {
-        "seen": (2, 1.0, 0.5), "text": (2, 0.5, 0.5),
-    }  # fmt: skip
+        "seen": (2, 1.0, 0.5),
+        "text": (2, 0.5, 0.5),
+    }
     document = json.loads(json.dumps(found.to_json()))
     total = document["micro"]
     limits = binomtest(3, 4).proportion_ci(method="wilson")
@@ -74,9 +78,16 @@ def test_accuracy_by_task_against_a_teacher(place):
     assert (total["gained"], total["lost"], total["n"], total["guessed"]) == (2, 1, 4, 0)
     assert document["macro"]["accuracy"] == 0.75 and document["macro"]["share"] == 1.5
     assert document["data"] | {"folder": ""} == {
-        "folder": "", "format": "linmu", "split": None, "subtitles": False, "ignore_case": False, "questions": 4,
-        "asked": 4, "seed": 0, "max_new_tokens": ROOM,
-    }  # fmt: skip
+        "folder": "",
+        "format": "linmu",
+        "split": None,
+        "subtitles": False,
+        "ignore_case": False,
+        "questions": 4,
+        "asked": 4,
+        "seed": 0,
+        "max_new_tokens": ROOM,
+    }
     assert document["model"]["kind"] == "student" and document["teacher"]["kind"] == "teacher"
     assert document["model"]["backend"] == "torch (cpu, float32)" and document["groups"] == {}
     assert steps == [("model", i, 4) for i in range(1, 5)] + [("teacher", i, 4) for i in range(1, 5)]
@@ -251,9 +262,7 @@ def without_torch(*arguments) -> subprocess.CompletedProcess:
 
 def test_a_bundle_is_evaluated_without_torch(place, tmp_path_factory):
     bundle = bundle_of("smolvlm", tmp_path_factory)
-    done = without_torch(
-        "eval", bundle, "--data", place / "known", "--max-new-tokens", ROOM, "--threads", 1, "--json"
-    )  # fmt: skip
+    done = without_torch("eval", bundle, "--data", place / "known", "--max-new-tokens", ROOM, "--threads", 1, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["micro"]["accuracy"] == 0.75 and document["model"]["backend"] == "onnxruntime"

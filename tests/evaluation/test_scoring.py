@@ -20,9 +20,15 @@ def ask(rule: str, text: str, *answers: str, choices: tuple[str, ...] = (), name
 @pytest.mark.parametrize(
     ("text", "score"),
     [
-        ("three", 1), (" three\n", 1), ("3", 1), ("Three", 0), ("three.", 0), ("three four", 0), ("", 0),
+        ("three", 1),
+        (" three\n", 1),
+        ("3", 1),
+        ("Three", 0),
+        ("three.", 0),
+        ("three four", 0),
+        ("", 0),
     ],
-)  # fmt: skip
+)
 def test_exact_match(text, score):
     assert ask("exact", text, "three", "3").score == score
 
@@ -44,13 +50,28 @@ def test_vqa_accuracy_of_ten_people(agree, score):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("The STOP sign.", "stop sign"), ("two", "2"), ("none", "0"), ("dont", "don't"), ("3.5", "3.5"),
-        ("10.", "10"), ("1,000", "1000"), ("a/b", "b"), ("red / blue", "red blue"), ("wi-fi", "wi fi"),
-        ("well-known - yes", "wellknown yes"), ("John's", "john 's"), ("(yes)", "yes"), ("what?", "what"),
-        ("wouldntve", "wouldntve"), ("wouldn'tve", "wouldn't've"), ("an apple\na day", "apple day"),
-        ("eleven", "eleven"), ("it's @ 9", "it 's 9"), ("", ""),
+        ("The STOP sign.", "stop sign"),
+        ("two", "2"),
+        ("none", "0"),
+        ("dont", "don't"),
+        ("3.5", "3.5"),
+        ("10.", "10"),
+        ("1,000", "1000"),
+        ("a/b", "b"),
+        ("red / blue", "red blue"),
+        ("wi-fi", "wi fi"),
+        ("well-known - yes", "wellknown yes"),
+        ("John's", "john 's"),
+        ("(yes)", "yes"),
+        ("what?", "what"),
+        ("wouldntve", "wouldntve"),
+        ("wouldn'tve", "wouldn't've"),
+        ("an apple\na day", "apple day"),
+        ("eleven", "eleven"),
+        ("it's @ 9", "it 's 9"),
+        ("", ""),
     ],
-)  # fmt: skip
+)
 def test_vqa_normalisation(text, wanted):
     assert vqa_rules.normalised(text) == wanted
 
@@ -58,12 +79,23 @@ def test_vqa_normalisation(text, wanted):
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("B", "B"), ("(C)", "C"), ("B.", "B"), ("Answer: D", "D"), ("It is A or B", "B"), ("(A) rather than (B)", "B"),
-        ("(A), not B", "A"), ("C. green frog", "C"), ("USA", ""), ("green frog", ""),
-        ("So it flies:\nB", "B"), ("A. no, C. is it", "C"),
-        ("I am sure that it is a Green Frog", "C"), ("the red fox and the grey wolf are both here", "D"), ("b", ""),
+        ("B", "B"),
+        ("(C)", "C"),
+        ("B.", "B"),
+        ("Answer: D", "D"),
+        ("It is A or B", "B"),
+        ("(A) rather than (B)", "B"),
+        ("(A), not B", "A"),
+        ("C. green frog", "C"),
+        ("USA", ""),
+        ("green frog", ""),
+        ("So it flies:\nB", "B"),
+        ("A. no, C. is it", "C"),
+        ("I am sure that it is a Green Frog", "C"),
+        ("the red fox and the grey wolf are both here", "D"),
+        ("b", ""),
     ],
-)  # fmt: skip
+)
 def test_mmmu_letters(text, letter):
     assert mmmu_rules.chosen_letter(text, OPTIONS) == letter
 
@@ -83,13 +115,19 @@ def test_mmmu_guesses_where_it_cannot_read():
 @pytest.mark.parametrize(
     ("text", "answers", "score"),
     [
-        ("The answer is 12.0", ("12",), 1), ("12 apples", ("12",), 1), ("112", ("12",), 0),
-        ("x = 1,234.", ("1234",), 1), ("3.14159", ("3.14",), 1),
-        ("So the result is a mitochondrion", ("Mitochondrion",), 1), ("ribosome", ("mitochondrion", "ribosome"), 1),
-        ("variable", ("a",), 0), ("option a here", ("a",), 1),
-        ("1.5e3 volts", ("1500",), 1), ("", ("1",), 0),
+        ("The answer is 12.0", ("12",), 1),
+        ("12 apples", ("12",), 1),
+        ("112", ("12",), 0),
+        ("x = 1,234.", ("1234",), 1),
+        ("3.14159", ("3.14",), 1),
+        ("So the result is a mitochondrion", ("Mitochondrion",), 1),
+        ("ribosome", ("mitochondrion", "ribosome"), 1),
+        ("variable", ("a",), 0),
+        ("option a here", ("a",), 1),
+        ("1.5e3 volts", ("1500",), 1),
+        ("", ("1",), 0),
     ],
-)  # fmt: skip
+)
 def test_mmmu_open_answers(text, answers, score):
     assert ask("mmmu_open", text, *answers).score == score
 
@@ -103,10 +141,16 @@ def test_mmmu_open_candidates():
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("C", "C"), ("The best answer is B", "B"), ("Best option: D", "D"), ("(A) because B", "A"), ("d", ""),
-        ("The answer is that nothing can be seen", ""), ("Dogs", "D"), ("E", ""),
+        ("C", "C"),
+        ("The best answer is B", "B"),
+        ("Best option: D", "D"),
+        ("(A) because B", "A"),
+        ("d", ""),
+        ("The answer is that nothing can be seen", ""),
+        ("Dogs", "D"),
+        ("E", ""),
     ],
-)  # fmt: skip
+)
 def test_the_first_letter(text, letter):
     found = ask("letter", text, "B", choices=OPTIONS)
     assert (found.answer, found.score, found.guessed) == (letter, float(letter == "B"), False)

@@ -27,8 +27,16 @@ def bundle(tmp_path_factory):
 
 def test_every_input_is_refused_or_works(bundle):
     chosen = [text for part, count in COUNTS.items() for text in ("--part", f"{part}:{count}")]
-    command = [sys.executable, "benchmarks/fuzz_bundles.py", str(bundle), *chosen, "--seed", "7", "--calib",
-               str(bundle.parent / "calib.safetensors")]  # fmt: skip
+    command = [
+        sys.executable,
+        "benchmarks/fuzz_bundles.py",
+        str(bundle),
+        *chosen,
+        "--seed",
+        "7",
+        "--calib",
+        str(bundle.parent / "calib.safetensors"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr

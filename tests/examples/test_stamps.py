@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 import sys
-import tarfile
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -18,14 +17,11 @@ from PIL import Image
 
 from linmu.data_folder import DataFolder
 from linmu.errors import InputError
+from tests.examples.stamp_files import EACH, FOLDERS, png, stamp_files, write_files, write_package
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
-FOLDERS = ("animals/birds", "food/fruit", "vehicles/auto", "household/tools", "clothes", "town/flags")
-EACH = 12  # stamps a folder
 WHITE = (255, 255, 255)
-WORDS = ["".join(letters) for letters in itertools.product("bdgk", "aiu", "lmnrst")]
-COLOURS = list(itertools.product((0, 40, 80, 120, 160), repeat=3))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,49 +30,6 @@ def importable():
     sys.path.insert(0, str(EXAMPLES))
     yield
     sys.path.remove(str(EXAMPLES))
-
-
-def png(colour, size=(30, 20), around=0) -> bytes:
-    """A rectangle of one colour with invisible pixels around it."""
-    image = Image.new("RGBA", (size[0] + 2 * around, size[1] + 2 * around), (*colour, 0))
-    image.paste((*colour, 255), (around, around, around + size[0], around + size[1]))
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
-def stamp_files() -> dict[str, bytes]:
-    """Enough one-coloured stamps for every task, each of its own name, colour and size."""
-    files = {}
-    for index, (folder, _) in enumerate(itertools.product(FOLDERS, range(EACH))):
-        path = f"{folder}/{WORDS[index]}"
-        files[f"{path}.txt"] = f"A {WORDS[index]}.\nde.utf8=Ein Wort.\n".encode()
-        files[f"{path}.png"] = png(COLOURS[index], (20 + index % 7, 40 - index % 11), around=index % 3)
-    return files
-
-
-def write_files(root: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
-
-
-def write_package(file: Path, files: dict[str, bytes]) -> Path:
-    """The files as a Debian package has them."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        for name, content in {**files, "../../doc/a.txt": b"A thing.", "../../doc/a.png": png((9, 9, 9))}.items():
-            member = tarfile.TarInfo(f"./usr/share/tuxpaint/stamps/{name}".replace("tuxpaint/stamps/../../", ""))
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    parts = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": data.getvalue()}
-    with file.open("wb") as stream:
-        stream.write(b"!<arch>\n")
-        for name, content in parts.items():
-            header = f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode()
-            stream.write(header + content + b"\n" * (len(content) % 2))
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -147,33 +100,53 @@ def test_what_is_skipped_is_counted_and_pictures_are_cut(tmp_path):
     wide = io.BytesIO()
     Image.new("RGBA", (640, 100), (1, 2, 3, 255)).save(wide, "PNG")
     files = {
-        "food/a.txt": b"A cake.", "food/a.png": png((200, 0, 0), (31, 17), around=5),
-        "food/again.txt": b"A bun.", "food/again.png": png((200, 0, 0), (31, 17), around=2),
-        "food/wide.txt": b"A bread.", "food/wide.png": wide.getvalue(), "food/wide.dat": b"noflip nomirror",
-        "food/drawn.txt": b"A pie.", "food/drawn.svg": b"<svg/>",
+        "food/a.txt": b"A cake.",
+        "food/a.png": png((200, 0, 0), (31, 17), around=5),
+        "food/again.txt": b"A bun.",
+        "food/again.png": png((200, 0, 0), (31, 17), around=2),
+        "food/wide.txt": b"A bread.",
+        "food/wide.png": wide.getvalue(),
+        "food/wide.dat": b"noflip nomirror",
+        "food/drawn.txt": b"A pie.",
+        "food/drawn.svg": b"<svg/>",
         "food/sound.txt": b"A gift.",
         "food/left_mirror.png": png((0, 9, 0)),
-        "food/left.txt": b"A left.", "food/left.png": png((0, 8, 0)),
-        "food/bad.txt": b"A jam.", "food/bad.png": b"\x89PNG\r\n\x1a\nno",
-        "food/none.txt": b"A nut.", "food/none.png": _invisible(),
-        "food/long.txt": b"We eat this every day.", "food/long.png": png((7, 0, 7)),
-        "symbols/math/operators/op2_multiply.txt": b"Times.", "symbols/math/operators/op2_multiply.png": png((5, 5, 5)),
-        "symbols/math/1.txt": b"One.", "symbols/math/1.png": png((6, 5, 5)),
-    }  # fmt: skip
+        "food/left.txt": b"A left.",
+        "food/left.png": png((0, 8, 0)),
+        "food/bad.txt": b"A jam.",
+        "food/bad.png": b"\x89PNG\r\n\x1a\nno",
+        "food/none.txt": b"A nut.",
+        "food/none.png": _invisible(),
+        "food/long.txt": b"We eat this every day.",
+        "food/long.png": png((7, 0, 7)),
+        "symbols/math/operators/op2_multiply.txt": b"Times.",
+        "symbols/math/operators/op2_multiply.png": png((5, 5, 5)),
+        "symbols/math/1.txt": b"One.",
+        "symbols/math/1.png": png((6, 5, 5)),
+    }
     stamps, skipped = load_stamps(write_files(tmp_path / "s", files))
     found = {stamp.name: stamp for stamp in stamps}
     assert sorted(found) == ["bread", "cake", "left", "one"]
     assert found["cake"].picture.size == (31, 17) and found["bread"].picture.size == (160, 25)
     assert {name: stamp.mirror for name, stamp in found.items()} == {
-        "bread": False, "cake": True, "left": False, "one": False,
-    }  # fmt: skip
+        "bread": False,
+        "cake": True,
+        "left": False,
+        "one": False,
+    }
     assert (found["cake"].kind, found["one"].kind, found["one"].category) == ("food", "number", "symbols")
     assert skipped == Counter(
         {
-            "no PNG (Pillow reads no SVG)": 1, "no picture": 1, "no caption": 1, "no short name": 1, "faint": 1,
-            "left out by hand": 1, "the same picture again": 1, "unreadable": 1,
+            "no PNG (Pillow reads no SVG)": 1,
+            "no picture": 1,
+            "no caption": 1,
+            "no short name": 1,
+            "faint": 1,
+            "left out by hand": 1,
+            "the same picture again": 1,
+            "unreadable": 1,
         }
-    )  # fmt: skip
+    )
 
 
 def _invisible() -> bytes:

@@ -25,9 +25,13 @@ from tests.model.students import prompt_of, shared_student
 from tests.tiny import FAMILY_NAMES
 
 SETTINGS = [
-    {}, {"decay": "kv_head", "skip": True}, {"causal_windows": True, "taps": 3}, {"text_window": 5},
-    {"backward": False}, {"local_swin": False},
-]  # fmt: skip
+    {},
+    {"decay": "kv_head", "skip": True},
+    {"causal_windows": True, "taps": 3},
+    {"text_window": 5},
+    {"backward": False},
+    {"local_swin": False},
+]
 CASES = [(family, {}) for family in FAMILY_NAMES]
 CASES += [(family, settings) for family in ("qwen3_vl", "llama") for settings in SETTINGS[1:]]
 
@@ -131,8 +135,10 @@ def test_fused_plain_and_eager_agree(family, settings, tmp_path):
 def test_a_batch_of_sequences_steps_like_each_alone(family, tmp_path):
     case, random = make_case(family, {}), np.random.default_rng(5)
     write(tmp_path / "graphs", case.form)
-    past = {name: np.concatenate([value, random.standard_normal(value.shape).astype(np.float32)])
-            for name, value in case.past.items()}  # fmt: skip
+    past = {
+        name: np.concatenate([value, random.standard_normal(value.shape).astype(np.float32)])
+        for name, value in case.past.items()
+    }
     axis = 1 if case.form.rope_axes == 3 else 0
     positions = np.concatenate([case.step["position_ids"], case.step["position_ids"] + 4], axis)
     ids = np.array([[7], [11]])
@@ -181,9 +187,16 @@ def test_weights_lie_once_in_one_file(family, tmp_path):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_data_file_is_as_large_as_the_student(tied, tmp_path):
     config = transformers.LlamaConfig(
-        vocab_size=1500, hidden_size=320, intermediate_size=700, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=48, tie_word_embeddings=tied, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=1500,
+        hidden_size=320,
+        intermediate_size=700,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=48,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
     student = convert(transformers.LlamaForCausalLM(config).eval(), MMateConfig())
     form = decoder_form(student)

@@ -70,8 +70,11 @@ def test_without_a_compiler_the_operators_are_still_checked(wanted, note, tmp_pa
     manifest = tiny_manifest(graphs={"step": GraphSpec("step.onnx", (), ())}, state=(), state_bytes=0)
     write(tmp_path / "step.onnx", product())
     assert check_engines(tmp_path, manifest, wanted) == {
-        "compiler": None, "capability": None, "note": note, "graphs": {},
-    }  # fmt: skip
+        "compiler": None,
+        "capability": None,
+        "note": note,
+        "graphs": {},
+    }
     write(tmp_path / "step.onnx", helper.make_node("Gelu", ["x"], ["y"], name="layers.0.Gelu"))
     with pytest.raises(CheckFailed, match="Gelu 'layers.0.Gelu' of layers.0"):
         check_engines(tmp_path, manifest, wanted)
@@ -87,9 +90,10 @@ def test_what_is_compiled_for_follows_from_the_products(inputs, capability):
 def test_products_of_rounded_inputs_compile(tmp_path, element, capability):
     kind = getattr(onnx.TensorProto, element)
     weights = [
-        helper.make_tensor("scale", FLOAT, [], [0.03]), helper.make_tensor("zero", kind, [], b"\0", raw=True),
+        helper.make_tensor("scale", FLOAT, [], [0.03]),
+        helper.make_tensor("zero", kind, [], b"\0", raw=True),
         helper.make_tensor("w", kind, [6, 6], bytes(range(1, 37)), raw=True),
-    ]  # fmt: skip
+    ]
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["seen"]),

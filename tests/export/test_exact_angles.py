@@ -32,11 +32,15 @@ LARGEST_ERROR = 1e-6
 SCALED = {
     "yarn": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512},
     "llama3": {
-        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 1024,
-        "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "original_max_position_embeddings": 1024,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
     },
     "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
-}  # fmt: skip
+}
 
 
 @cache
@@ -59,8 +63,10 @@ def _exact(frequencies: np.ndarray, positions: np.ndarray, factor: float) -> np.
     with mpmath.workdps(50):
         table = []
         for place in positions.T:
-            angles = [sum(int(p) * mpmath.mpf(float(f)) for p, f in zip(place, column, strict=True))
-                      for column in frequencies.T]  # fmt: skip
+            angles = [
+                sum(int(p) * mpmath.mpf(float(f)) for p, f in zip(place, column, strict=True))
+                for column in frequencies.T
+            ]
             table.append([float(f(a)) * factor for f in (mpmath.cos, mpmath.sin) for a in angles])
     return np.array(table)
 

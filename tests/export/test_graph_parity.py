@@ -53,9 +53,15 @@ def test_graphs_equal_the_step_form(family, setting, plain, tmp_path):
         feeds["deepstack"] = prompt.deepstack
     with torch.no_grad():
         logits, present = decoder.prefill(
-            ops, form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past,
-            torch_layout(prompt.layout), deepstack, None,
-        )  # fmt: skip
+            ops,
+            form,
+            torch.from_numpy(prompt.embeds),
+            torch.from_numpy(prompt.positions),
+            past,
+            torch_layout(prompt.layout),
+            deepstack,
+            None,
+        )
     _compare(_run(sessions["prefill"], feeds), logits, present)
     positions = step_positions(form, prompt.next_position)
     with torch.no_grad():

@@ -58,9 +58,15 @@ def tables(form, half: bool):
 def eager(ops, form, prompt, past):
     deepstack = None if prompt.deepstack is None else torch.from_numpy(prompt.deepstack)
     first = decoder.prefill(
-        ops, form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past,
-        torch_layout(prompt.layout), deepstack, None,
-    )  # fmt: skip
+        ops,
+        form,
+        torch.from_numpy(prompt.embeds),
+        torch.from_numpy(prompt.positions),
+        past,
+        torch_layout(prompt.layout),
+        deepstack,
+        None,
+    )
     positions = step_positions(form, prompt.next_position)
     second = decoder.step(ops, form, torch.tensor([[7]]), positions, past, None)
     return [{"logits": logits, **present} for logits, present in (first, second)]

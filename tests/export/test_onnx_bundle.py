@@ -208,11 +208,14 @@ def damaged(student: Path, root: Path, damage: str) -> Path:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("missing", "no .*config.json"), ("a teacher", "is not a student.*linmu convert"), ("truncated", "truncated"),
+        ("missing", "no .*config.json"),
+        ("a teacher", "is not a student.*linmu convert"),
+        ("truncated", "truncated"),
         ("lacking", "lacks weights.*model.layers.2.self_attn.scan_forward.a_log"),
-        ("no tokenizer", "tokenizer file is missing"), ("unknown setting", "unknown M-MATE setting; got surprise"),
+        ("no tokenizer", "tokenizer file is missing"),
+        ("unknown setting", "unknown M-MATE setting; got surprise"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_student_leaves_nothing(damage, message, student_of, tmp_path):
     student = damaged(student_of("llama"), tmp_path, damage)
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -36,9 +36,7 @@ def place(request, tmp_path_factory):
 def bundle(request, place, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / request.param
     options = {"compile_check": False} if request.param == "jetson" else {}
-    report = write_bundle(
-        place[0], out, target=request.param, precision="int4", calibration=place[1], **options
-    )
+    report = write_bundle(place[0], out, target=request.param, precision="int4", calibration=place[1], **options)
     return request.param, out, report
 
 

@@ -54,10 +54,12 @@ def manifest(kind: str) -> Manifest:
 
 def fits(profile: dict, arrays: dict[str, np.ndarray]) -> bool:
     return all(
-        all(low <= size <= high for low, size, high in zip(profile[name]["min"], array.shape, profile[name]["max"],
-                                                           strict=True))
+        all(
+            low <= size <= high
+            for low, size, high in zip(profile[name]["min"], array.shape, profile[name]["max"], strict=True)
+        )
         for name, array in arrays.items()
-    )  # fmt: skip
+    )
 
 
 GRIDS = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))

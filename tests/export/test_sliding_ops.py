@@ -40,9 +40,15 @@ def test_text_window_graphs(family, style, tmp_path):
         deepstack = None if prompt.deepstack is None else torch.from_numpy(prompt.deepstack)
         with torch.no_grad():
             logits, present = decoder.prefill(
-                ops, form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past,
-                torch_layout(prompt.layout), deepstack, filled,
-            )  # fmt: skip
+                ops,
+                form,
+                torch.from_numpy(prompt.embeds),
+                torch.from_numpy(prompt.positions),
+                past,
+                torch_layout(prompt.layout),
+                deepstack,
+                filled,
+            )
         feeds = {"inputs_embeds": prompt.embeds, "position_ids": prompt.positions, **(prompt.layout or {})}
         if prompt.deepstack is not None:
             feeds["deepstack"] = prompt.deepstack

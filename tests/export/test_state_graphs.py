@@ -79,9 +79,15 @@ def test_prefill_and_step_round_where_the_reference_does(precision, family, sett
     fill = {"past_length": np.array([3])} if form.mmate.text_window else {}
     with torch.no_grad():
         found = decoder.prefill(
-            ops, whole, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past,
-            torch_layout(prompt.layout), None, torch.tensor([3]),
-        )  # fmt: skip
+            ops,
+            whole,
+            torch.from_numpy(prompt.embeds),
+            torch.from_numpy(prompt.positions),
+            past,
+            torch_layout(prompt.layout),
+            None,
+            torch.tensor([3]),
+        )
     feeds = {"inputs_embeds": prompt.embeds, "position_ids": prompt.positions, **(prompt.layout or {}), **fill}
     compare(form, call(tmp_path / "prefill.onnx", {**feeds, **stored}), *found)
     positions = step_positions(form, prompt.next_position)

@@ -26,26 +26,40 @@ AXIS = helper.make_tensor("axis", INT64, [1], [1])
 CASES = {
     "an operator": (helper.make_node("Det", ["x"], ["y"], name="layers.2.Det"), {"x": FLOAT}, (), "not on the list"),
     "a domain": (
-        helper.make_node("Gelu", ["x"], ["y"], name="layers.2.Gelu", domain="com.microsoft"), {"x": FLOAT}, (),
+        helper.make_node("Gelu", ["x"], ["y"], name="layers.2.Gelu", domain="com.microsoft"),
+        {"x": FLOAT},
+        (),
         "domain com.microsoft",
     ),
     "a dtype": (helper.make_node("Exp", ["x"], ["y"], name="layers.2.Exp"), {"x": DOUBLE}, (), "input 0 is DOUBLE"),
-    "integers": (helper.make_node("CumSum", ["x", "axis"], ["y"], name="layers.2.CumSum"), {"x": INT64}, (AXIS,),
-                 "input 0 is INT64"),
+    "integers": (
+        helper.make_node("CumSum", ["x", "axis"], ["y"], name="layers.2.CumSum"),
+        {"x": INT64},
+        (AXIS,),
+        "input 0 is INT64",
+    ),
     "a computed axis": (
-        helper.make_node("Unsqueeze", ["x", "i"], ["y"], name="layers.2.Unsqueeze"), {"x": FLOAT, "i": INT64}, (),
+        helper.make_node("Unsqueeze", ["x", "i"], ["y"], name="layers.2.Unsqueeze"),
+        {"x": FLOAT, "i": INT64},
+        (),
         "input 1 is not an initializer",
     ),
     "flags": (helper.make_node("MatMul", ["x", "x"], ["y"], name="layers.2.MatMul"), {"x": BOOL}, (), "is BOOL"),
     "axes of Pad": (
-        helper.make_node("Pad", ["x", "p", "", "axis"], ["y"], name="layers.2.Pad"), {"x": FLOAT, "p": INT64}, (AXIS,),
+        helper.make_node("Pad", ["x", "p", "", "axis"], ["y"], name="layers.2.Pad"),
+        {"x": FLOAT, "p": INT64},
+        (AXIS,),
         "input 3 is not read",
     ),
     "a constant of integers": (
-        helper.make_node("ConstantOfShape", ["s"], ["y"], name="layers.2.Constant",
-                         value=helper.make_tensor("v", INT64, [1], [1])), {"s": INT64}, (), "not float32",
+        helper.make_node(
+            "ConstantOfShape", ["s"], ["y"], name="layers.2.Constant", value=helper.make_tensor("v", INT64, [1], [1])
+        ),
+        {"s": INT64},
+        (),
+        "not float32",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

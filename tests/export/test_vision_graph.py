@@ -196,8 +196,12 @@ def altered(name: str, **settings) -> torch.nn.Module:
     config = tiny_config(name, tiny_tokenizer(name))
     for key, value in settings.items():
         setattr(config.vision_config if hasattr(config.vision_config, key) else config, key, value)
-    model = getattr(hf, config.architectures[0] if config.architectures else type(config).__name__.replace(
-        "Config", "ForConditionalGeneration"))(config)  # fmt: skip
+    model = getattr(
+        hf,
+        config.architectures[0]
+        if config.architectures
+        else type(config).__name__.replace("Config", "ForConditionalGeneration"),
+    )(config)
     randomise(model, seed=2)
     return model.float().eval()
 

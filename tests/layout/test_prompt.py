@@ -69,17 +69,18 @@ def test_positions_of_processed_prompts_are_the_teachers(tiny, family, kind):
 def test_qwen2_5_positions_of_image_video_and_text(tiny, seconds):
     ids = np.array([9, 9, *[IMAGE] * 6, 9, *[VIDEO] * 40, 9, 9, 9, *[IMAGE] * 2, *[9], *[VIDEO] * 6])
     check_positions(
-        tiny("qwen2_5_vl")[0], ids, image_grid_thw=[[1, 4, 6], [1, 2, 4]], video_grid_thw=[[10, 4, 4], [1, 4, 6]],
+        tiny("qwen2_5_vl")[0],
+        ids,
+        image_grid_thw=[[1, 4, 6], [1, 2, 4]],
+        video_grid_thw=[[10, 4, 4], [1, 4, 6]],
         second_per_grid_ts=[seconds, 1.0],
-    )  # fmt: skip
+    )
 
 
 def test_qwen3_positions_restart_at_every_frame(tiny):
     frames = [9, 9, *[VIDEO] * 6] * 3
     ids = np.array([*frames, 9, *[IMAGE] * 8, 9, 9, *[VIDEO] * 2, 9, *[VIDEO] * 2, 9])
-    check_positions(
-        tiny("qwen3_vl")[0], ids, image_grid_thw=[[1, 8, 4]], video_grid_thw=[[3, 4, 6], [2, 2, 4]]
-    )  # fmt: skip
+    check_positions(tiny("qwen3_vl")[0], ids, image_grid_thw=[[1, 8, 4]], video_grid_thw=[[3, 4, 6], [2, 2, 4]])
 
 
 def test_a_video_is_cut_into_spans_with_text_between_frames(tiny):
@@ -181,9 +182,12 @@ def test_omitted_settings_are_transformers_defaults(tiny, family):
 
 def test_dinov2_crops_smaller_than_its_position_table_follow_image_seq_length():
     config = {
-        "model_type": "llava", "image_seq_length": 256, "image_token_index": 7, "vision_feature_layer": -1,
+        "model_type": "llava",
+        "image_seq_length": 256,
+        "image_token_index": 7,
+        "vision_feature_layer": -1,
         "vision_config": {"model_type": "dinov2", "image_size": 518, "patch_size": 14},
-    }  # fmt: skip
+    }
     assert PromptRules.from_config(config).tile == (1, 16, 16)
 
 

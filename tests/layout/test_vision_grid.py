@@ -84,9 +84,13 @@ def test_tiles_need_no_indices():
 
 def test_facts_of_a_qwen_config():
     vision = {
-        "in_channels": 3, "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2, "window_size": 112,
+        "in_channels": 3,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "window_size": 112,
         "out_hidden_size": 48,
-    }  # fmt: skip
+    }
     facts = vision_facts({"model_type": "qwen2_5_vl", "vision_config": vision})
     assert facts["window"] == 4 and facts["table_side"] is None and facts["deepstack"] == 0
     assert json.loads(json.dumps(facts)) == facts
@@ -95,8 +99,10 @@ def test_facts_of_a_qwen_config():
 def test_facts_of_dinov2_tiles_follow_the_number_of_tokens():
     config = {
         "vision_config": {"model_type": "dinov2", "patch_size": 14, "image_size": 518, "num_channels": 3},
-        "text_config": {"hidden_size": 48}, "image_seq_length": 257, "vision_feature_select_strategy": "full",
-    }  # fmt: skip
+        "text_config": {"hidden_size": 48},
+        "image_seq_length": 257,
+        "vision_feature_select_strategy": "full",
+    }
     facts = vision_facts(config, "llava")
     assert facts["tile_size"] == [224, 224] and facts["tokens_per_tile"] == 257
 

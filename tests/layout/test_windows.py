@@ -53,8 +53,10 @@ def test_windows_are_those_of_swins_cyclic_shift(grid, window, shifted):
 def test_a_small_dimension_is_never_shifted():
     pieces = window_pieces((1, 3, 7), WindowSize(2, 3, 4), True)
     assert [piece.tolist() for piece in pieces] == [
-        [0, 1, 7, 8, 14, 15], [2, 3, 4, 5, 9, 10, 11, 12, 16, 17, 18, 19], [6, 13, 20],
-    ]  # fmt: skip
+        [0, 1, 7, 8, 14, 15],
+        [2, 3, 4, 5, 9, 10, 11, 12, 16, 17, 18, 19],
+        [6, 13, 20],
+    ]
 
 
 @given(st.lists(st.integers(1, 7), max_size=12), st.integers(7, 11))

@@ -35,11 +35,15 @@ class Oracle:
         layers = [arrays(layer) for layer in decoder_layers(student)]
         norm = decoder.norm
         return cls(
-            [Reference.of(layer.self_attn) for layer in decoder_layers(student)], layers,
-            norm.weight.detach().double().numpy(), head, norm.variance_epsilon, frequencies,
+            [Reference.of(layer.self_attn) for layer in decoder_layers(student)],
+            layers,
+            norm.weight.detach().double().numpy(),
+            head,
+            norm.variance_epsilon,
+            frequencies,
             frequency_axes(student.linmu_family.rope, getattr(rotary, "mrope_section", None), len(frequencies)),
             rotary.attention_scaling,
-        )  # fmt: skip
+        )
 
     def tables(self, positions: Array) -> tuple[Array, Array]:
         """Cos and sin [S,d] of positions [P,S] int64."""

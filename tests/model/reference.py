@@ -137,8 +137,10 @@ class Reference:
         k = x[:, H * d : (H + G) * d].reshape(-1, G, d)
         v = x[:, (H + G) * d :].reshape(-1, G, d)
         if self.mmate.rope:
-            q, k = (np.array([[rotate_half(a, cos[t], sin[t]) for a in row] for t, row in zip(tokens, z, strict=True)])
-                    for z in (q, k))  # fmt: skip
+            q, k = (
+                np.array([[rotate_half(a, cos[t], sin[t]) for a in row] for t, row in zip(tokens, z, strict=True)])
+                for z in (q, k)
+            )
         delta = np.log1p(np.exp(u[tokens] @ p["dt_proj.weight"].T + p["dt_bias"]))
         g = delta * -np.exp(p["a_log"])
         k, v = np.repeat(k, H // G, 1), np.repeat(v, H // G, 1)

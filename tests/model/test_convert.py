@@ -61,12 +61,20 @@ def test_conversion_is_in_place_and_keeps_the_scale(family, kind):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"text_window": 5}, {"decay": "kv_head"}, {"skip": True}, {"backward": False}, {"local_swin": False},
-        {"rope": False}, {"scan": "raster"}, {"taps": 2}, {"causal_windows": True}, {"max_span_frames": 1},
+        {"text_window": 5},
+        {"decay": "kv_head"},
+        {"skip": True},
+        {"backward": False},
+        {"local_swin": False},
+        {"rope": False},
+        {"scan": "raster"},
+        {"taps": 2},
+        {"causal_windows": True},
+        {"max_span_frames": 1},
         {"backward": False, "local_swin": False, "text_window": 3},
     ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("family", ["qwen3_vl", "llama"])
 def test_every_setting_converts(family, settings):
     teacher, tokenizer = tiny_model(family)
@@ -189,8 +197,15 @@ def test_an_unknown_family_is_refused_in_one_line():
 
 def test_sliding_window_teachers_are_refused():
     config = transformers.Qwen2Config(
-        vocab_size=17, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, use_sliding_window=True, sliding_window=4, max_window_layers=1,
-    )  # fmt: skip
+        vocab_size=17,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=1,
+    )
     with pytest.raises(InputError, match="sliding-window attention; got layer 1"):
         convert(transformers.Qwen2ForCausalLM(config))

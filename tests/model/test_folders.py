@@ -105,9 +105,11 @@ KINDS += [("qwen2_5_vl", "video"), ("qwen3_vl", "video"), ("llama", "text"), ("q
 
 
 TEXTS = {
-    "text": "What is the answer?", "image": "See {} what?", "two_images": "First {} then {} which?",
+    "text": "What is the answer?",
+    "image": "See {} what?",
+    "two_images": "First {} then {} which?",
     "video": "See {} what?",
-}  # fmt: skip
+}
 
 
 def encoded(family: str, kind: str, root: Path):
@@ -209,12 +211,16 @@ def broken_teacher(root: Path, damage: str) -> Path:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("missing", "no model folder"), ("unsupported", "'mamba' is not supported"), ("truncated", "truncated"),
+        ("missing", "no model folder"),
+        ("unsupported", "'mamba' is not supported"),
+        ("truncated", "truncated"),
         ("lacking", "lacks weights of its model; got no model.layers.1.mlp.up_proj.weight"),
-        ("other sizes", "cannot load|lacks weights"), ("sizes that do not fit", "cannot load|lacks weights"),
-        ("infinite", "not finite"), ("student", "'linmu_llama' is not supported"),
+        ("other sizes", "cannot load|lacks weights"),
+        ("sizes that do not fit", "cannot load|lacks weights"),
+        ("infinite", "not finite"),
+        ("student", "'linmu_llama' is not supported"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_teacher_leaves_nothing(damage, message, tmp_path):
     teacher = broken_teacher(tmp_path, damage)
     before = sorted(path.name for path in tmp_path.iterdir())

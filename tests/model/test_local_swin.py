@@ -46,8 +46,11 @@ def test_ragged_grids_both_shifts(grids, layer, causal):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)),
-       st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)), st.integers(0, 1))  # fmt: skip
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
+    st.integers(0, 1),
+)
 def test_any_grid_and_window(grid, window, layer):
     layout = layout_of(1, grid, 1)
     sizes = dict(zip(("window_frames", "window_rows", "window_columns"), window, strict=True))

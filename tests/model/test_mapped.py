@@ -109,9 +109,12 @@ def test_streamed_weights_equal_the_held_ones_and_are_fresh_every_time(student, 
 
 def test_a_spool_gives_back_every_bit_and_leaves_no_file(tmp_path):
     values = {
-        "half": torch.randn(3, 5).half().float(), "bfloat16": torch.randn(7, 2).bfloat16().float() * 2.0**30,
-        "float": torch.randn(4, 6), "nan": torch.tensor([[float("nan"), 1.0]]), "tiny": torch.tensor([[2.0**-140]]),
-    }  # fmt: skip
+        "half": torch.randn(3, 5).half().float(),
+        "bfloat16": torch.randn(7, 2).bfloat16().float() * 2.0**30,
+        "float": torch.randn(4, 6),
+        "nan": torch.tensor([[float("nan"), 1.0]]),
+        "tiny": torch.tensor([[2.0**-140]]),
+    }
     spool = Spool(tmp_path)
     for name, value in values.items():
         assert spool.read(name) is None
@@ -121,8 +124,11 @@ def test_a_spool_gives_back_every_bit_and_leaves_no_file(tmp_path):
     assert spool.read("turned") is None and list(tmp_path.iterdir()) == []
     assert torch.equal(spool.read("float"), values["float"])
     assert [narrowest(values[name]).dtype for name in ("half", "bfloat16", "float", "nan")] == [
-        torch.float16, torch.bfloat16, torch.float32, torch.float32,
-    ]  # fmt: skip
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    ]
     spool.close()
     assert spool.read("half") is None
 

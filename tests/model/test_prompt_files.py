@@ -79,8 +79,13 @@ def test_pictures_of_another_length(family, setting, value, message, tmp_path):
 def test_a_tower_that_cannot_be_exported(tmp_path):
     teacher = teacher_folder("llava", tmp_path / "teacher")
     content = json.loads((teacher / "config.json").read_text())
-    content["vision_config"] = {"model_type": "siglip_vision_model", "image_size": 42, "patch_size": 14,
-                                "hidden_size": 32, "num_attention_heads": 2}  # fmt: skip
+    content["vision_config"] = {
+        "model_type": "siglip_vision_model",
+        "image_size": 42,
+        "patch_size": 14,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+    }
     content["vision_feature_select_strategy"] = "full"  # it has no class token
     (teacher / "config.json").write_text(json.dumps(content))
     refused(teacher, "vision tower of this LLaVA; got siglip_vision_model; expected clip_vision_model or dinov2")

@@ -25,9 +25,14 @@ def llava(model_type: str, **settings) -> hf.PreTrainedModel:
     tokenizer = tiny_tokenizer("llava")
     text = text_settings(len(tokenizer), head_dim=True, model_type=model_type, **settings)
     vision = dict(
-        model_type="clip_vision_model", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=14,
-        image_size=42, intermediate_size=40,
-    )  # fmt: skip
+        model_type="clip_vision_model",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        patch_size=14,
+        image_size=42,
+        intermediate_size=40,
+    )
     config = hf.LlavaConfig(
         text_config=text, vision_config=vision, image_token_index=tokenizer.image_token_id, image_seq_length=9
     )
@@ -43,11 +48,14 @@ CARRIED = {
     "qwen2": {},
     "qwen3": {},
     "seed_oss": {},
-    "llama": {"attention_bias": True, "mlp_bias": True,
-              "rope_parameters": {**ROPE, "rope_type": "linear", "factor": 4.0}},
+    "llama": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {**ROPE, "rope_type": "linear", "factor": 4.0},
+    },
     "granite": {"attention_multiplier": 0.25},  # its other multipliers are 1, and 0.25 is 16^-0.5
     "smollm3": {"no_rope_layers": [1, 1, 1]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", CARRIED)
@@ -66,11 +74,13 @@ def test_a_decoder_like_llamas_is_carried(kind):
     ("rope_type", "settings"),
     [
         ("yarn", {"factor": 4.0, "original_max_position_embeddings": 1024}),
-        ("llama3", {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 64}),
+        (
+            "llama3",
+            {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+        ),
         ("default", {"partial_rotary_factor": 0.5}),  # transformers' Llama turns all channels, and so does a student
     ],
-)  # fmt: skip
+)
 def test_static_rotary_scaling_is_carried(rope_type, settings):
     convert(llava("llama", rope_parameters={**ROPE, "rope_type": rope_type, **settings}))
 
@@ -83,9 +93,19 @@ REFUSED = [
     # layers without positions, other rotations, scales that grow with the position
     ("smollm3", {"no_rope_layers": [1, 0, 1]}, "layer 1: attention differs"),
     ("ernie4_5", {}, "layer 0: attention differs"),
-    ("ministral3", {"rope_parameters": {
-        **ROPE, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
-        "llama_4_scaling_beta": 0.1}}, "layer 0: attention differs"),
+    (
+        "ministral3",
+        {
+            "rope_parameters": {
+                **ROPE,
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 1024,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
+        "layer 0: attention differs",
+    ),
     ("glm", {}, "weights that a student does not carry; got layers.0.mlp.gate_up_proj"),
     # windows longer than any probe
     ("mistral", {"sliding_window": 4096}, "layer 0 with a window of 4096 tokens.*text_config"),
@@ -104,10 +124,21 @@ REFUSED = [
     # activations and rotary positions that depend on the length
     ("llama", {"hidden_act": "gelu"}, "activation of the llama decoder; got gelu; expected silu"),
     ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 2.0}}, "rope_type .*got dynamic"),
-    ("llama", {"rope_parameters": {
-        **ROPE, "rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
-        "original_max_position_embeddings": 64}}, "rope_type .*got longrope"),
-]  # fmt: skip
+    (
+        "llama",
+        {
+            "rope_parameters": {
+                **ROPE,
+                "rope_type": "longrope",
+                "factor": 2.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        "rope_type .*got longrope",
+    ),
+]
 
 
 @pytest.mark.parametrize(("kind", "settings", "message"), REFUSED, ids=lambda value: str(value)[:40])
@@ -207,8 +238,15 @@ def test_a_config_that_contradicts_itself_is_one_line():
 
 def test_parts_alone_are_judged_without_computing():
     with torch.device("meta"):
-        config = hf.MixtralConfig(num_hidden_layers=1, num_local_experts=2, hidden_size=32, num_attention_heads=4,
-                                  num_key_value_heads=2, intermediate_size=16, vocab_size=11)  # fmt: skip
+        config = hf.MixtralConfig(
+            num_hidden_layers=1,
+            num_local_experts=2,
+            hidden_size=32,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=16,
+            vocab_size=11,
+        )
         model = hf.MixtralForCausalLM(config)
     with pytest.raises(InputError, match="mixtral decoder has weights that a student does not carry"):
         require_decoder(model)

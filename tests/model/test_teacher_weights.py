@@ -93,9 +93,10 @@ def test_fine_grained_fp8_is_what_transformers_dequantizes(tmp_path):
     edit_weights(folder, lambda tensors: to_fp8(tensors, "block", (16, 8)))  # theirs wants whole blocks
     edit_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [16, 8]})
     theirs = hf.LlamaForCausalLM.from_pretrained(
-        folder, dtype=torch.float32,
+        folder,
+        dtype=torch.float32,
         quantization_config=hf.FineGrainedFP8Config(dequantize=True, weight_block_size=(16, 8)),
-    )  # fmt: skip
+    )
     ours = dict(load_teacher(read_model_folder(folder), "float32").named_parameters())
     for name, value in theirs.named_parameters():
         torch.testing.assert_close(ours[name], value.float(), rtol=2**-8, atol=0)  # theirs are rounded to bfloat16
@@ -137,11 +138,18 @@ def test_an_fp8_teacher_converts_and_says_so(tmp_path, capsys):
 
 
 METHODS = [
-    {"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "awq", "bits": 4},
-    {"quant_method": "gptq", "bits": 4}, {"quant_method": "hqq"}, {"quant_method": "compressed-tensors"},
-    {"quant_method": "torchao"}, {"quant_method": "mxfp4"}, {"quant_method": "modelopt", "quant_algo": "NVFP4"},
-    {"load_in_8bit": True}, {"quant_method": "quanto"}, {"quant_method": "fbgemm_fp8"},
-]  # fmt: skip
+    {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    {"quant_method": "awq", "bits": 4},
+    {"quant_method": "gptq", "bits": 4},
+    {"quant_method": "hqq"},
+    {"quant_method": "compressed-tensors"},
+    {"quant_method": "torchao"},
+    {"quant_method": "mxfp4"},
+    {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    {"load_in_8bit": True},
+    {"quant_method": "quanto"},
+    {"quant_method": "fbgemm_fp8"},
+]
 
 
 @pytest.mark.parametrize("quantization", METHODS, ids=str)
@@ -149,8 +157,14 @@ METHODS = [
 def test_quantized_teachers_are_refused_with_the_remedy(quantization, inside, tmp_path, capsys):
     folder = saved("llava" if inside else "llama", tmp_path / "m")
     changes = {"quantization_config": quantization}
-    edit_config(folder, **({"text_config": {**json.loads((folder / "config.json").read_text())["text_config"],
-                                            **changes}} if inside else changes))  # fmt: skip
+    edit_config(
+        folder,
+        **(
+            {"text_config": {**json.loads((folder / "config.json").read_text())["text_config"], **changes}}
+            if inside
+            else changes
+        ),
+    )
     capsys.readouterr()
     assert main(["convert", str(folder), "-o", str(tmp_path / "student")]) == 2
     said = capsys.readouterr().err.strip()

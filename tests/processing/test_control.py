@@ -100,9 +100,13 @@ def test_placeholders_that_are_no_special_tokens():
 def test_what_is_no_text_is_refused(bad, tmp_path):
     _, ours = tiny_pair("llama", tmp_path)
     for prompt, options in (
-        (bad, {}), (bad, {"raw": True}), (bad, {"parse_special": True}), ([{"role": "user", "content": bad}], {}),
-        ("a", {"system": bad}), ([{"role": "user", "content": [{"type": "text", "text": bad}]}], {}),
-    ):  # fmt: skip
+        (bad, {}),
+        (bad, {"raw": True}),
+        (bad, {"parse_special": True}),
+        ([{"role": "user", "content": bad}], {}),
+        ("a", {"system": bad}),
+        ([{"role": "user", "content": [{"type": "text", "text": bad}]}], {}),
+    ):
         with pytest.raises(InputError, match="U\\+[DF][89CD]..|U\\+FDEF") as caught:
             ours.encode(prompt, **options)
         str(caught.value).encode()  # and the message itself can be printed

@@ -177,8 +177,10 @@ def test_tokens_that_the_model_has_no_embedding_for(tmp_path):
     size = ours.tokenizer.get_vocab_size()
     data = json.loads((folder / "tokenizer.json").read_text())
     token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    data["added_tokens"] += [{"id": size, "content": "<late>", "special": False, **token},
-                             {"id": size + 1, "content": "<pad2>", "special": True, **token}]  # fmt: skip
+    data["added_tokens"] += [
+        {"id": size, "content": "<late>", "special": False, **token},
+        {"id": size + 1, "content": "<pad2>", "special": True, **token},
+    ]
     (folder / "tokenizer.json").write_text(json.dumps(data))
     assert vocabulary_of(folder) == size
     write_processor(folder, tmp_path / "again")  # tokens that no prompt need have

@@ -22,9 +22,14 @@ TEXT, PART = {"role": "user", "content": "hi"}, {"role": "user", "content": [{"t
 
 @pytest.mark.parametrize(
     ("template", "user", "system"),
-    [(STRINGS, (True, False), (True, False)), (PARTS, (False, True), (False, True)), (BOTH, (True, True), (True, True)),
-     (MIXED, (False, True), (True, False)), ("{{ messages[0].missing.field }}", (False, False), (False, False))],
-)  # fmt: skip
+    [
+        (STRINGS, (True, False), (True, False)),
+        (PARTS, (False, True), (False, True)),
+        (BOTH, (True, True), (True, True)),
+        (MIXED, (False, True), (True, False)),
+        ("{{ messages[0].missing.field }}", (False, False), (False, False)),
+    ],
+)
 def test_forms_are_found_by_trying(template, user, system):
     assert takes(template, "user", ()) == user
     assert takes(template, "system", ()) == system

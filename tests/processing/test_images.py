@@ -97,9 +97,10 @@ DEEP = {
     "F bytes tif": (np.arange(12, dtype=np.float32) * 23, np.arange(12) * 23),
     "F own tif": (np.arange(12, dtype=np.float32) - 3, np.round(np.arange(12) / 11 * 255)),
     "F odd tif": (
-        np.array([np.nan, -np.inf, np.inf] + [-1, 1] + [0] * 7, np.float32), np.array([0, 0, 255, 0, 255] + [127.5] * 7)
+        np.array([np.nan, -np.inf, np.inf] + [-1, 1] + [0] * 7, np.float32),
+        np.array([0, 0, 255, 0, 255] + [127.5] * 7),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(DEEP))
@@ -132,9 +133,15 @@ def test_exif_orientation(number, ending, tmp_path):
     image.save(tmp_path / f"a.{ending}", exif=exif, **({"lossless": True} if ending == "webp" else {}))
     pixels = np.asarray(image)
     wanted = {
-        1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.swapaxes(0, 1),
-        6: np.rot90(pixels, -1), 7: pixels[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(pixels),
-    }[number]  # fmt: skip
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.swapaxes(0, 1),
+        6: np.rot90(pixels, -1),
+        7: pixels[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(pixels),
+    }[number]
     found = np.asarray(load_image(tmp_path / f"a.{ending}"))
     np.testing.assert_array_equal(found, np.asarray(hf_load_image(str(tmp_path / f"a.{ending}"))))
     assert found.shape == wanted.shape and np.abs(found.astype(int) - wanted).mean() < (30 if ending == "jpg" else 0.01)
@@ -235,9 +242,14 @@ def damaged(tmp_path):
     flipped[60] ^= 255
     bomb = data[:16] + (60_000).to_bytes(4, "big") * 2 + data[24:]
     return {
-        "empty.png": b"", "half.png": data[: len(data) // 2], "half.jpg": jpeg[: len(jpeg) // 2], "text.png": b"hello",
-        "head.png": data[:20], "flipped.png": bytes(flipped), "bomb.png": bomb,
-    }  # fmt: skip
+        "empty.png": b"",
+        "half.png": data[: len(data) // 2],
+        "half.jpg": jpeg[: len(jpeg) // 2],
+        "text.png": b"hello",
+        "head.png": data[:20],
+        "flipped.png": bytes(flipped),
+        "bomb.png": bomb,
+    }
 
 
 def test_damaged_files_are_named_in_one_line(tmp_path):

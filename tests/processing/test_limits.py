@@ -29,13 +29,15 @@ def test_a_tokenizer_that_is_right(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"normalizer": {"type": "Sequence", "normalizers": DOUBLES}},
-     {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "x" * 100}},
-     {"normalizer": {"type": "Prepend", "prepend": "x" * 10_000}},
-     {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 9}},
-     {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}},
-     {"added_tokens": "x"}],
-)  # fmt: skip
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": DOUBLES}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "x" * 100}},
+        {"normalizer": {"type": "Prepend", "prepend": "x" * 10_000}},
+        {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 9}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}},
+        {"added_tokens": "x"},
+    ],
+)
 def test_tokenizers_that_are_refused_in_a_line(tmp_path, changes):
     with pytest.raises(InputError) as caught:
         load_tokenizer(spoilt(tmp_path, **changes))
@@ -51,11 +53,22 @@ def written(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("part", "name", "value"),
-    [("image", "longest_edge", 2**31), ("image", "longest_edge", 0), ("image", "tile", -1), ("image", "mean", [0.5]),
-     ("image", "std", [0.5, 0.0, 0.5]), ("image", "resample", 9), ("image", "rescale_factor", 0.0),
-     ("tokens", "tile_grid", [2**20, 2**20]), ("tokens", "tile_grid", [5]), ("tokens", "eos_token_ids", [-2]),
-     ("tokens", "image", ""), ("tokens", "image", "x" * 9999), ("image", "mean", [10**400] * 3)],
-)  # fmt: skip
+    [
+        ("image", "longest_edge", 2**31),
+        ("image", "longest_edge", 0),
+        ("image", "tile", -1),
+        ("image", "mean", [0.5]),
+        ("image", "std", [0.5, 0.0, 0.5]),
+        ("image", "resample", 9),
+        ("image", "rescale_factor", 0.0),
+        ("tokens", "tile_grid", [2**20, 2**20]),
+        ("tokens", "tile_grid", [5]),
+        ("tokens", "eos_token_ids", [-2]),
+        ("tokens", "image", ""),
+        ("tokens", "image", "x" * 9999),
+        ("image", "mean", [10**400] * 3),
+    ],
+)
 def test_settings_out_of_bounds(tmp_path, written, part, name, value):
     document = {**written, part: {**written[part], name: value}}
     (tmp_path / "processor.json").write_text(json.dumps(document))

@@ -21,30 +21,56 @@ DOUBLING = (
 )
 BIG = "{% set b = 'a ' * 4000000 %}"
 TOO_MUCH = [
-    "{{ 'a' * 3000000000 }}", "{{ 3000000000 * 'a' }}", "{{ [0] * 3000000000 }}", "{{ 10 ** 1000000000 }}",
-    "{{ 'a' | center(3000000000) }}", "{{ 'a'.ljust(3000000000) }}", "{{ 'a'.zfill(3000000000) }}",
-    "{{ '\\t'.expandtabs(3000000000) }}", "{{ '%3000000000d' % 1 }}", "{{ '%*d' % (3000000000, 1) }}",
-    "{{ '%3000000000d' | format(1) }}", "{{ '{:>3000000000}'.format(1) }}", "{{ '{:>{}}'.format(1, 3000000000) }}",
-    "{{ 'a b' | wordwrap(1, wrapstring='x' * 9000000) }}", "{{ 'abc' | batch(3000000000, 'x') | list }}",
-    "{{ 'abc' | slice(3000000000) | list }}", "{{ messages | tojson(indent=1000000000) }}",
-    "{{ strftime_now('%1000000000d') }}", "{{ 'a'.translate({97: 'b' * 1000}) }}",
+    "{{ 'a' * 3000000000 }}",
+    "{{ 3000000000 * 'a' }}",
+    "{{ [0] * 3000000000 }}",
+    "{{ 10 ** 1000000000 }}",
+    "{{ 'a' | center(3000000000) }}",
+    "{{ 'a'.ljust(3000000000) }}",
+    "{{ 'a'.zfill(3000000000) }}",
+    "{{ '\\t'.expandtabs(3000000000) }}",
+    "{{ '%3000000000d' % 1 }}",
+    "{{ '%*d' % (3000000000, 1) }}",
+    "{{ '%3000000000d' | format(1) }}",
+    "{{ '{:>3000000000}'.format(1) }}",
+    "{{ '{:>{}}'.format(1, 3000000000) }}",
+    "{{ 'a b' | wordwrap(1, wrapstring='x' * 9000000) }}",
+    "{{ 'abc' | batch(3000000000, 'x') | list }}",
+    "{{ 'abc' | slice(3000000000) | list }}",
+    "{{ messages | tojson(indent=1000000000) }}",
+    "{{ strftime_now('%1000000000d') }}",
+    "{{ 'a'.translate({97: 'b' * 1000}) }}",
     "{{ [[1, 2]] * 100000 | sum(start=[]) }}",
-    DOUBLING % "ns.s ~ ns.s", DOUBLING % "ns.s + ns.s", DOUBLING % "ns.s.replace('a', 'aaaaaaaa')",
-    DOUBLING % "ns.s | replace('a', 'aaaaaaaa')", DOUBLING % "[ns.s, ns.s]", DOUBLING % "ns.s.join([ns.s, ns.s])",
-    BIG + "{{ ','.join([b] * 100000) }}", BIG + "{{ ([{'x': b}] * 100000) | map(attribute='x') | join }}",
-    BIG + "{% set y %}{% for i in range(100000) %}{{ b }}{% endfor %}{% endset %}", BIG + "{{ b | indent(9000) * 9 }}",
-    BIG + "{% for i in range(1000) %}{% set x = b | upper %}{% endfor %}", BIG + "{{ {'a': [b, b, b]} }}",
+    DOUBLING % "ns.s ~ ns.s",
+    DOUBLING % "ns.s + ns.s",
+    DOUBLING % "ns.s.replace('a', 'aaaaaaaa')",
+    DOUBLING % "ns.s | replace('a', 'aaaaaaaa')",
+    DOUBLING % "[ns.s, ns.s]",
+    DOUBLING % "ns.s.join([ns.s, ns.s])",
+    BIG + "{{ ','.join([b] * 100000) }}",
+    BIG + "{{ ([{'x': b}] * 100000) | map(attribute='x') | join }}",
+    BIG + "{% set y %}{% for i in range(100000) %}{{ b }}{% endfor %}{% endset %}",
+    BIG + "{{ b | indent(9000) * 9 }}",
+    BIG + "{% for i in range(1000) %}{% set x = b | upper %}{% endfor %}",
+    BIG + "{{ {'a': [b, b, b]} }}",
     "{% set y %}{% for i in range(90000) %}" + "x" * 1000 + "{% endfor %}{% endset %}",
-]  # fmt: skip
+]
 LONG = [
     "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
     "{% for i in range(100000) %}{% for j in range(100000) if false %}{% endfor %}{% endfor %}",
     "{% macro f(n) %}{% if n < 60 %}{{ f(n + 1) }}{{ f(n + 1) }}{% endif %}{% endmacro %}{{ f(0) }}",
     "{% for x in range(1000) recursive %}{% if loop.depth < 6 %}{{ loop(range(1000)) }}{% endif %}{% endfor %}",
 ]
-BROKEN = ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{% if 1 %}" * 500 + "{% endif %}" * 500, "a" * 3_000_000,
-          "{{ " + "9" * 10_000 + " }}", "{{ range(10 ** 9) }}", "{{ 1 // 0 }}", "{{ lipsum(9) }}",
-          "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(0) }}"]  # fmt: skip
+BROKEN = [
+    "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "{% if 1 %}" * 500 + "{% endif %}" * 500,
+    "a" * 3_000_000,
+    "{{ " + "9" * 10_000 + " }}",
+    "{{ range(10 ** 9) }}",
+    "{{ 1 // 0 }}",
+    "{{ lipsum(9) }}",
+    "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(0) }}",
+]
 
 
 def test_what_asks_for_too_much_is_refused_at_once():

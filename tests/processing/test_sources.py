@@ -44,10 +44,21 @@ def test_every_kind_of_picture(family, tmp_path):
     data, array = encoded(image), np.asarray(image)
     (tmp_path / "a.png").write_bytes(data)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
-    text, ids, pixels = hf_chat(theirs, [{"role": "user", "content": [
-        {"type": "image", "url": url}, {"type": "text", "text": "x"}]}])  # fmt: skip
-    kinds = [image, data, bytearray(data), memoryview(data), array, url, str(tmp_path / "a.png"), tmp_path / "a.png",
-             Own(tmp_path / "a.png"), encoded(image, "WEBP", lossless=True)]  # fmt: skip
+    text, ids, pixels = hf_chat(
+        theirs, [{"role": "user", "content": [{"type": "image", "url": url}, {"type": "text", "text": "x"}]}]
+    )
+    kinds = [
+        image,
+        data,
+        bytearray(data),
+        memoryview(data),
+        array,
+        url,
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        Own(tmp_path / "a.png"),
+        encoded(image, "WEBP", lossless=True),
+    ]
     for kind in kinds:
         for given in (kind, [kind]):
             inputs = ours.encode("x", given)
@@ -59,10 +70,15 @@ def test_every_kind_of_picture(family, tmp_path):
 
 @pytest.mark.parametrize(
     "part",
-    [{"type": "image_url", "image_url": {"url": "URL"}}, {"type": "image_url", "image_url": "URL"},
-     {"type": "image_url", "image_url": {"url": "URL", "detail": "auto"}}, {"type": "image", "image": "URL"},
-     {"type": "image", "url": "URL"}, {"type": "image", "base64": "BASE64"}],
-)  # fmt: skip
+    [
+        {"type": "image_url", "image_url": {"url": "URL"}},
+        {"type": "image_url", "image_url": "URL"},
+        {"type": "image_url", "image_url": {"url": "URL", "detail": "auto"}},
+        {"type": "image", "image": "URL"},
+        {"type": "image", "url": "URL"},
+        {"type": "image", "base64": "BASE64"},
+    ],
+)
 def test_parts_of_messages(part, tmp_path):
     _, ours = tiny_pair("llava", tmp_path)
     data = base64.b64encode(encoded(picture(61, 44))).decode()
@@ -96,12 +112,29 @@ def test_greys_and_alpha_of_arrays():
 
 @pytest.mark.parametrize(
     "source",
-    [np.zeros((4, 4, 3), np.float32), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4, 2), np.uint8),
-     np.zeros((0, 4, 3), np.uint8), b"", b"no picture", turned(6)[:60], 3, None, "https://example.org/a.png",
-     "ftp://a/b", "data:image/png,abc", "data:text/plain;base64,aGk=", "data:image/png;base64,a",
-     "data:image/png;base64,!!", "data:", "iVBORw0KGgo" * 900, "a\0b", {"url": "x"}],
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        b"",
+        b"no picture",
+        turned(6)[:60],
+        3,
+        None,
+        "https://example.org/a.png",
+        "ftp://a/b",
+        "data:image/png,abc",
+        "data:text/plain;base64,aGk=",
+        "data:image/png;base64,a",
+        "data:image/png;base64,!!",
+        "data:",
+        "iVBORw0KGgo" * 900,
+        "a\0b",
+        {"url": "x"},
+    ],
     ids=lambda value: repr(value)[:30].replace("\0", ""),
-)  # fmt: skip
+)
 def test_what_is_no_picture_is_one_line(source, tmp_path):
     _, ours = tiny_pair("llava", tmp_path)
     with pytest.raises(InputError) as caught:
@@ -117,9 +150,9 @@ def test_pixel_limits_of_a_part_are_followed(tmp_path):
         part = {"type": "image", "image": image, **limits}
         inputs = ours.encode([{"role": "user", "content": [part, {"type": "text", "text": "x"}]}])
         processor = type(theirs.image_processor)(
-            patch_size=14, size={"shortest_edge": limits.get("min_pixels", (4 * 14) ** 2),
-                                 "longest_edge": limits["max_pixels"]},
-        )  # fmt: skip
+            patch_size=14,
+            size={"shortest_edge": limits.get("min_pixels", (4 * 14) ** 2), "longest_edge": limits["max_pixels"]},
+        )
         want = processor(images=[image], return_tensors="np")
         assert inputs.media[0].tiles[0][1] * 2 == want["image_grid_thw"][0][1]
         np.testing.assert_allclose(pixels_of(inputs), want["pixel_values"], atol=1e-6)
@@ -127,10 +160,19 @@ def test_pixel_limits_of_a_part_are_followed(tmp_path):
 
 
 def test_fps_of_a_part_is_followed(tmp_path):
-    _, ours = tiny_pair("qwen3_vl", tmp_path, {
-        "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "fps": 2.0,
-        "size": {"shortest_edge": 4096, "longest_edge": 65536}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-    })  # fmt: skip
+    _, ours = tiny_pair(
+        "qwen3_vl",
+        tmp_path,
+        {
+            "patch_size": 16,
+            "merge_size": 2,
+            "temporal_patch_size": 2,
+            "fps": 2.0,
+            "size": {"shortest_edge": 4096, "longest_edge": 65536},
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        },
+    )
     part = {"type": "video", "video": tiny_video(0, 6), "fps": 4}
     inputs = ours.encode([{"role": "user", "content": [part, {"type": "text", "text": "x"}]}])
     beside = ours.encode("x", video=tiny_video(0, 6), video_fps=4)
@@ -140,11 +182,22 @@ def test_fps_of_a_part_is_followed(tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "part"),
-    [("llava", {"max_pixels": 900}), ("llava", {"url": "b.png"}), *(("qwen2_5_vl", part) for part in (
-        {"resized_height": 56}, {"max_pixels": "big"}, {"min_pixels": 10**6, "max_pixels": 900}, {"fps": 2},
-        {"max_pixels": -1}))],
+    [
+        ("llava", {"max_pixels": 900}),
+        ("llava", {"url": "b.png"}),
+        *(
+            ("qwen2_5_vl", part)
+            for part in (
+                {"resized_height": 56},
+                {"max_pixels": "big"},
+                {"min_pixels": 10**6, "max_pixels": 900},
+                {"fps": 2},
+                {"max_pixels": -1},
+            )
+        ),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_settings_that_cannot_be_followed_are_refused(family, part, tmp_path):
     _, ours = tiny_pair(family, tmp_path)
     with pytest.raises(InputError, match=next(iter(part))):

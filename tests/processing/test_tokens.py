@@ -118,8 +118,16 @@ def broken_tokenizers():
     yield {**core, "pre_tokenizer": {"type": "FixedLength", "length": 0}}
     yield {**core, "post_processor": template}
     yield {**core, "model": merging}
-    yield {**core, "model": {"type": "WordPiece", "unk_token": "x", "continuing_subword_prefix": "##",
-                             "max_input_chars_per_word": 100, "vocab": {"a": 0}}}  # fmt: skip
+    yield {
+        **core,
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "x",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {"a": 0},
+        },
+    }
 
 
 @pytest.mark.parametrize("broken", list(broken_tokenizers()), ids=str)

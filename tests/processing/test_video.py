@@ -26,9 +26,15 @@ from tests.processing.support import pixels_of, tiny_pair
 from tests.tiny import tiny_video
 
 GRID = GridSettings(
-    mean=(0.5,) * 3, std=(0.5,) * 3, resample=3, patch_size=14, temporal_patch_size=2, merge_size=2,
-    min_pixels=3136, max_pixels=50_000,
-)  # fmt: skip
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    resample=3,
+    patch_size=14,
+    temporal_patch_size=2,
+    merge_size=2,
+    min_pixels=3136,
+    max_pixels=50_000,
+)
 SPLIT = SplitSettings(mean=(0.5,) * 3, std=(0.5,) * 3, resample=1, longest_edge=128, tile=64, split=False)
 
 
@@ -214,11 +220,19 @@ def test_bad_arrays(tmp_path):
 
 def test_numbers_in_words():
     words = {
-        0: "zero", 4: "four", 13: "thirteen", 20: "twenty", 64: "sixty-four", 100: "one hundred",
-        105: "one hundred and five", 342: "three hundred and forty-two", 1000: "one thousand",
-        1001: "one thousand and one", 1234: "one thousand, two hundred and thirty-four",
+        0: "zero",
+        4: "four",
+        13: "thirteen",
+        20: "twenty",
+        64: "sixty-four",
+        100: "one hundred",
+        105: "one hundred and five",
+        342: "three hundred and forty-two",
+        1000: "one thousand",
+        1001: "one thousand and one",
+        1234: "one thousand, two hundred and thirty-four",
         20_300: "twenty thousand, three hundred",
-    }  # fmt: skip
+    }
     assert {number: expand.number_words(number) for number in words} == words
 
 

@@ -57,8 +57,11 @@ def test_error_never_beats_the_best_of_all_combinations_by_much() -> None:
     ladders = {f"g{i}": ladder(options((5 + i, 7, 9 + 3 * i, 0.4 / (1 + i), 0.1 / (1 + i)))) for i in range(4)}
     for budget in range(30, 110, 7):
         mine = sum(option.error for option in spend(ladders, budget).values())
-        every = [sum(o.error for o in picks) for picks in product(*ladders.values())
-                 if sum(o.stored_bytes for o in picks) <= budget]  # fmt: skip
+        every = [
+            sum(o.error for o in picks)
+            for picks in product(*ladders.values())
+            if sum(o.stored_bytes for o in picks) <= budget
+        ]
         assert min(every) <= mine + 1e-12 <= 2 * min(every) + 1e-3
 
 

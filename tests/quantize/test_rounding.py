@@ -15,9 +15,12 @@ from linmu.quantize.rounding import half_scale, relative_error, round_input, rou
 from linmu.step import torch_formats
 
 FORMATS = [
-    MatrixFormat("int8", input="int8"), MatrixFormat("int8", 16), MatrixFormat("int4", 16), MatrixFormat("int4", 32),
+    MatrixFormat("int8", input="int8"),
+    MatrixFormat("int8", 16),
+    MatrixFormat("int4", 16),
+    MatrixFormat("int4", 32),
     MatrixFormat("fp8", input="fp8"),
-]  # fmt: skip
+]
 SMALL = [m / 8 * 2.0**-6 for m in range(8)]
 LARGE = [(1 + m / 8) * 2.0 ** (e - 7) for e in range(1, 16) for m in range(8)][:-1]  # the last code is NaN
 E4M3 = sorted({sign * value for sign in (1, -1) for value in SMALL + LARGE})

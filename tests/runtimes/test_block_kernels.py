@@ -13,16 +13,26 @@ from linmu.runtimes.block_kernels import PRODUCT, rounds_by_block
 
 def product(level: int) -> onnx.ModelProto:
     node = helper.make_node(
-        "MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", K=32, N=1, bits=8, block_size=32,
+        "MatMulNBits",
+        ["x", "q", "s"],
+        ["y"],
+        domain="com.microsoft",
+        K=32,
+        N=1,
+        bits=8,
+        block_size=32,
         accuracy_level=level,
-    )  # fmt: skip
+    )
     graph = helper.make_graph(
-        [node], "p",
+        [node],
+        "p",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
-        [numpy_helper.from_array(np.full((1, 1, 32), 129, np.uint8), "q"),
-         numpy_helper.from_array(np.ones(1, np.float32), "s")],
-    )  # fmt: skip
+        [
+            numpy_helper.from_array(np.full((1, 1, 32), 129, np.uint8), "q"),
+            numpy_helper.from_array(np.ones(1, np.float32), "s"),
+        ],
+    )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 

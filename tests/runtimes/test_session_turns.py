@@ -113,9 +113,12 @@ def test_a_refused_state_changes_nothing(bundle_of, tmp_path):
         session.generate("two?", **says(session, "b"))
         before = session.state.copy()
         for name, value in {
-            "pending": "[-1]", "position": '"x"', "conversation": "[1]", "tokens": "-3",
+            "pending": "[-1]",
+            "position": '"x"',
+            "conversation": "[1]",
+            "tokens": "-3",
             "conversation ": json.dumps({**json.loads(metadata["conversation"]), "answer": [10**9]}),
-        }.items():  # fmt: skip
+        }.items():
             save_state_file(tmp_path / "bad", tensors, {**metadata, name.strip(): value})
             with pytest.raises(StateError):
                 session.state.load(tmp_path / "bad")
@@ -181,8 +184,14 @@ def test_a_closed_session_says_so(bundle_of):
     session = linmu.load(bundle_of("llama"), threads=1)
     session.close()
     session.close()
-    for call in (lambda: session.generate("x"), session.reset, lambda: session.step(1), session.state.copy,
-                 lambda: session.prepare("x"), lambda: session.state.save("nowhere")):  # fmt: skip
+    for call in (
+        lambda: session.generate("x"),
+        session.reset,
+        lambda: session.step(1),
+        session.state.copy,
+        lambda: session.prepare("x"),
+        lambda: session.state.save("nowhere"),
+    ):
         with pytest.raises(InputError, match="closed"):
             call()
 

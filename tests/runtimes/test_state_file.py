@@ -166,9 +166,11 @@ def test_an_earlier_version_is_named(saved):
 def test_sizes_are_compared_before_the_file_is_read(tmp_path):
     """A file of 4 GB that takes no room: its header says sizes that the model does not have."""
     count = 1 << 30
-    header = {"past.0.conv": {"dtype": "F32", "shape": [1, count], "data_offsets": [0, 4 * count]},
-              "past.0.recurrent": {"dtype": "F32", "shape": [0], "data_offsets": [4 * count, 4 * count]},
-              "__metadata__": {"format": "linmu-state", "format_version": "2", "model_hash": HASH}}  # fmt: skip
+    header = {
+        "past.0.conv": {"dtype": "F32", "shape": [1, count], "data_offsets": [0, 4 * count]},
+        "past.0.recurrent": {"dtype": "F32", "shape": [0], "data_offsets": [4 * count, 4 * count]},
+        "__metadata__": {"format": "linmu-state", "format_version": "2", "model_hash": HASH},
+    }
     raw = json.dumps(header).encode()
     with (tmp_path / "big").open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)

@@ -20,12 +20,25 @@ ROWS, COLUMNS = 96, 35
 def kernel(weights: str, level: int, q: np.ndarray, scale: np.ndarray):
     """MatMulNBits of one matrix as a session."""
     format = MatrixFormat(weights, group=32, input="int8_blocks")
-    constants = [numpy_helper.from_array(pack(q, format, "blocks"), "q"),
-                 numpy_helper.from_array(pack_scale(scale, "blocks"), "s")]  # fmt: skip
-    node = helper.make_node("MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", K=ROWS, N=COLUMNS,
-                            bits=format.bits, block_size=32, accuracy_level=level)  # fmt: skip
-    sides = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", size])]
-             for name, size in (("x", ROWS), ("y", COLUMNS))]  # fmt: skip
+    constants = [
+        numpy_helper.from_array(pack(q, format, "blocks"), "q"),
+        numpy_helper.from_array(pack_scale(scale, "blocks"), "s"),
+    ]
+    node = helper.make_node(
+        "MatMulNBits",
+        ["x", "q", "s"],
+        ["y"],
+        domain="com.microsoft",
+        K=ROWS,
+        N=COLUMNS,
+        bits=format.bits,
+        block_size=32,
+        accuracy_level=level,
+    )
+    sides = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", size])]
+        for name, size in (("x", ROWS), ("y", COLUMNS))
+    ]
     graph = helper.make_graph([node], "g", *sides, constants)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)

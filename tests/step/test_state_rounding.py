@@ -26,8 +26,10 @@ def form_of(precision: str, family: str = "llama", **settings) -> DecoderForm:
 
 def random_state(form: DecoderForm) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(5)
-    exact = {spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in replace(
-        form, state="fp32").state_specs()}  # fmt: skip
+    exact = {
+        spec.name: rng.standard_normal(spec.shape).astype(np.float32)
+        for spec in replace(form, state="fp32").state_specs()
+    }
     exact["past.1.recurrent"][:, 1, 2] = 0  # a row of zeros
     return store(form.state_specs(), exact)
 

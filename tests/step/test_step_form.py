@@ -36,9 +36,15 @@ def test_prefill_and_step_equal_the_student(family, setting):
     fill = torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
         logits, present = decoder.prefill(
-            ops, form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past,
-            torch_layout(prompt.layout), deepstack, fill,
-        )  # fmt: skip
+            ops,
+            form,
+            torch.from_numpy(prompt.embeds),
+            torch.from_numpy(prompt.positions),
+            past,
+            torch_layout(prompt.layout),
+            deepstack,
+            fill,
+        )
     cache = prompt.output.past_key_values
     assert worst(logits[0, 0], prompt.output.logits[0, -1]) < 2e-5
     _assert_states(present, cache)

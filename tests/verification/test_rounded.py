@@ -30,8 +30,13 @@ from tests.folders import student_folder
 from tests.verification.broken import copy_of, rehash
 
 FAST = {"samples": 3, "decode_tokens": 3, "long_tokens": 4, "state_tokens": 5, "kept_rows": 40}
-CASES = [("llama", "onnx", "int8"), ("llama", "onnx", "int4"), ("llama", "jetson", "fp8"), ("qwen3_vl", "onnx", "int8"),
-         ("qwen3_vl", "jetson", "int8")]  # fmt: skip
+CASES = [
+    ("llama", "onnx", "int8"),
+    ("llama", "onnx", "int4"),
+    ("llama", "jetson", "fp8"),
+    ("qwen3_vl", "onnx", "int8"),
+    ("qwen3_vl", "jetson", "int8"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -51,9 +51,11 @@ def detect(folder: Path) -> str:
     if len(found) == 1:
         return found[0]
     raise InputError(
-        f"cannot tell the format of {folder}", got=", ".join(found) or "none of the known layouts",
-        expected="one of " + ", ".join(FORMATS), fix="say it with --format",
-    )  # fmt: skip
+        f"cannot tell the format of {folder}",
+        got=", ".join(found) or "none of the known layouts",
+        expected="one of " + ", ".join(FORMATS),
+        fix="say it with --format",
+    )
 
 
 def read_questions(

@@ -23,12 +23,18 @@ def read(folder: Path, options: Options) -> list[Question]:
     labels = parts_of([sample.task or "all" for sample in data.samples])
     return [
         Question(
-            id=sample.id, prompt=sample.prompt, answers=(sample.answer, *sample.answers),
-            rule="exact_ignoring_case" if options.ignore_case else "exact", images=sample.images, video=sample.video,
-            video_fps=sample.video_fps, task=sample.task or "all", labels=given,
+            id=sample.id,
+            prompt=sample.prompt,
+            answers=(sample.answer, *sample.answers),
+            rule="exact_ignoring_case" if options.ignore_case else "exact",
+            images=sample.images,
+            video=sample.video,
+            video_fps=sample.video_fps,
+            task=sample.task or "all",
+            labels=given,
         )
         for sample, given in zip(data.samples, labels, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def parts_of(tasks: list[str]) -> list[tuple[tuple[str, str], ...]]:

@@ -39,14 +39,19 @@ def _question(row: dict[str, Any], folder: Path, subtitles: bool) -> Question:
     spoken = _subtitles(inside(folder / "subtitles", field(row, "subtitle_path", str, place))) if subtitles else ""
     values = {"subtitles": spoken, "question": field(row, "question", str, place), "options": lines}
     return Question(
-        id=name, prompt=PROMPT.format_map(values), answers=(letters[right],), rule="letter_or_guess",
+        id=name,
+        prompt=PROMPT.format_map(values),
+        answers=(letters[right],),
+        rule="letter_or_guess",
         video=inside(folder / "videos", field(row, "video_path", str, place)),
-        task=f"{field(row, 'duration_group', int, place)} s", choices=candidates,
+        task=f"{field(row, 'duration_group', int, place)} s",
+        choices=candidates,
         labels=(
             ("question category", field(row, "question_category", str, place)),
-            ("topic", str(row.get("topic_category") or "unknown")), ("level", str(row.get("level") or "unknown")),
+            ("topic", str(row.get("topic_category") or "unknown")),
+            ("level", str(row.get("level") or "unknown")),
         ),
-    )  # fmt: skip
+    )
 
 
 def _subtitles(path: Path) -> str:

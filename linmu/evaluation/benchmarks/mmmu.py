@@ -18,15 +18,23 @@ DISCIPLINES: dict[str, tuple[str, ...]] = {
     "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
     "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
     "Health and Medicine": (
-        "Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine", "Pharmacy",
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
         "Public_Health",
     ),
     "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
     "Tech and Engineering": (
-        "Agriculture", "Architecture_and_Engineering", "Computer_Science", "Electronics", "Energy_and_Power",
-        "Materials", "Mechanical_Engineering",
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
     ),
-}  # fmt: skip
+}
 DISCIPLINE_OF = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
 CHOICE_PROMPT = "{question}\n\n{options}\n\nAnswer with the option's letter from the given choices directly."
 OPEN_PROMPT = "{question}\n\nAnswer the question using a single word or phrase."
@@ -58,14 +66,19 @@ def _question(row: dict[str, Any]) -> Question:
     prompt = (CHOICE_PROMPT if choice else OPEN_PROMPT).format_map({"question": text, "options": lines})
     subject = "_".join(name.split("_")[1:-1])
     return Question(
-        id=name, prompt=prompt, answers=(answer,) if choice else _open_answers(answer, name),
-        rule="mmmu_choice" if choice else "mmmu_open", images=_images(row, prompt, name), task=subject,
+        id=name,
+        prompt=prompt,
+        answers=(answer,) if choice else _open_answers(answer, name),
+        rule="mmmu_choice" if choice else "mmmu_open",
+        images=_images(row, prompt, name),
+        task=subject,
         choices=options,
         labels=(
-            ("discipline", DISCIPLINE_OF.get(subject, "other")), ("type", CHOICE if choice else "open"),
+            ("discipline", DISCIPLINE_OF.get(subject, "other")),
+            ("type", CHOICE if choice else "open"),
             ("difficulty", str(row.get("topic_difficulty") or "unknown")),
         ),
-    )  # fmt: skip
+    )
 
 
 def _images(row: dict[str, Any], prompt: str, name: str) -> tuple[bytes, ...]:

@@ -46,13 +46,19 @@ def _question(row: dict[str, Any], folder: Path, subtitles: bool) -> Question:
         "options": "\n".join(options),
     }
     return Question(
-        id=name, prompt=PROMPT.format_map(values), answers=(field(row, "answer", str, place),), rule="letter",
-        video=_video(folder, video), task=field(row, "duration", str, place), choices=options,
+        id=name,
+        prompt=PROMPT.format_map(values),
+        answers=(field(row, "answer", str, place),),
+        rule="letter",
+        video=_video(folder, video),
+        task=field(row, "duration", str, place),
+        choices=options,
         labels=(
-            ("domain", field(row, "domain", str, place)), ("task type", field(row, "task_type", str, place)),
+            ("domain", field(row, "domain", str, place)),
+            ("task type", field(row, "task_type", str, place)),
             ("sub-category", str(row.get("sub_category") or "unknown")),
         ),
-    )  # fmt: skip
+    )
 
 
 def _video(folder: Path, name: str) -> Path:

@@ -51,9 +51,16 @@ TOKEN_STEP, MOST_TOKENS = 64, 2048
 
 
 def write_phone_bundle(
-    target: str, student: Path, out: Path, *, precision: str | None = None, calibration: Path | None = None,
-    backend: str | None = None, overwrite: bool = False, progress: Progress | None = None,
-) -> ExportReport:  # fmt: skip
+    target: str,
+    student: Path,
+    out: Path,
+    *,
+    precision: str | None = None,
+    calibration: Path | None = None,
+    backend: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
     """Export the student folder `student` to the bundle folder `out` for target "android" or "ios".
 
     precision: "none" or "fp32", or a preset of linmu.quantize.presets, which needs `calibration`, a record of this
@@ -71,8 +78,14 @@ def write_phone_bundle(
 
 
 def write_program(
-    folder: Path, student: Path, model: PreTrainedModel, plan: Plan, say: Progress,
-    quantized: QuantizedForm | None = None, *, delegate: str = XNNPACK,
+    folder: Path,
+    student: Path,
+    model: PreTrainedModel,
+    plan: Plan,
+    say: Progress,
+    quantized: QuantizedForm | None = None,
+    *,
+    delegate: str = XNNPACK,
 ) -> tuple[Manifest, dict[str, MethodReport]]:
     """model.pte with every method: a manifest without golden vectors and hashes, and a report of each method."""
     form = decoder_form(model) if quantized is None else quantized.form
@@ -101,7 +114,7 @@ def write_program(
         vision=vision,
         generation=generation_facts(model, processor),
         tolerances={backend: asdict(TOLERANCES["fp32"]) for backend in plan.backends},
-    )  # fmt: skip
+    )
     tokens = most_tokens(form, vision)
     manifest = replace(manifest, profiles=shape_profiles(manifest, tokens))
     most = {name: largest(manifest, name) for name in methods} | {name: {"tokens": tokens} for name in stock}
@@ -127,9 +140,11 @@ def refuse(form: DecoderForm) -> None:
     """Raise InputError for what no method carries yet."""
     if form.family.vision == "grid":
         raise InputError(
-            f"family {form.family.name} for a phone", got="a vision tower for pictures of any size",
-            expected="a text family, or one whose pictures are tiles", fix="--target onnx or jetson",
-        )  # fmt: skip
+            f"family {form.family.name} for a phone",
+            got="a vision tower for pictures of any size",
+            expected="a text family, or one whose pictures are tiles",
+            fix="--target onnx or jetson",
+        )
 
 
 def most_tokens(form: DecoderForm, vision: dict[str, Any]) -> int:
@@ -159,5 +174,6 @@ def require_delegated(reports: dict[str, MethodReport], delegate: str = XNNPACK)
             raise CheckFailed(
                 f"{delegate} takes {report.share:.1%} of the multiply-accumulates of method {name}",
                 got=f"left: {left}",
-                expected=f"at least {LEAST_SHARE:.0%}", fix="--target onnx, and report it",
-            )  # fmt: skip
+                expected=f"at least {LEAST_SHARE:.0%}",
+                fix="--target onnx, and report it",
+            )

@@ -32,7 +32,7 @@ DELEGATES: dict[str, Delegate] = {
         ("android",),
         missing="it needs Qualcomm's AI Engine Direct SDK, and linmu was never tried with it",
     ),
-}  # fmt: skip
+}
 
 
 def find_delegate(target: str, name: str | None, quantized: bool = False) -> str:
@@ -49,8 +49,12 @@ def find_delegate(target: str, name: str | None, quantized: bool = False) -> str
     if row.missing:
         raise InputError(f"nothing is compiled for backend {name}", got=row.missing, expected=" or ".join(usable))
     if quantized and not row.quantized:
-        raise InputError(f"a quantized program for backend {name}", got="roundings that only XNNPACK's kernels have",
-                         expected="float32: no --quant and no --calib", fix=f"--backend {XNNPACK}")  # fmt: skip
+        raise InputError(
+            f"a quantized program for backend {name}",
+            got="roundings that only XNNPACK's kernels have",
+            expected="float32: no --quant and no --calib",
+            fix=f"--backend {XNNPACK}",
+        )
     for package in row.packages:
         require(package, needed_for=f"backend {name}", extra="mobile")
     return name
@@ -116,6 +120,4 @@ def _coreml() -> Any:
     )
     alone = MULTIMETHOD_WEIGHT_SHARING_STRATEGY.DISABLED  # methods are cut into different numbers of parts
     specs.append(CoreMLBackend.generate_multimethod_weight_sharing_strategy_compile_spec(alone))
-    return Partitioner(
-        compile_specs=specs, skip_ops_for_coreml_delegation=["cond"], take_over_mutable_buffer=False
-    )
+    return Partitioner(compile_specs=specs, skip_ops_for_coreml_delegation=["cond"], take_over_mutable_buffer=False)

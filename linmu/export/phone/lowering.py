@@ -45,9 +45,11 @@ class MethodReport:
 
 
 def lower(
-    methods: Mapping[str, Method], most: Mapping[str, Mapping[str, int]], constants: Mapping[str, Any] | None = None,
+    methods: Mapping[str, Method],
+    most: Mapping[str, Mapping[str, int]],
+    constants: Mapping[str, Any] | None = None,
     delegate: str = XNNPACK,
-) -> tuple[Any, dict[str, MethodReport]]:  # fmt: skip
+) -> tuple[Any, dict[str, MethodReport]]:
     """Lower methods for a delegate -> (ExecuTorch's program manager, a report of each).
 
     most: {method: {symbolic dimension: largest size}}; constants: constant methods (metadata) by name.
@@ -57,9 +59,11 @@ def lower(
 
         programs = {name: capture(method, most.get(name, {})) for name, method in methods.items()}
         edge = to_edge_transform_and_lower(
-            programs, partitioner=[partitioner(delegate)], constant_methods=dict(constants or {}),
+            programs,
+            partitioner=[partitioner(delegate)],
+            constant_methods=dict(constants or {}),
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
-        )  # fmt: skip
+        )
         reports = {name: method_report(edge.exported_program(name).graph_module) for name in methods}
         return edge.to_executorch(ExecutorchBackendConfig()), reports
 

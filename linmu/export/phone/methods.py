@@ -83,8 +83,10 @@ class Embedding(nn.Module):
 def decoder_methods(form: DecoderForm, weights: Mapping[str, Tensor], file: str, extra: int = 0) -> dict[str, Method]:
     """token_embedding, prefill and step of a decoder, in `file`; extra: channels behind an embedding's own."""
     states = form.state_specs()
-    outputs = (TensorSpec("logits", "float32", (1, 1, form.vocab)),
-               *(TensorSpec(spec.output, spec.dtype, spec.shape) for spec in states))  # fmt: skip
+    outputs = (
+        TensorSpec("logits", "float32", (1, 1, form.vocab)),
+        *(TensorSpec(spec.output, spec.dtype, spec.shape) for spec in states),
+    )
     ids = TensorSpec("input_ids", "int64", (1, "tokens"))
     rows = TensorSpec("inputs_embeds", "float32", (1, "tokens", form.hidden + extra))
     prefill, step = prefill_inputs(form, STYLE), step_inputs(form, 1)

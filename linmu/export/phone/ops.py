@@ -68,22 +68,22 @@ class PhoneOps(TorchOps):
         self.rounded_inputs: dict[str, Tensor] = {}  # of the last run, by matrix, as they are before they are rounded
 
     # ---- matrix products -----------------------------------------------------------------------------------------
-    def product(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def product(self, x: Tensor, y: Tensor) -> Tensor:
         return functional.linear(x, y)
 
-    def embed(self, ids: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def embed(self, ids: Tensor, weight: str) -> Tensor:
         return table_rows(ids, self.weights, weight)
 
-    def head(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def head(self, x: Tensor, weight: str) -> Tensor:
         return self._product(x, weight)
 
-    def rounded(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def rounded(self, x: Tensor, weight: str) -> Tensor:
         return x  # every product rounds its rows by itself: a row's codes are the same wherever it stands
 
-    def linear(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def linear(self, x: Tensor, weight: str) -> Tensor:
         return self.multiply(x, weight)
 
-    def multiply(self, x: Tensor, weight: str) -> Tensor:  # noqa: D102
+    def multiply(self, x: Tensor, weight: str) -> Tensor:
         y = self._product(x, weight)
         return self.add_bias(y, weight + "_bias") if weight + "_bias" in self.weights else y
 
@@ -105,7 +105,7 @@ class PhoneOps(TorchOps):
             return ops.dequantize_per_channel_group(q, scale, zero, -8, 7, torch.int8, format.group, torch.float32)
         return ops.dequantize_per_channel(q, scale, zero, 0, -128, 127, torch.int8)
 
-    def split(self, x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:  # noqa: D102
+    def split(self, x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
         if len(sizes) == 1:
             return [x]
         ends, size = list(accumulate(sizes)), self.form.head_dim
@@ -115,16 +115,16 @@ class PhoneOps(TorchOps):
         return [x[..., start:end] for start, end in places]
 
     # ---- elementwise ---------------------------------------------------------------------------------------------
-    def add_rms_norm(self, x, update, weight: str, eps: float):  # noqa: D102
+    def add_rms_norm(self, x, update, weight: str, eps: float):
         x = x if update is None else x + update
         mean = self.product(x * x, self.weights["mean.hidden"])
         return x * torch.rsqrt(mean + self.weights["eps.hidden"]) * self.weights[weight], x
 
-    def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
+    def head_norm(self, x: Tensor, weight: str, form: DecoderForm) -> Tensor:
         mean = self.product(x * x, self.weights["mean.head"])
         return self._packed(x * torch.rsqrt(mean + self.weights["eps.head"]) * self.weights[weight])
 
-    def qk_norm(self, qkv: Tensor, weight: str, form: DecoderForm) -> Tensor:  # noqa: D102
+    def qk_norm(self, qkv: Tensor, weight: str, form: DecoderForm) -> Tensor:
         scale = self.weights[weight]  # [H + kv heads, d]
         qk, v = self.split(qkv, (scale.numel(), form.kv_heads * form.head_dim))
         heads = qk.view(-1, len(scale), form.head_dim)
@@ -132,34 +132,34 @@ class PhoneOps(TorchOps):
         normed = heads * torch.rsqrt(mean + self.weights["eps.qk"]) * scale
         return torch.cat([normed.view(1, -1, scale.numel()), v], -1)
 
-    def silu_mul(self, x: Tensor) -> Tensor:  # noqa: D102
+    def silu_mul(self, x: Tensor) -> Tensor:
         gate, up = self.split(x, (x.shape[-1] // 2,) * 2)
         return gate * torch.sigmoid(gate) * up
 
-    def where(self, mask: Mask, x: Tensor, other: Tensor | float) -> Tensor:  # noqa: D102
+    def where(self, mask: Mask, x: Tensor, other: Tensor | float) -> Tensor:
         if isinstance(other, Tensor):
             return x * mask.yes + other * mask.no
         return x * mask.yes + mask.no * other if other else x * mask.yes
 
-    def scale_heads(self, x: Tensor, factor: Tensor, form: DecoderForm) -> Tensor:  # noqa: D102
+    def scale_heads(self, x: Tensor, factor: Tensor, form: DecoderForm) -> Tensor:
         scaled = x.view(-1, form.heads, form.head_dim) * factor.view(-1, form.heads, 1)
         return scaled.view(1, -1, form.heads * form.head_dim)
 
-    def log_decay(self, raw: Tensor, dt_bias: str, scale: str) -> Tensor:  # noqa: D102
+    def log_decay(self, raw: Tensor, dt_bias: str, scale: str) -> Tensor:
         return self.weights[scale] * softplus(raw + self.weights[dt_bias])
 
     # ---- tokens --------------------------------------------------------------------------------------------------
-    def token_index(self, x: Tensor) -> Any:  # noqa: D102
+    def token_index(self, x: Tensor) -> Any:
         index = torch.arange(x.shape[1])
         self.causal, self.recent = causal_constants(index, None), None
         extended = self.form.vision and self.form.mmate.text_window  # the tables have a row more, for padding
         return index if extended else Straight()
 
-    def batch_index(self, position_ids: Tensor, form: DecoderForm) -> Any:  # noqa: D102
+    def batch_index(self, position_ids: Tensor, form: DecoderForm) -> Any:
         self.recent = None
         return Straight()
 
-    def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def rope_tables(self, position_ids: Tensor, form: DecoderForm) -> tuple[Tensor, Tensor]:
         rows = position_ids.view(form.rope_axes, 1, -1, 1)
         values, above, carry = (torch.from_numpy(table) for table in digit_rule())
         carried = torch.div(rows, above, rounding_mode="floor") * carry
@@ -169,10 +169,10 @@ class PhoneOps(TorchOps):
         angles = torch.cat([angles, angles], -1)
         return (angles.cos() * form.rope_scale)[None], (angles.sin() * form.rope_scale)[None]  # [1, S, d]
 
-    def extend_rows(self, table: Tensor, backward: Tensor) -> Tensor:  # noqa: D102
+    def extend_rows(self, table: Tensor, backward: Tensor) -> Tensor:
         return torch.cat([table, table.new_zeros(1, 1, table.shape[2])], 1)  # all padding indices are S
 
-    def prepare_layout(self, layout: dict[str, Tensor], form: DecoderForm) -> dict[str, Any]:  # noqa: D102
+    def prepare_layout(self, layout: dict[str, Tensor], form: DecoderForm) -> dict[str, Any]:
         ready: dict[str, Any] = {
             name: [table[i] for i in range(table.shape[0])]
             for name, table in layout.items()
@@ -192,20 +192,20 @@ class PhoneOps(TorchOps):
         ready["restart"] = causal_constants(torch.arange(restart.shape[0]), restart, strict=True)
         return ready
 
-    def branch(self, condition, then, otherwise) -> list[Tensor]:  # noqa: D102
+    def branch(self, condition, then, otherwise) -> list[Tensor]:
         """The general path, whatever the piece: a text piece has one row of padding in each of its index tensors."""
         return then()
 
-    def last_token(self, x: Tensor) -> Tensor:  # noqa: D102
+    def last_token(self, x: Tensor) -> Tensor:
         return x[:, -1:]
 
-    def take(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
+    def take(self, x: Tensor, index: Tensor) -> Tensor:
         return x.index_select(1, index)
 
-    def take_or_zero(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
+    def take_or_zero(self, x: Tensor, index: Tensor) -> Tensor:
         return torch.cat([x, torch.zeros(1, 1, x.shape[2])], 1).index_select(1, index)
 
-    def repeat_heads(self, x: Tensor, times: int, head_dim: int) -> Tensor:  # noqa: D102
+    def repeat_heads(self, x: Tensor, times: int, head_dim: int) -> Tensor:
         if times == 1:
             return x
         heads = self._by_head(x).contiguous()  # [M, S, d]
@@ -214,7 +214,7 @@ class PhoneOps(TorchOps):
         return repeated.view(owners * times, -1, head_dim)
 
     # ---- branches ------------------------------------------------------------------------------------------------
-    def causal_conv(self, x: Tensor, weight: str, past: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def causal_conv(self, x: Tensor, weight: str, past: Tensor | None) -> tuple[Tensor, Tensor]:
         taps, size = self.weights[weight], self.form.head_dim
         before, channels = taps.shape[-1] - 1, taps.shape[0]
         joined = torch.cat([torch.zeros(1, before, channels) if past is None else past, x], 1)  # [1, K-1+S, C]
@@ -222,13 +222,13 @@ class PhoneOps(TorchOps):
         heads = y.view(channels // size, size, -1).permute(0, 2, 1).contiguous()  # [C / d, S, d]
         return heads, joined[:, -before:]
 
-    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor, index: Any, heads: int) -> Tensor:  # noqa: D102
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor, index: Any, heads: int) -> Tensor:
         if not isinstance(index, Straight):
             cos, sin = cos.index_select(1, index), sin.index_select(1, index)
         x = self._by_head(x)
         return x * cos + self.product(x, self.weights["turn"]) * sin
 
-    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm):  # noqa: D102
+    def linear_attention(self, q, k, v, g, past, restart, form: DecoderForm):
         owners, repeat = form.state_heads, form.heads // form.state_heads
         q = self._by_owner(q * form.head_dim**-0.5, owners)  # k and v: [M, N, d]
         keys = k.permute(0, 2, 1)  # [M, d, N]
@@ -270,7 +270,7 @@ class PhoneOps(TorchOps):
         """[H, S, d] -> [1, S, H * d]."""
         return y.permute(1, 0, 2).contiguous().view(1, -1, y.shape[0] * y.shape[2])
 
-    def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):  # noqa: D102
+    def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):
         window, owners, size = form.mmate.text_window, form.kv_heads, form.head_dim
         if self.recent is None:
             self.recent = _copies(recent_bias(q.shape[1], window, fill), form.heads // owners, 1)
@@ -280,7 +280,7 @@ class PhoneOps(TorchOps):
         key, value = (_shaped(x[:, -window:], past_key) for x in (keys, values))
         return self._packed(self._apart(y)), key, value
 
-    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
+    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:
         heads, size, length = form.heads, form.head_dim, bias.shape[-1]
         repeat = heads // form.kv_heads
         k, v = self.repeat_heads(k, repeat, size), self.repeat_heads(v, repeat, size)

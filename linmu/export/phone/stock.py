@@ -37,24 +37,24 @@ MOST_CONTEXT = 1 << 24  # what the runners are told; the state has no limit
 class StockOps(PhoneOps):
     """PhoneOps for a piece that is all text or all one span: nothing is padded, windows are a mask over the piece."""
 
-    def token_index(self, x: Tensor) -> Any:  # noqa: D102
+    def token_index(self, x: Tensor) -> Any:
         super().token_index(x)
         return Straight()
 
-    def extend_rows(self, table: Tensor, backward: Any) -> Tensor:  # noqa: D102
+    def extend_rows(self, table: Tensor, backward: Any) -> Tensor:
         return table
 
-    def prepare_layout(self, layout: dict[str, Any], form: DecoderForm) -> dict[str, Any]:  # noqa: D102
+    def prepare_layout(self, layout: dict[str, Any], form: DecoderForm) -> dict[str, Any]:
         index = torch.arange(layout["vision"].yes.shape[1])
         return {**layout, "restart": causal_constants(index, None, strict=True)}
 
-    def take(self, x: Any, index: Any) -> Any:  # noqa: D102
+    def take(self, x: Any, index: Any) -> Any:
         return x if isinstance(index, Straight) else super().take(x, index)
 
-    def take_or_zero(self, x: Any, index: Any) -> Any:  # noqa: D102
+    def take_or_zero(self, x: Any, index: Any) -> Any:
         return self.take(x, index)
 
-    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:  # noqa: D102
+    def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:
         repeat = form.heads // form.kv_heads
         k, v = (self.repeat_heads(x, repeat, form.head_dim) for x in (k, v))
         q, k, v = (self._by_head(x) for x in (q * form.head_dim**-0.5, k, v))  # [H, S, d]
@@ -113,11 +113,16 @@ class StockDecoder(nn.Module):
             seen = causal_constants(straight, None).triangle
             same = [allowed * seen for allowed in same]
         return {
-            "order": order, "inverse": place, "backward": [line.flip(0) for line in order],
-            "backward_slot": [last - line for line in place], "vision": Mask(yes, 1 - yes), "any_vision": None,
-            "windows": [Straight()] * SHIFTS, "window_slot": [Straight()] * SHIFTS,
+            "order": order,
+            "inverse": place,
+            "backward": [line.flip(0) for line in order],
+            "backward_slot": [last - line for line in place],
+            "vision": Mask(yes, 1 - yes),
+            "any_vision": None,
+            "windows": [Straight()] * SHIFTS,
+            "window_slot": [Straight()] * SHIFTS,
             "window_bias": [(1 - allowed) * MASKED for allowed in same],
-        }  # fmt: skip
+        }
 
 
 class StockEncoder(nn.Module):
@@ -186,10 +191,16 @@ def stock_methods(
 def metadata(form: DecoderForm, most_tokens: int, bos: int, eos: tuple[int, ...]) -> dict[str, Any]:
     """Constant methods that the runners read."""
     return {
-        "get_bos_id": bos, "get_eos_ids": list(eos), "get_max_seq_len": most_tokens,
-        "get_max_context_len": MOST_CONTEXT, "get_vocab_size": form.vocab, "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": False, "enable_dynamic_shape": True, "get_n_layers": form.layers,
-    }  # fmt: skip
+        "get_bos_id": bos,
+        "get_eos_ids": list(eos),
+        "get_max_seq_len": most_tokens,
+        "get_max_context_len": MOST_CONTEXT,
+        "get_vocab_size": form.vocab,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": False,
+        "enable_dynamic_shape": True,
+        "get_n_layers": form.layers,
+    }
 
 
 def _copied(*states: Tensor) -> tuple[Tensor, ...]:

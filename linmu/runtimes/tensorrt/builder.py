@@ -105,9 +105,10 @@ def _parse(toolkit: Toolkit, network: Any, path: Path) -> None:
     node, operator = (str(getattr(first, fact, str)()) for fact in ("node_name", "node_operator"))
     where = ", ".join(part for part in (f"node {node!r}" if node else "", operator, module_scope(node)) if part)
     raise BundleError(
-        f"{path.name}: TensorRT {toolkit.version} cannot parse {where or 'it'}", got=str(first.desc())[:300],
+        f"{path.name}: TensorRT {toolkit.version} cannot parse {where or 'it'}",
+        got=str(first.desc())[:300],
         fix="export with --target jetson, whose operators TensorRT 10.3 knows",
-    )  # fmt: skip
+    )
 
 
 def _set_capability(toolkit: Toolkit, config: Any, text: str) -> None:

@@ -60,11 +60,15 @@ def compile_engine(
     Raises what build_engine raises, DeviceError when the compiler dies; an interrupt kills the compiler.
     """
     request = {
-        "path": str(path), "shapes": shapes, "flavour": flavour, "workspace_bytes": workspace_bytes,
-        "capability": capability, "optimization_level": optimization_level,
+        "path": str(path),
+        "shapes": shapes,
+        "flavour": flavour,
+        "workspace_bytes": workspace_bytes,
+        "capability": capability,
+        "optimization_level": optimization_level,
         "engine": None if engine is None else str(engine),
         "timing_cache": None if timing_cache is None else str(timing_cache),
-    }  # fmt: skip
+    }
     with tempfile.TemporaryFile("w+", errors="replace") as log:  # a pipe that nobody reads could fill up
         process = _start(log)
         try:
@@ -87,9 +91,15 @@ def _start(log: IO[str]) -> subprocess.Popen[str]:
     root = str(Path(linmu.__file__).resolve().parents[1])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-m", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-        text=True, errors="replace", start_new_session=True, env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
+        [sys.executable, "-m", PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
 
 
 def _talk(process: subprocess.Popen[str], request: str, progress: Progress | None) -> dict[str, Any] | None:
@@ -151,23 +161,30 @@ def _serve(say: Callable[[dict[str, Any]], None], request: dict[str, Any]) -> No
     cache = Path(request["timing_cache"]) if request["timing_cache"] else None
     try:
         built = build_engine(
-            toolkit, Path(request["path"]), request["shapes"],
+            toolkit,
+            Path(request["path"]),
+            request["shapes"],
             workspace_bytes=request["workspace_bytes"],
             timing_cache=cache.read_bytes() if cache is not None and cache.is_file() else b"",
             capability=request["capability"],
             optimization_level=request["optimization_level"],
             progress=lambda *step: say({"step": step}),
-        )  # fmt: skip
+        )
     except KINDS as error:
         return say({"error": _told(error)})
     if request["engine"]:
         Path(request["engine"]).write_bytes(built.plan)
     if cache is not None and built.timing_cache is not None:
         write_bytes(cache, built.timing_cache)
-    say({
-        "seconds": round(built.seconds, 3), "engine_bytes": built.plan.nbytes, "peak_bytes": peak_bytes(),
-        "layers": built.layers, "version": toolkit.version,
-    })  # fmt: skip
+    say(
+        {
+            "seconds": round(built.seconds, 3),
+            "engine_bytes": built.plan.nbytes,
+            "peak_bytes": peak_bytes(),
+            "layers": built.layers,
+            "version": toolkit.version,
+        }
+    )
 
 
 def _die_with_parent() -> None:

@@ -50,9 +50,10 @@ def gpu_facts(needed_for: str = "backend tensorrt") -> GpuFacts:
     if _failed(rt, code) or not count:
         reason = _describe(rt, code) if _failed(rt, code) else "no device"
         raise MissingComponentError(
-            f"an NVIDIA GPU with its driver ({reason})", needed_for=needed_for,
+            f"an NVIDIA GPU with its driver ({reason})",
+            needed_for=needed_for,
             fix="run this on the Jetson itself (in a container: with --runtime nvidia)",
-        )  # fmt: skip
+        )
     call(rt, "cudaSetDevice", DEVICE)
     found = call(rt, "cudaGetDeviceProperties", DEVICE)
     free, total = call(rt, "cudaMemGetInfo")
@@ -132,8 +133,12 @@ class Cuda:
 
     def capture(self, work: Callable[[], None]) -> Any:
         """What `work` queues, as an executable graph; it is not run."""
-        call(self.rt, "cudaStreamBeginCapture", self.stream,
-             self.rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)  # fmt: skip
+        call(
+            self.rt,
+            "cudaStreamBeginCapture",
+            self.stream,
+            self.rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
+        )
         try:
             work()
         except BaseException:

@@ -21,9 +21,16 @@ from linmu.specs import GraphSpec, TensorSpec
 
 # TensorRT's DataType by name -> numpy's.
 DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8_e4m3fn", "INT64": "int64",
-    "INT32": "int32", "INT8": "int8", "UINT8": "uint8", "BOOL": "bool",
-}  # fmt: skip
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "FP8": "float8_e4m3fn",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
 
 
 def is_state(name: str) -> bool:

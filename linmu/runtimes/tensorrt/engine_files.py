@@ -74,9 +74,16 @@ class Engine:
 
 
 def engine_parts(
-    bundle: Bundle, graph: str, ranges: profiles.Ranges, *, flavour: str, version: str, gpu: str, capability: str,
+    bundle: Bundle,
+    graph: str,
+    ranges: profiles.Ranges,
+    *,
+    flavour: str,
+    version: str,
+    gpu: str,
+    capability: str,
     level: int | None = None,
-) -> EngineParts:  # fmt: skip
+) -> EngineParts:
     """What an engine of `graph` depends on here; raises BundleError for a data file that the manifest does not list."""
     files, name = bundle.manifest.files, bundle.manifest.graphs[graph].file
     folder = Path(name).parent
@@ -86,8 +93,7 @@ def engine_parts(
         if listed not in files:
             raise BundleError(f"{name} reads {item}, which the manifest does not list", fix="export the bundle again")
         data[listed] = files[listed].sha256
-    return EngineParts(files[name].sha256, data, flavour, version, gpu, capability, profiles.to_json(ranges),
-                       level)  # fmt: skip
+    return EngineParts(files[name].sha256, data, flavour, version, gpu, capability, profiles.to_json(ranges), level)
 
 
 def engine_name(graph: str, parts: EngineParts) -> str:
@@ -146,8 +152,9 @@ def remove_stale(folder: Path, engines: Iterable[Engine]) -> list[str]:
 def _engine(graph: str, entry: dict[str, Any]) -> Engine:
     parts = EngineParts(**entry["parts"])
     profiles.from_json(parts.ranges)
-    engine = Engine(graph, str(entry["file"]), int(entry["nbytes"]), parts, float(entry["seconds"]),
-                    int(entry["peak_bytes"]))  # fmt: skip
+    engine = Engine(
+        graph, str(entry["file"]), int(entry["nbytes"]), parts, float(entry["seconds"]), int(entry["peak_bytes"])
+    )
     if engine.file != engine_name(graph, parts):  # so no path of another folder, and no other key
         raise ValueError(f"{graph}: file {engine.file!r}")
     return engine

@@ -41,9 +41,11 @@ def check_ranges(graph: str, dimensions: Mapping[str, int], ranges: Ranges) -> N
     for name, size in dimensions.items():
         if name in ranges and not ranges[name].holds(size):
             raise InputError(
-                f"this prompt needs {name} = {size} in the {graph} engine", got=size,
-                expected=f"{ranges[name].min} to {ranges[name].max}", fix=REMEDIES.get(name, REMEDIES["tokens"]),
-            )  # fmt: skip
+                f"this prompt needs {name} = {size} in the {graph} engine",
+                got=size,
+                expected=f"{ranges[name].min} to {ranges[name].max}",
+                fix=REMEDIES.get(name, REMEDIES["tokens"]),
+            )
 
 
 def _pieces(index: np.ndarray, segment: np.ndarray) -> list[np.ndarray]:

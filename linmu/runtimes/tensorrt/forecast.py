@@ -44,7 +44,8 @@ def require_memory(graph: str, found: MemoryForecast) -> None:
     """Raise InputError when a build cannot fit."""
     if not found.fits:
         raise InputError(
-            f"building the {graph} engine would run out of memory", got=f"{size(found.available_bytes)} available",
+            f"building the {graph} engine would run out of memory",
+            got=f"{size(found.available_bytes)} available",
             expected=f"about {size(found.peak_bytes)} ({FACTOR:.0f} x {size(found.weight_bytes)} of weights + base)",
             fix="stop other programs, add swap, export with a smaller --quant, or try anyway with --ignore-memory",
-        )  # fmt: skip
+        )

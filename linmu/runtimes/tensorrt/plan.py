@@ -90,9 +90,11 @@ def check_engine(
             found_shape = actual[key].shape
             if actual[key].dtype != item.dtype or not _fits(item.shape, found_shape, ranges, side == "output"):
                 raise BundleError(
-                    f"engine {name}: {side} {key!r}", got=f"{actual[key].dtype}{list(actual[key].shape)}",
-                    expected=f"{item.dtype}{list(item.shape)}", fix="linmu build --force",
-                )  # fmt: skip
+                    f"engine {name}: {side} {key!r}",
+                    got=f"{actual[key].dtype}{list(actual[key].shape)}",
+                    expected=f"{item.dtype}{list(item.shape)}",
+                    fix="linmu build --force",
+                )
 
 
 def _fits(wanted: Sequence[int | str], found: Sequence[int | str], ranges: Ranges, may_be_unknown: bool) -> bool:

@@ -66,7 +66,8 @@ def bundle_ranges(manifest: Manifest, max_tokens: int | None = None) -> dict[str
         raise InputError("tokens of one prefill call", got=max_tokens, expected=f"at least {least} for this bundle")
     return {
         name: _checked(
-            name, manifest.graphs[name],
+            name,
+            manifest.graphs[name],
             _graph_ranges(name, manifest, max_tokens) | _recorded(manifest.graphs[name], recorded.get(name, {})),
         )
         for name in GRAPHS
@@ -180,6 +181,7 @@ def _checked(name: str, spec: GraphSpec, ranges: Ranges) -> Ranges:
     if unknown := sorted(used - set(ranges)):
         raise BundleError(
             f"{spec.file}: dimension {unknown[0]!r} of graph {name} is not known",
-            expected="one of " + ", ".join(sorted(ranges)), fix="install the linmu version that exported the bundle",
-        )  # fmt: skip
+            expected="one of " + ", ".join(sorted(ranges)),
+            fix="install the linmu version that exported the bundle",
+        )
     return {dim: item for dim, item in ranges.items() if dim in used}

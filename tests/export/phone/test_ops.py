@@ -38,9 +38,13 @@ def test_prefill_and_step_equal_the_step_form(family, setting):
     past = {spec.name: torch.randn(spec.shape, generator=generator) * 0.3 for spec in form.state_specs()}
     deepstack = None if prompt.deepstack is None else torch.from_numpy(prompt.deepstack)
     arguments = (
-        form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past, torch_layout(prompt.layout),
+        form,
+        torch.from_numpy(prompt.embeds),
+        torch.from_numpy(prompt.positions),
+        past,
+        torch_layout(prompt.layout),
         deepstack,
-    )  # fmt: skip
+    )
     ids, positions = torch.tensor([[7]]), step_positions(form, prompt.next_position)
     with torch.no_grad():
         for seen in (0, 3, 11) if form.mmate.text_window else (0,):

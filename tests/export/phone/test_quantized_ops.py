@@ -53,8 +53,15 @@ def test_prefill_and_step_equal_the_quantized_form(place, preset, monkeypatch):
     inputs = tiny_inputs(family, student, tiny_tokenizer(family), kind=kind)
     prompt = run_student(student, inputs, form, row=window_row(form))
     past = {spec.name: torch.zeros(spec.shape) for spec in form.state_specs()}
-    arguments = (form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past,
-                 torch_layout(prompt.layout), None, None)  # fmt: skip
+    arguments = (
+        form,
+        torch.from_numpy(prompt.embeds),
+        torch.from_numpy(prompt.positions),
+        past,
+        torch_layout(prompt.layout),
+        None,
+        None,
+    )
     ids, positions = torch.tensor([[7]]), step_positions(form, prompt.next_position)
     with torch.no_grad():
         found, wanted = decoder.prefill(phone, *arguments), decoder.prefill(eager, *arguments)

@@ -29,9 +29,15 @@ def _reference(family, kind, **settings):
     past = {spec.name: torch.zeros(spec.shape) for spec in form.state_specs()}
     with torch.no_grad():
         logits, present = decoder.prefill(
-            TorchOps(form), form, torch.from_numpy(prompt.embeds), torch.from_numpy(prompt.positions), past,
-            torch_layout(prompt.layout), None, torch.tensor([0]),
-        )  # fmt: skip
+            TorchOps(form),
+            form,
+            torch.from_numpy(prompt.embeds),
+            torch.from_numpy(prompt.positions),
+            past,
+            torch_layout(prompt.layout),
+            None,
+            torch.tensor([0]),
+        )
     return student, form, prompt, logits, present
 
 
@@ -51,9 +57,10 @@ def _pieces(prompt) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("family", TILES)
 @pytest.mark.parametrize(
-    "settings", ({}, {"causal_windows": True, "decay": "kv_head"}, {"text_window": 7}),
+    "settings",
+    ({}, {"causal_windows": True, "decay": "kv_head"}, {"text_window": 7}),
     ids=("default", "kv_head", "text_window"),
-)  # fmt: skip
+)
 def test_pieces_give_the_step_forms_states(family, settings):
     student, form, prompt, logits, present = _reference(family, "two_images", **settings)
     module = StockDecoder(form, program_weights(form))

@@ -55,7 +55,8 @@ def vision_manifest(vision: dict, **mmate: object) -> Manifest:
     past = tuple(TensorSpec(s.name, s.dtype, (1, *s.shape[1:])) for s in STATES)
     present = tuple(TensorSpec(s.output, s.dtype, (1, *s.shape[1:])) for s in STATES)
     embeds = TensorSpec("inputs_embeds", "float32", (1, "tokens", 30))
-    prefill = GraphSpec("prefill.onnx", (embeds, *LAYOUT_SPECS, *past),
-                        (TensorSpec("logits", "float32", (1, 1, 11)), *present))  # fmt: skip
+    prefill = GraphSpec(
+        "prefill.onnx", (embeds, *LAYOUT_SPECS, *past), (TensorSpec("logits", "float32", (1, 1, 11)), *present)
+    )
     graphs = {"vision": vision_graph(vision), "prefill": prefill, "step": manifest.graphs["step"]}
     return replace(manifest, model=ModelFacts(**facts), vision=vision, graphs=graphs)

@@ -22,10 +22,16 @@ from linmu.runtimes.tensorrt.forecast import forecast_build, require_memory
 RANGES = {"tokens": {"min": 1, "opt": 5, "max": 9}}
 PARTS = EngineParts("g" * 64, {"weights.data": "d" * 64}, "tensorrt", "10.3.0", "Orin", "8.7", RANGES)
 OTHER = {
-    "graph": "h" * 64, "data": {"weights.data": "e" * 64}, "flavour": "tensorrt_rtx", "version": "10.13.0",
-    "gpu": "Thor", "capability": "11.0", "ranges": {"tokens": {"min": 1, "opt": 5, "max": 10}}, "level": 2,
+    "graph": "h" * 64,
+    "data": {"weights.data": "e" * 64},
+    "flavour": "tensorrt_rtx",
+    "version": "10.13.0",
+    "gpu": "Thor",
+    "capability": "11.0",
+    "ranges": {"tokens": {"min": 1, "opt": 5, "max": 10}},
+    "level": 2,
     "settings": 99,
-}  # fmt: skip
+}
 
 
 def engine(folder, parts=PARTS, graph="step", content=b"plan") -> Engine:

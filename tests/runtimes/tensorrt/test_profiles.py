@@ -133,8 +133,11 @@ def test_what_cannot_be_profiled_is_refused():
     with pytest.raises(InputError, match="at least 160"):
         bundle_ranges(vision_manifest(TILES), 159)
     manifest = vision_manifest(TILES)
-    odd = replace(manifest.graphs["vision"], inputs=manifest.graphs["step"].inputs[:0] + tuple(
-        replace(spec, shape=("frames", *spec.shape[1:])) for spec in manifest.graphs["vision"].inputs))  # fmt: skip
+    odd = replace(
+        manifest.graphs["vision"],
+        inputs=manifest.graphs["step"].inputs[:0]
+        + tuple(replace(spec, shape=("frames", *spec.shape[1:])) for spec in manifest.graphs["vision"].inputs),
+    )
     with pytest.raises(BundleError, match="vision.onnx: dimension 'frames'"):
         bundle_ranges(replace(manifest, graphs={**manifest.graphs, "vision": odd}))
     with pytest.raises(InputError, match="tokens = 200 in the prefill engine.*--max-tokens"):
