@@ -12,9 +12,9 @@ import torch
 from linmu.config import MMateConfig
 from linmu.model.folders import convert_folder, load_student
 from tests.model.students import SMALL, unsettle
+from tests.paths import ROOT
 from tests.tiny import tiny_model, tiny_processor
 
-ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # tiny tensors: more threads wait for each other, ten times longer on busy cores
 
 

@@ -25,6 +25,7 @@ from linmu.interrupts import Stopped, raise_if_stopped, stop_signals
 from linmu.report import Check, VerifyReport
 from linmu.runtimes.backends import usable_threads
 from tests.bundles import tiny_bundle
+from tests.paths import ROOT
 
 COMMANDS = ("convert", "distill", "eval", "calibrate", "export", "build", "verify", "run", "bench", "inspect", "doctor")
 
@@ -101,7 +102,7 @@ def test_doctor(capsys):
 
 def run_linmu(*arguments, before="", cwd=None):
     script = f"import sys\n{before}\nfrom linmu.cli import main\nsys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=cwd, env=environment
     )
@@ -228,9 +229,7 @@ def test_reader_that_went_away(tmp_path, flag, closed):
     os.close(reading)
     command = [sys.executable, "-m", "linmu", "inspect", str(folder), *flag]
     before = partial(os.close, 1) if closed == "stdout" else None
-    done = subprocess.run(
-        command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], preexec_fn=before
-    )
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=before)
     os.close(writing)
     assert done.returncode == 0 and done.stderr == ""
 
@@ -241,7 +240,7 @@ def test_any_encoding_of_stdout_will_do(tmp_path, encoding):
     command = [sys.executable, "-m", "linmu", "inspect", str(folder)]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     for flag in ([], ["--json"]):
-        done = subprocess.run([*command, *flag], capture_output=True, env=environment, cwd=Path(__file__).parents[1])
+        done = subprocess.run([*command, *flag], capture_output=True, env=environment, cwd=ROOT)
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.decode(encoding))["kind"] == "bundle"
 

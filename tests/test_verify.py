@@ -21,6 +21,7 @@ from linmu.runtimes.backends import open_runner
 from linmu.verification.hidden import HIDDEN, hidden_runner, hidden_states, whole_prompt
 from linmu.verify import verify
 from tests.folders import student_folder
+from tests.paths import ROOT
 from tests.verification import broken
 
 FAMILY = "qwen3_vl"  # M-RoPE, deepstack, q and k norms, pictures of any size
@@ -347,7 +348,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def without_torch(*arguments: object) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WITHOUT, "verify", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 

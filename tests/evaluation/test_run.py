@@ -19,8 +19,8 @@ from linmu.evaluation.report import by_label, by_task, macro, micro, score
 from linmu.evaluation.run import Plan, evaluate
 from tests.evaluation import layouts
 from tests.evaluation.models import bundle_of, place_of, questions_of
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 ROOM = 4
 PLAN = Plan(max_new_tokens=ROOM)
 

@@ -18,8 +18,9 @@ from PIL import Image
 from linmu.data_folder import DataFolder
 from linmu.errors import InputError
 from tests.examples.stamp_files import EACH, FOLDERS, png, stamp_files, write_files, write_package
+from tests.paths import ROOT
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
 WHITE = (255, 255, 255)
 

@@ -6,15 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from linmu.errors import InputError
 from linmu.processing import chat, sandbox
 from linmu.processing.chat import TemplateCost
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 MESSAGES = [{"role": "user", "content": "abc <b> é"}]
 DOUBLING = (
     "{%% set ns = namespace(s='aaaaaaaa') %%}{%% for i in range(60) %%}{%% set ns.s = %s %%}{%% endfor %%}{{ ns.s }}"
