@@ -27,11 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.variants import FLOAT, Sequences, Variant, open_variant, variants  # noqa: E402
-from linmu.atomic import write_bytes  # noqa: E402
 from linmu.calibration.record import record_of  # noqa: E402
 from linmu.calibration.samples import CalibrationSample, DataSamples  # noqa: E402
 from linmu.distill.encode import model_processor  # noqa: E402
 from linmu.export.weights_hash import student_weights_hash  # noqa: E402
+from linmu.files.atomic import write_bytes  # noqa: E402
 from linmu.manifest import Manifest  # noqa: E402
 from linmu.state_precision import STATE_PRECISIONS  # noqa: E402
 from linmu.verification.eager import StudentRunner  # noqa: E402

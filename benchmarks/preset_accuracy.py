@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.variants import FLOAT, Sequences, open_variant, variants  # noqa: E402
-from linmu.atomic import write_bytes  # noqa: E402
 from linmu.calibration.record import record_of  # noqa: E402
 from linmu.distill.encode import model_processor  # noqa: E402
 from linmu.evaluation.answerers import Engine, open_answerer  # noqa: E402
@@ -33,6 +32,7 @@ from linmu.evaluation.intervals import paired_difference  # noqa: E402
 from linmu.evaluation.questions import Question, check, choose  # noqa: E402
 from linmu.evaluation.scoring import RULES  # noqa: E402
 from linmu.export.weights_hash import student_weights_hash  # noqa: E402
+from linmu.files.atomic import write_bytes  # noqa: E402
 from linmu.manifest import Manifest  # noqa: E402
 from linmu.processing import ModelInputs, Processor  # noqa: E402
 from linmu.state_precision import STATE_PRECISIONS  # noqa: E402

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from linmu.atomic import atomic_folder
 from linmu.demo import student_folder, teacher_folder
+from linmu.files.atomic import atomic_folder
 from linmu.model.folders import SIDE_FILES
 
 MOST_BYTES = 12_000_000

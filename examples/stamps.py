@@ -36,9 +36,9 @@ from stamps_questions import Pool, ask, pools
 from stamps_scenes import SIDE, composition, draw
 from stamps_source import Stamp, load_stamps
 
-from linmu.atomic import atomic_file, write_bytes
 from linmu.data_folder import DataFolder, write_data_folder
 from linmu.errors import CheckFailed, InputError, LinmuError
+from linmu.files.atomic import atomic_file, write_bytes
 from linmu.picture_file import opened_picture
 
 SHEET_COLUMNS, SHEET_ROWS = 6, 4

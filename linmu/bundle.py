@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from linmu.atomic import write_bytes
 from linmu.errors import BundleError, InputError
+from linmu.files.atomic import write_bytes
+from linmu.files.regular import inside
+from linmu.files.strict_json import read_json
 from linmu.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -21,9 +23,7 @@ from linmu.manifest import (
     model_hash,
 )
 from linmu.manifest_facts import check_facts
-from linmu.regular_file import inside
 from linmu.specs import GraphSpec, TensorSpec
-from linmu.strict_json import read_json
 
 ENGINES = "engines"  # made on the device by `linmu build`: neither hashed nor expected
 

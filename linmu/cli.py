@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from linmu import cli_device, cli_export, cli_training
-from linmu.atomic import check_file_target
 from linmu.cli_output import open_results, progress_bar, require_modules, require_separate, say, show_view
 from linmu.cli_process import drop_stdout, open_streams, stopped, system_error
 from linmu.errors import CheckFailed, InputError, LinmuError
+from linmu.files.atomic import check_file_target
 from linmu.interrupts import stop_signals
 
 INTERRUPTED = 130

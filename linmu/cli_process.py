@@ -8,8 +8,8 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from linmu.atomic import disk_full, is_disk_full
 from linmu.errors import InputError
+from linmu.files.atomic import disk_full, is_disk_full
 from linmu.interrupts import exit_code
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from linmu.atomic import atomic_folder
 from linmu.errors import InputError, MissingComponentError
+from linmu.files.atomic import atomic_folder
+from linmu.files.regular import regular_file
 from linmu.picture_file import opened_picture
-from linmu.regular_file import regular_file
 from linmu.video_file import opened_video
 
 DATA_FILE = "data.jsonl"

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from linmu.errors import BundleError, InputError
+from linmu.files.regular import inside, regular_file
+from linmu.files.strict_json import read_json
 from linmu.manifest import Manifest
 from linmu.matrix_format import MatrixFormat, part
 from linmu.packing import PACKINGS, block_rows, unpack
-from linmu.regular_file import inside, regular_file
-from linmu.strict_json import read_json
 
 DECODER_FILE = "decoder.json"
 TABLE = "token_embedding"

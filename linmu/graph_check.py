@@ -15,10 +15,10 @@ from math import prod
 from pathlib import Path
 
 from linmu.errors import BundleError
+from linmu.files.regular import regular_file
 from linmu.manifest import Manifest
 from linmu.manifest_facts import room
 from linmu.onnx_file import FLOATS, Graph, Node, Tensor, read_graph
-from linmu.regular_file import regular_file
 
 MICROSOFT = "com.microsoft"
 OPERATORS: dict[str, frozenset[str]] = {

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from linmu.errors import InputError
-from linmu.regular_file import regular_file
+from linmu.files.regular import regular_file
 
 # PostScript would start Ghostscript; formats that nobody photographs or draws in are only ways in.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from linmu.errors import InputError
-from linmu.regular_file import regular_file
-from linmu.strict_json import parse_json
+from linmu.files.regular import regular_file
+from linmu.files.strict_json import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from linmu.atomic import check_file_target, write_bytes
 from linmu.bundle import Bundle, open_bundle
 from linmu.doctor import require
 from linmu.errors import BundleError, InputError
+from linmu.files.atomic import check_file_target, write_bytes
 from linmu.golden import Golden, read_golden
 from linmu.manifest import MANIFEST_NAME
 from linmu.report import Check, Curve, VerifyReport

@@ -32,7 +32,7 @@ from linmu.runtimes.tensorrt.profiles import bundle_ranges
 from linmu.runtimes.tensorrt.toolkit import load_toolkit
 from linmu.specs import TensorSpec
 from tests.bundles import tiny_bundle
-from tests.folders import ROOT
+from tests.paths import ROOT
 from tests.runtimes.tensorrt.support import CAPABILITY, device_bundle
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'linmu[jetson-export]'")

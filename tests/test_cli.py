@@ -185,7 +185,7 @@ HALF = """
 import sys, time
 from pathlib import Path
 import linmu.inspect
-from linmu.atomic import atomic_folder
+from linmu.files.atomic import atomic_folder
 from linmu.cli import main
 def half(folder):
     with atomic_folder(Path(folder)):

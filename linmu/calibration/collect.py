@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from linmu.atomic import check_file_target
 from linmu.calibration.observe import VISION, Book, ObservedRunner
 from linmu.calibration.record import CalibrationRecord, Origin, read_record, write_record
 from linmu.calibration.rounded_state import measure_states, text_stream
@@ -20,6 +19,7 @@ from linmu.errors import InputError
 from linmu.export.bundle_writer import require_student
 from linmu.export.student_manifest import student_manifest
 from linmu.export.weights_hash import student_weights_hash
+from linmu.files.atomic import check_file_target
 from linmu.model.mapped import open_student
 from linmu.step.pack import decoder_form
 from linmu.verification.players import RunnerPlayer

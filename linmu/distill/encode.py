@@ -16,12 +16,12 @@ import numpy as np
 from linmu.data_folder import Sample
 from linmu.errors import InputError
 from linmu.families import get_family
+from linmu.files.scratch import scratch_folder
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.chat import Message, user_message
 from linmu.processing.control import check_text
 from linmu.processing.convert import vocabulary_of, write_processor
 from linmu.processing.settings import to_json
-from linmu.scratch import scratch_folder
 
 LOSS_ON = ("answer", "all")
 

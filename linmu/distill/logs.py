@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from linmu.atomic import atomic_file
 from linmu.distill.recipe import LOSSES, Stage, Stop
+from linmu.files.atomic import atomic_file
 from linmu.interrupts import raise_if_stopped
 from linmu.meter import peak_bytes
 

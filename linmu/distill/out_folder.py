@@ -19,9 +19,9 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from linmu.atomic import atomic_folder, write_bytes
 from linmu.distill.recipe import Recipe, Stage
 from linmu.errors import InputError
+from linmu.files.atomic import atomic_folder, write_bytes
 from linmu.model.folders import CONVERSION_FILE, SIDE_FILES
 
 fcntl: ModuleType | None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from linmu.atomic import atomic_file
 from linmu.distill.logs import read_csv
 from linmu.distill.recipe import LOSSES
 from linmu.errors import InputError
+from linmu.files.atomic import atomic_file
 
 SUFFIXES = (".png", ".svg")
 PANELS = {"kl": "KL to the teacher (nats)", "top1": "same likeliest token", "hidden": "error of hidden states"}

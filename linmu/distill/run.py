@@ -16,7 +16,6 @@ import torch
 from accelerate import PartialState
 
 from linmu import __version__
-from linmu.atomic import write_bytes
 from linmu.data_folder import DataFolder
 from linmu.distill.batches import SampleDataset, collate
 from linmu.distill.encode import model_processor, pad_token_id
@@ -29,6 +28,7 @@ from linmu.distill.sources import Setting, cached_sources, live_sources
 from linmu.distill.stage import StageRun, run_stage
 from linmu.errors import InputError
 from linmu.export.weights_hash import student_weights_hash
+from linmu.files.atomic import write_bytes
 from linmu.layout import PromptRules
 from linmu.model.folders import load_student
 from linmu.model.modeling import teacher_config

@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from linmu.atomic import atomic_file, write_bytes
 from linmu.distill.batches import SampleDataset
 from linmu.distill.losses import TopK
 from linmu.distill.signals import LiveTeacher, Needs, Signals, model_inputs
 from linmu.errors import InputError
+from linmu.files.atomic import atomic_file, write_bytes
 from linmu.model.modeling import decoder_layers
 
 SHARD = 16

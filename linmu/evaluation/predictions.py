@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from linmu.atomic import check_file_target, write_bytes
 from linmu.errors import InputError
 from linmu.evaluation.questions import Question
+from linmu.files.atomic import check_file_target, write_bytes
 
 HEADER = {"format": "linmu-predictions", "format_version": 1}
 

@@ -21,13 +21,13 @@ from linmu.evaluation.answerers import Answer, Engine, identity, naming
 from linmu.evaluation.questions import Question
 from linmu.export.weights_hash import student_weights_hash
 from linmu.families import get_family
+from linmu.files.scratch import scratch_folder
 from linmu.layout import PromptRules
 from linmu.model.folders import DTYPES, load_student, load_teacher, write_side_files
 from linmu.model.modeling import teacher_config
 from linmu.model_files import ModelFolder, read_model_folder
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.backends import usable_threads
-from linmu.scratch import scratch_folder
 
 WINDOW_BATCHES = 8  # so many batches are encoded and sorted by length together
 WINDOW_BYTES = 2**28  # of pixels

@@ -14,7 +14,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from linmu import __version__
-from linmu.atomic import atomic_folder
 from linmu.bundle import write_manifest
 from linmu.errors import InputError
 from linmu.export.bundle_readme import bundle_readme
@@ -27,6 +26,7 @@ from linmu.export.steady_header import steady_header
 from linmu.export.student_manifest import model_facts
 from linmu.export.vision_graph import build_vision, export_vision
 from linmu.export.weight_file import write_weights
+from linmu.files.atomic import atomic_folder
 from linmu.graph_check import check_graph_files
 from linmu.manifest import Manifest, state_bytes
 from linmu.meter import peak_bytes

@@ -20,9 +20,9 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
 from linmu import __version__
-from linmu.atomic import atomic_folder
 from linmu.config import MMateConfig
 from linmu.errors import InputError
+from linmu.files.atomic import atomic_folder
 from linmu.gguf_rules import config_changes
 from linmu.layout import PromptRules
 from linmu.meter import peak_bytes

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from linmu.families import Family
+from linmu.files.scratch import scratch_folder
 from linmu.layout import PromptRules
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
-from linmu.scratch import scratch_folder
 
 TEXT = (
     "The harbour was quiet when the first boats came back. Two men carried baskets of silver fish along the wet "

@@ -9,9 +9,9 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from linmu import strict_json
 from linmu.errors import BundleError, InputError
-from linmu.regular_file import regular_file
+from linmu.files import strict_json
+from linmu.files.regular import regular_file
 
 FORMAT_VERSION = 1
 

@@ -14,8 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from linmu.errors import InputError, LinmuError
+from linmu.files.regular import regular_file
 from linmu.processing.tokenizer_check import check_tokenizer
-from linmu.regular_file import regular_file
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 PROBE = "Hi, é 世界!"

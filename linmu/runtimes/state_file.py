@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from linmu.atomic import write_bytes
 from linmu.errors import InputError, StateError
+from linmu.files.atomic import write_bytes
+from linmu.files.strict_json import parse_json
 from linmu.manifest import CANONICAL_AXES, state_kind
 from linmu.safetensors_file import Header, parse_header, read_header, steady_bytes
 from linmu.specs import StateSpec
 from linmu.state_precision import exact_specs, read_exact, store
-from linmu.strict_json import parse_json
 
 FORMAT = "linmu-state"
 FORMAT_VERSION = "2"  # 1: a sha256 of the tensors alone

@@ -13,7 +13,7 @@ import torch
 
 from linmu.distill.logs import read_csv
 from tests.distill.support import places, weights
-from tests.folders import ROOT
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 STAGES = ("1-flex", "2-windows", "3-hidden", "4-answers")

@@ -13,7 +13,7 @@ import torch
 from linmu.data_folder import write_data_folder
 from linmu.distill.run import distill
 from tests.distill.support import items, places, short_recipe, weights
-from tests.folders import ROOT
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 

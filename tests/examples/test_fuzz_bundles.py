@@ -12,7 +12,8 @@ import pytest
 from linmu.calibration.record import write_record
 from linmu.export.onnx_bundle import write_bundle
 from tests.calibration.test_record import a_record
-from tests.folders import ROOT, student_folder
+from tests.folders import student_folder
+from tests.paths import ROOT
 
 COUNTS = {"bundle": 120, "state": 50, "golden": 10, "record": 50}
 

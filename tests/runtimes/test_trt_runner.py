@@ -26,7 +26,7 @@ from linmu.runtimes.tensorrt.plan import bind_dimensions, plan_arena
 from linmu.runtimes.tensorrt.profiles import bundle_ranges
 from linmu.runtimes.tensorrt.toolkit import Toolkit
 from linmu.runtimes.trt_runner import find_engines
-from tests.folders import ROOT
+from tests.paths import ROOT
 from tests.runtimes.tensorrt.support import BACKENDS as NAMED
 from tests.runtimes.tensorrt.support import device_bundle
 from tests.tiny import tiny_image

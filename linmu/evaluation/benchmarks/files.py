@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from linmu.errors import InputError, MissingComponentError
-from linmu.regular_file import regular_file
+from linmu.files.regular import regular_file
 
 
 def json_rows(path: Path, key: str | None = None) -> list[dict[str, Any]]:

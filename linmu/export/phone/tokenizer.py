@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from linmu.atomic import write_bytes
+from linmu.files.atomic import write_bytes
 
 CLASS = re.compile(r"\[(?!\^)(?:[^\[\]\\]|\\.)+\]")  # one plain character class
 

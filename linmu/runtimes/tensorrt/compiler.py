@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import linmu
 from linmu import errors
-from linmu.atomic import write_bytes
+from linmu.files.atomic import write_bytes
 from linmu.meter import peak_bytes
 from linmu.runtimes.tensorrt.builder import Progress, Shapes, build_engine
 from linmu.runtimes.tensorrt.toolkit import load_toolkit

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from linmu.errors import BundleError, InputError
-from linmu.regular_file import inside, regular_file
-from linmu.strict_json import parse_json, read_json
+from linmu.files.regular import inside, regular_file
+from linmu.files.strict_json import parse_json, read_json
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path):

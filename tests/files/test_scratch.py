@@ -4,7 +4,7 @@ import pytest
 
 from linmu.distill.encode import model_processor
 from linmu.errors import InputError
-from linmu.scratch import scratch_folder
+from linmu.files.scratch import scratch_folder
 from tests.folders import teacher_folder
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from linmu import atomic
-from linmu.atomic import atomic_file, atomic_folder, check_file_target, write_bytes
 from linmu.errors import BundleError, InputError
-from linmu.leftovers import sibling
-from tests.folders import ROOT
+from linmu.files import atomic
+from linmu.files.atomic import atomic_file, atomic_folder, check_file_target, write_bytes
+from linmu.files.leftovers import sibling
+from tests.paths import ROOT
 
 
 def test_folder_appears_only_when_complete(tmp_path):
@@ -129,7 +129,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
-from linmu.atomic import atomic_folder, write_bytes
+from linmu.files.atomic import atomic_folder, write_bytes
 from linmu.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
@@ -248,7 +248,7 @@ def test_messages_name_the_target(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from linmu import atomic
+from linmu.files import atomic
 target, place = Path(sys.argv[1]), sys.argv[2]
 if place == "between":  # where names cannot be exchanged, between the two renames
     atomic.exchange = lambda *_: False
@@ -311,7 +311,7 @@ def test_both_ways_of_replacing_a_folder(tmp_path, possible, monkeypatch):
 READ_ONLY = """
 import os, sys
 from pathlib import Path
-from linmu.atomic import atomic_folder, check_file_target, write_bytes
+from linmu.files.atomic import atomic_folder, check_file_target, write_bytes
 from linmu.errors import InputError
 root = Path(sys.argv[1])
 if os.getuid() == 0:  # root may write everywhere

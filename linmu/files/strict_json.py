@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from linmu.errors import InputError
-from linmu.regular_file import regular_file
+from linmu.files.regular import regular_file
 
 
 def parse_json(text: str | bytes, where: str, error: type[InputError] = InputError) -> Any:

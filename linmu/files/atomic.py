@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from linmu.errors import InputError, LinmuError
-from linmu.exchange import exchange
-from linmu.leftovers import OLD, PARTIAL, clear_leftovers, sibling
+from linmu.files.exchange import exchange
+from linmu.files.leftovers import OLD, PARTIAL, clear_leftovers, sibling
 
 # Files that mark a folder as something linmu (or transformers) wrote: anything else is never replaced.
 _OURS = ("manifest.json", "config.json")
