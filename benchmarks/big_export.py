@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.harness import available_bytes, finish, machine, say, table  # noqa: E402
-from linmu.model_files import INDEX_NAME, find_weights  # noqa: E402
+from linmu.formats.model_files import INDEX_NAME, find_weights  # noqa: E402
 from tests.tiny import qwen_settings, tiny_tokenizer  # noqa: E402
 from tests.tiny_processors import tiny_processor  # noqa: E402
 

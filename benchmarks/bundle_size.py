@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from harness import finish, say, table
 
-from linmu.bundle import Bundle, open_bundle
 from linmu.calibration.record import record_of
-from linmu.decoder_file import DECODER_FILE, DecoderFile, map_weights, plain_parts, read_decoder_file
 from linmu.export.phone.bundle import PROGRAM
 from linmu.export.vision_graph import build_vision
-from linmu.matrix_format import part
+from linmu.formats.bundle import Bundle, open_bundle
+from linmu.formats.decoder_file import DECODER_FILE, DecoderFile, map_weights, plain_parts, read_decoder_file
+from linmu.formats.matrix_format import part
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_form
 from linmu.quantize.presets import find_preset

@@ -13,10 +13,10 @@ import json
 import sys
 from pathlib import Path
 
-from linmu.data_folder import write_data_folder
 from linmu.demo.clips import FRAMES
 from linmu.demo.generate import VIDEO_TASKS, lines, samples
 from linmu.demo.measure import accuracy, ask_all, table_line
+from linmu.formats.data_folder import write_data_folder
 
 FACTORS = (1, 4, 16)
 SEED = 201

@@ -30,10 +30,10 @@ from benchmarks.variants import FLOAT, Sequences, Variant, open_variant, variant
 from linmu.calibration.record import record_of  # noqa: E402
 from linmu.calibration.samples import CalibrationSample, DataSamples  # noqa: E402
 from linmu.distill.encode import model_processor  # noqa: E402
-from linmu.export.weights_hash import student_weights_hash  # noqa: E402
 from linmu.files.atomic import write_bytes  # noqa: E402
-from linmu.manifest import Manifest  # noqa: E402
-from linmu.state_precision import STATE_PRECISIONS  # noqa: E402
+from linmu.formats.manifest import Manifest  # noqa: E402
+from linmu.formats.state_precision import STATE_PRECISIONS  # noqa: E402
+from linmu.formats.weights_hash import student_weights_hash  # noqa: E402
 from linmu.verification.eager import StudentRunner  # noqa: E402
 from linmu.verification.players import RunnerPlayer  # noqa: E402
 

@@ -34,7 +34,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from linmu.calibration import record
-from linmu.runtimes import state_file
+from linmu.formats import state_file
 
 BAD = ("not a LinmuError", "traceback", "crash", "hang", ">2 GB", "outside read")
 CLASSES = ("refused", "works, same answer", "works, other answer", "failed by verify", *BAD)

@@ -40,7 +40,7 @@ def read_media(path: Path, number: int) -> None:
     """Read a file as a prompt would, and every fourth one as part of a data folder first."""
     import numpy as np
 
-    from linmu.data_folder import DataFolder
+    from linmu.formats.data_folder import DataFolder
     from linmu.processing.images import load_image, resize
     from linmu.processing.video import read_clip
 

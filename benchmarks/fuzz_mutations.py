@@ -332,7 +332,7 @@ def values_of(name: str) -> Mutation:
 
 def repair(folder: Path) -> None:
     """Make every hash right again, as far as what is left of the manifest has a place for it."""
-    from linmu.manifest import OWN_HASH, own_hash
+    from linmu.formats.manifest import OWN_HASH, own_hash
 
     if (folder / "manifest.json").is_symlink() or not (folder / "manifest.json").is_file():
         return

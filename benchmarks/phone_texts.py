@@ -15,9 +15,9 @@ import json
 import sys
 from pathlib import Path
 
-from linmu.bundle import open_bundle
 from linmu.evaluation.benchmarks import detect, read_questions
 from linmu.evaluation.questions import Question, choose
+from linmu.formats.bundle import open_bundle
 from linmu.processing import Processor
 from linmu.runtimes.session import load
 from linmu.runtimes.stock_runner import stock_answer

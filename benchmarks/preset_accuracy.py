@@ -31,11 +31,11 @@ from linmu.evaluation.benchmarks import detect, find_format, read_questions  # n
 from linmu.evaluation.intervals import paired_difference  # noqa: E402
 from linmu.evaluation.questions import Question, check, choose  # noqa: E402
 from linmu.evaluation.scoring import RULES  # noqa: E402
-from linmu.export.weights_hash import student_weights_hash  # noqa: E402
 from linmu.files.atomic import write_bytes  # noqa: E402
-from linmu.manifest import Manifest  # noqa: E402
+from linmu.formats.manifest import Manifest  # noqa: E402
+from linmu.formats.state_precision import STATE_PRECISIONS  # noqa: E402
+from linmu.formats.weights_hash import student_weights_hash  # noqa: E402
 from linmu.processing import ModelInputs, Processor  # noqa: E402
-from linmu.state_precision import STATE_PRECISIONS  # noqa: E402
 from linmu.verification.eager import StudentRunner  # noqa: E402
 from linmu.verification.players import RunnerPlayer  # noqa: E402
 

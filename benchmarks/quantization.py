@@ -23,7 +23,7 @@ from linmu.calibration.record import record_of
 from linmu.calibration.samples import CalibrationSample, DataSamples
 from linmu.distill.encode import model_processor
 from linmu.export.student_manifest import student_manifest
-from linmu.export.weights_hash import student_weights_hash
+from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.folders import load_student
 from linmu.processing import ModelInputs
 from linmu.quantize.form import preset_form

@@ -18,11 +18,11 @@ from torch import Tensor
 from linmu.calibration.record import CalibrationRecord
 from linmu.export.half_range import too_wide
 from linmu.export.student_manifest import student_manifest
-from linmu.manifest import Manifest
+from linmu.formats.manifest import Manifest
+from linmu.formats.state_precision import STATE_PRECISIONS
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_form
 from linmu.quantize.presets import PRESETS
-from linmu.state_precision import STATE_PRECISIONS
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form

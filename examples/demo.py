@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from linmu.data_folder import write_data_folder, write_video
 from linmu.demo.generate import TASKS, Sample, lines, sample, samples
+from linmu.formats.data_folder import write_data_folder, write_video
 
 OUT = Path(__file__).parents[1] / "out" / "demo"
 LINMU = (sys.executable, "-m", "linmu")

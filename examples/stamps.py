@@ -36,10 +36,10 @@ from stamps_questions import Pool, ask, pools
 from stamps_scenes import SIDE, composition, draw
 from stamps_source import Stamp, load_stamps
 
-from linmu.data_folder import DataFolder, write_data_folder
 from linmu.errors import CheckFailed, InputError, LinmuError
 from linmu.files.atomic import atomic_file, write_bytes
-from linmu.picture_file import opened_picture
+from linmu.formats.data_folder import DataFolder, write_data_folder
+from linmu.formats.picture_file import opened_picture
 
 SHEET_COLUMNS, SHEET_ROWS = 6, 4
 TEXT_HEIGHT = 48  # pixels under a picture of the sheet

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from linmu.bundle import ENGINES, Bundle, open_bundle
 from linmu.device_facts import host_memory
 from linmu.errors import InputError
 from linmu.files.atomic import atomic_file
-from linmu.graph_check import check_graph_files
+from linmu.formats.bundle import ENGINES, Bundle, open_bundle
+from linmu.formats.graph_check import check_graph_files
 from linmu.runtimes.tensorrt import cuda, engine_files
 from linmu.runtimes.tensorrt.builder import capability_name
 from linmu.runtimes.tensorrt.compiler import compile_engine

@@ -66,7 +66,7 @@ def convert(
     json_output: JsonOption = False,
 ) -> None:
     """Replace every attention layer of a teacher's decoder by an M-MATE block and write the student."""
-    from linmu.model_files import read_model_folder
+    from linmu.formats.model_files import read_model_folder
 
     mmate = mmate_config(settings or [])
     require_separate(teacher, out)

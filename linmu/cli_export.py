@@ -66,8 +66,8 @@ def export_command(
     from linmu.demo import student_folder
     from linmu.export.phone.delegates import find_delegate
     from linmu.export.targets import find_target, stored_precision, write_bundle
+    from linmu.formats.state_precision import state_precision
     from linmu.quantize.presets import planned
-    from linmu.state_precision import state_precision
     from linmu.tables import export_view
 
     row = find_target(target)  # all that can be wrong here is told before torch takes its seconds to load

@@ -19,13 +19,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from linmu.bundle import Bundle
 from linmu.errors import BundleError, InputError
 from linmu.files.strict_json import read_json
-from linmu.manifest import CANONICAL_AXES, state_kind
-from linmu.safetensors_file import read_header
+from linmu.formats.bundle import Bundle
+from linmu.formats.manifest import CANONICAL_AXES, state_kind
+from linmu.formats.safetensors_file import read_header
+from linmu.formats.state_precision import exact_specs, read_exact, store
 from linmu.specs import StateSpec
-from linmu.state_precision import exact_specs, read_exact, store
 
 GRAPHS_FILE = "golden/graphs.safetensors"
 ROLLOUT_FILE = "golden/rollout.safetensors"

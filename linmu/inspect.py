@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linmu.bundle import open_bundle
 from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.families import get_family
-from linmu.manifest import MANIFEST_NAME, WEIGHT_SUFFIXES
-from linmu.model_files import Weights, find_weights, is_student, read_config
-from linmu.safetensors_file import read_header
+from linmu.formats.bundle import open_bundle
+from linmu.formats.manifest import MANIFEST_NAME, WEIGHT_SUFFIXES
+from linmu.formats.model_files import Weights, find_weights, is_student, read_config
+from linmu.formats.safetensors_file import read_header
 
 if TYPE_CHECKING:
     from linmu.preset_memory import PresetMemory

@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from linmu.config import MMateConfig
+from linmu.formats.matrix_format import MatrixFormat
 from linmu.inspect import DecoderSizes
-from linmu.matrix_format import MatrixFormat
 from linmu.runtimes.tensorrt.forecast import forecast_build
 
 GROUPS = (128, 64, 32, 16)  # a group that does not divide a matrix shrinks (docs/quantization.md)

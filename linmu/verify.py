@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from linmu.bundle import Bundle, open_bundle
 from linmu.doctor import require
 from linmu.errors import BundleError, InputError
 from linmu.files.atomic import check_file_target, write_bytes
+from linmu.formats.bundle import Bundle, open_bundle
+from linmu.formats.manifest import MANIFEST_NAME
 from linmu.golden import Golden, read_golden
-from linmu.manifest import MANIFEST_NAME
 from linmu.report import Check, Curve, VerifyReport
 from linmu.runtimes.backends import BACKENDS, available_backends, open_runner, unusable
 from linmu.runtimes.base import Runner

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from linmu.bundle import write_manifest
-from linmu.manifest import Manifest, ModelFacts, state_bytes
+from linmu.formats.bundle import write_manifest
+from linmu.formats.manifest import Manifest, ModelFacts, state_bytes
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
 # Pairwise distinct sizes: hidden 30, heads 6, kv heads 2, head size 5, channels (6 + 2 * 2) * 5 = 50, taps - 1 = 3.

@@ -18,11 +18,11 @@ import pytest
 
 import linmu.build
 from linmu.build import build
-from linmu.bundle import open_bundle, write_manifest
 from linmu.cli import main
 from linmu.device_facts import HostMemory
 from linmu.errors import BundleError, InputError, MissingComponentError
-from linmu.manifest import Manifest
+from linmu.formats.bundle import open_bundle, write_manifest
+from linmu.formats.manifest import Manifest
 from linmu.runtimes.tensorrt.builder import capability_name, module_scope
 from linmu.runtimes.tensorrt.compiler import compile_engine
 from linmu.runtimes.tensorrt.engine import DTYPES

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from linmu.bundle import open_bundle
 from linmu.cli import main
 from linmu.errors import InputError
 from linmu.export import golden as golden_writer
 from linmu.export.onnx_bundle import export_bundle
+from linmu.formats.bundle import open_bundle
 from linmu.golden import read_golden
 from linmu.model.folders import load_student
 from linmu.processing import Processor

@@ -18,8 +18,8 @@ from linmu.distill.encode import model_processor
 from linmu.errors import InputError
 from linmu.export.bundle_writer import require_student
 from linmu.export.student_manifest import student_manifest
-from linmu.export.weights_hash import student_weights_hash
 from linmu.files.atomic import check_file_target
+from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.mapped import open_student
 from linmu.step.pack import decoder_form
 from linmu.verification.players import RunnerPlayer

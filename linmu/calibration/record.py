@@ -20,10 +20,10 @@ from safetensors.numpy import load_file, save_file
 from linmu.calibration.error_curve import checked_curve, relative_errors
 from linmu.calibration.statistics import InputStatistics
 from linmu.errors import InputError
-from linmu.export.steady_header import steady_header
 from linmu.files.atomic import atomic_file
 from linmu.files.strict_json import parse_json
-from linmu.safetensors_file import read_header
+from linmu.formats.safetensors_file import read_header
+from linmu.formats.steady_header import steady_header
 
 FORMAT, FORMAT_VERSION = "linmu-calibration", "3"
 READABLE = ("1", "2", FORMAT_VERSION)  # 1 has no float16_states, 1 and 2 have no sha256

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from linmu.calibration.error_curve import empty_curve, octave
 from linmu.calibration.samples import DataSamples, RandomSamples
-from linmu.manifest import Manifest
+from linmu.formats.manifest import Manifest
 from linmu.processing import ModelInputs
 from linmu.runtimes.prompt import place_prompt, prompt_pieces
 from linmu.step.form import DecoderForm

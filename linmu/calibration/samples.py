@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from linmu.data_folder import DataFolder
 from linmu.distill.encode import encode_sample
 from linmu.errors import InputError
+from linmu.formats.data_folder import DataFolder
 from linmu.processing import ModelInputs, Processor
 
 RANDOM = "random"

@@ -77,7 +77,7 @@ def samples(split: str, seed: int, count: int, tasks: tuple[str, ...] = tuple(TA
 
 
 def lines(items: Iterator[Sample]) -> Iterator[tuple[dict, dict]]:
-    """Samples as what `linmu.data_folder.write_data_folder` takes: (line, media by relative name)."""
+    """Samples as what `linmu.formats.data_folder.write_data_folder` takes: (line, media by relative name)."""
     for item in items:
         media: dict = {f"media/{item.id}-{i}.png": picture for i, picture in enumerate(item.scene.images)}
         line = {"id": item.id, "task": item.question.task, "images": list(media), "video": None}
@@ -89,7 +89,7 @@ def lines(items: Iterator[Sample]) -> Iterator[tuple[dict, dict]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write a data folder."""
-    from linmu.data_folder import write_data_folder
+    from linmu.formats.data_folder import write_data_folder
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from linmu.data_folder import write_data_folder
 from linmu.demo.generate import TASKS, lines, samples
 from linmu.evaluation.answerers import Engine
 from linmu.evaluation.report import Evaluation
 from linmu.evaluation.run import evaluate
+from linmu.formats.data_folder import write_data_folder
 
 TEST_SEEDS = (101, 102, 103, 104, 105)
 BATCH_SIZE = 32

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
-from linmu.data_folder import DataFolder, Sample
 from linmu.distill.encode import EncodedSample, encode_sample, processor_fingerprint
 from linmu.errors import InputError
 from linmu.files.atomic import write_bytes
+from linmu.formats.data_folder import DataFolder, Sample
 from linmu.layout import PromptRules
 from linmu.model.hf_inputs import TILE_AXIS, hf_inputs
 from linmu.processing import Processor

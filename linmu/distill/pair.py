@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from linmu.errors import InputError
+from linmu.formats.model_files import read_model_folder
 from linmu.model.folders import load_teacher
 from linmu.model.modeling import MODEL_TYPE_PREFIX, read_student_config
-from linmu.model_files import read_model_folder
 
 TOLERANCE = 2e-2  # of the largest weight: a student stored in a narrower type is still its teacher's
 _MIXER = ".self_attn."

@@ -16,7 +16,6 @@ import torch
 from accelerate import PartialState
 
 from linmu import __version__
-from linmu.data_folder import DataFolder
 from linmu.distill.batches import SampleDataset, collate
 from linmu.distill.encode import model_processor, pad_token_id
 from linmu.distill.logs import peak_memory
@@ -27,8 +26,9 @@ from linmu.distill.report import DistillReport, StageReport
 from linmu.distill.sources import Setting, cached_sources, live_sources
 from linmu.distill.stage import StageRun, run_stage
 from linmu.errors import InputError
-from linmu.export.weights_hash import student_weights_hash
 from linmu.files.atomic import write_bytes
+from linmu.formats.data_folder import DataFolder
+from linmu.formats.weights_hash import student_weights_hash
 from linmu.layout import PromptRules
 from linmu.model.folders import load_student
 from linmu.model.modeling import teacher_config

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from linmu.bundle import file_sha256
 from linmu.doctor import require
 from linmu.errors import InputError
 from linmu.evaluation.questions import Question
-from linmu.manifest import MANIFEST_NAME
-from linmu.model_files import find_gguf, is_student, read_config, read_model_folder
+from linmu.formats.bundle import file_sha256
+from linmu.formats.manifest import MANIFEST_NAME
+from linmu.formats.model_files import find_gguf, is_student, read_config, read_model_folder
 from linmu.processing import Processor
 from linmu.runtimes.session import load
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from linmu.errors import InputError
-from linmu.picture_file import opened_picture
+from linmu.formats.picture_file import opened_picture
 from linmu.processing.seen import as_seen
 
 Picture = Path | bytes  # a file, or an encoded image that lay inside another file

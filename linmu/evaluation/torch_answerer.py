@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from linmu.bundle import file_sha256
 from linmu.distill.batches import collate
 from linmu.distill.encode import EncodedSample, model_processor, pad_token_id, processor_fingerprint
 from linmu.errors import InputError
 from linmu.evaluation.answerers import Answer, Engine, identity, naming
 from linmu.evaluation.questions import Question
-from linmu.export.weights_hash import student_weights_hash
 from linmu.families import get_family
 from linmu.files.scratch import scratch_folder
+from linmu.formats.bundle import file_sha256
+from linmu.formats.model_files import ModelFolder, read_model_folder
+from linmu.formats.weights_hash import student_weights_hash
 from linmu.layout import PromptRules
 from linmu.model.folders import DTYPES, load_student, load_teacher, write_side_files
 from linmu.model.modeling import teacher_config
-from linmu.model_files import ModelFolder, read_model_folder
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.backends import usable_threads
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from linmu import __version__
 from linmu.families import get_family
-from linmu.manifest import Manifest
+from linmu.formats.manifest import Manifest
 
 TEXT = """# {name}
 

@@ -14,7 +14,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from linmu import __version__
-from linmu.bundle import write_manifest
 from linmu.errors import InputError
 from linmu.export.bundle_readme import bundle_readme
 from linmu.export.decoder_graphs import GraphReport, GraphStyle, manifest_states, write_decoder_graphs
@@ -22,16 +21,17 @@ from linmu.export.golden import write_golden
 from linmu.export.graph_builder import INT4_OPSET
 from linmu.export.half_range import too_wide
 from linmu.export.shape_profiles import shape_profiles
-from linmu.export.steady_header import steady_header
 from linmu.export.student_manifest import model_facts
 from linmu.export.vision_graph import build_vision, export_vision
 from linmu.export.weight_file import write_weights
 from linmu.files.atomic import atomic_folder
-from linmu.graph_check import check_graph_files
-from linmu.manifest import Manifest, state_bytes
+from linmu.formats.bundle import write_manifest
+from linmu.formats.graph_check import check_graph_files
+from linmu.formats.manifest import Manifest, state_bytes
+from linmu.formats.model_files import find_weights, is_student, read_config
+from linmu.formats.steady_header import steady_header
 from linmu.meter import peak_bytes
 from linmu.model.mapped import open_student
-from linmu.model_files import find_weights, is_student, read_config
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
 from linmu.processing.settings import to_json
@@ -63,7 +63,7 @@ class Plan:
     profiles: whether the manifest records shape ranges.
     check: looks at the written graphs before golden vectors are made; what it returns stands in the report, and an
     error that it raises ends the export. quantization: `weights` then holds for what stays float. state: what recurrent
-    states are rounded to (linmu.state_precision), unless a byte budget chooses it. writer: what makes graphs and
+    states are rounded to (state_precision), unless a byte budget chooses it. writer: what makes graphs and
     manifest in place of `write_graphs`.
     """
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from linmu.decoder_file import DecoderFile, WeightEntry, write_decoder_file
 from linmu.export.graph_builder import OPSET, GraphBuilder, all_nodes, nodes_per_layer
 from linmu.export.onnx_ops import OnnxOps
 from linmu.export.plain_ops import PlainOps
 from linmu.export.weight_file import StoredWeight
+from linmu.formats.decoder_file import DecoderFile, WeightEntry, write_decoder_file
+from linmu.formats.matrix_format import part
 from linmu.layout import LAYOUT_SPECS
-from linmu.matrix_format import part
 from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.specs import Dim, GraphSpec, StateSpec, TensorSpec
 from linmu.step import decoder

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedModel
 
 from linmu import golden
+from linmu.formats.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.golden import Projector, forced_ids, forced_token, sampled_ids, seeded_normal
-from linmu.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.prompt import place_prompt
 from linmu.step.form import DecoderForm

@@ -12,9 +12,9 @@ from linmu.export.decoder_graphs import GraphStyle
 from linmu.export.engine_check import check_engines
 from linmu.export.jetson_ops import JetsonOps
 from linmu.export.targets import find_target, stored_precision
-from linmu.manifest import Manifest
+from linmu.formats.manifest import Manifest
+from linmu.formats.state_precision import state_precision
 from linmu.quantize.presets import Quantization, planned
-from linmu.state_precision import state_precision
 
 TARGET = "jetson"
 BACKENDS = ("tensorrt", "onnxruntime", "torch")

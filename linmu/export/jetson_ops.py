@@ -12,7 +12,7 @@ import numpy as np
 
 from linmu.export.onnx_ops import FLOAT
 from linmu.export.plain_ops import PlainOps
-from linmu.matrix_format import part
+from linmu.formats.matrix_format import part
 from linmu.step.form import DecoderForm
 
 FLOAT16 = 10  # onnx.TensorProto

@@ -10,9 +10,9 @@ from linmu.export.bundle_writer import ExportReport, Plan, Progress, write_plann
 from linmu.export.decoder_graphs import FUSED, PLAIN
 from linmu.export.targets import find_target, stored_precision
 from linmu.export.vision_graph import OPSET as VISION_OPSET
-from linmu.manifest import Manifest
+from linmu.formats.manifest import Manifest
+from linmu.formats.state_precision import state_precision
 from linmu.quantize.presets import planned
-from linmu.state_precision import state_precision
 
 TARGET = "onnx"
 BACKENDS = ("onnxruntime", "torch")

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from linmu.export.graph_builder import MICROSOFT, GraphBuilder
-from linmu.matrix_format import MatrixFormat, part
+from linmu.formats.matrix_format import MatrixFormat, part
 from linmu.step.form import DecoderForm
 
 INPUT_TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}

@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any
 
 from linmu.config import MMateConfig
-from linmu.manifest import Manifest
+from linmu.formats.manifest import Manifest
 from linmu.runtimes.ort_runner import TILES_AT_ONCE
 from linmu.runtimes.prompt import MAX_PIECE_TOKENS, window_row
 

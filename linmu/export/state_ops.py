@@ -1,4 +1,4 @@
-"""Recurrent states at the border of a call as ONNX nodes: read into float32, rounded once (linmu.state_precision)."""
+"""Recurrent states at the border of a call as ONNX nodes: read into float32, rounded once (state_precision)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from linmu.export.graph_builder import GraphBuilder
-from linmu.state_precision import LARGEST_CODE, LARGEST_HALF
+from linmu.formats.state_precision import LARGEST_CODE, LARGEST_HALF
 from linmu.step.form import DecoderForm
 
 

@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from linmu import __version__
 from linmu.export.decoder_graphs import manifest_states, prefill_inputs
-from linmu.export.weights_hash import student_weights_hash
-from linmu.manifest import Manifest, ModelFacts, state_bytes
+from linmu.formats.manifest import Manifest, ModelFacts, state_bytes
+from linmu.formats.model_files import read_json_object
+from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.folders import CONVERSION_FILE
-from linmu.model_files import read_json_object
 from linmu.specs import GraphSpec
 from linmu.step.form import DecoderForm
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from linmu.matrix_format import MatrixFormat, part
-from linmu.packing import pack, pack_scale, packing_of
+from linmu.formats.matrix_format import MatrixFormat, part
+from linmu.formats.packing import pack, pack_scale, packing_of
 from linmu.step.form import is_matrix
 
 PAGE = 4096  # lets runtimes map single tensors
@@ -28,7 +28,7 @@ def alignment_of(nbytes: int) -> int:
 class StoredWeight:
     """Where a weight lies: numpy dtype and shape of its bytes, byte offset and length in the data file.
 
-    Of quantized integers: `packing` (linmu.packing), and what a graph says of them where that is something else than
+    Of quantized integers: `packing` (packing), and what a graph says of them where that is something else than
     numpy does: `element` (an ONNX element type) and `dims`.
     """
 
@@ -81,7 +81,7 @@ def _packed(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Bytes of a quantized matrix's integers or scales, and what StoredWeight says of them."""
     if kind == "scale":
-        scale = pack_scale(array, packing)  # float16 numbers in any case (linmu.matrix_format)
+        scale = pack_scale(array, packing)  # float16 numbers in any case (linmu.formats.matrix_format)
         return scale.astype(np.float16) if half and not format.input else scale, {}
     facts: dict[str, Any] = {"packing": packing}
     if packing == "nibbles":

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from linmu.errors import InputError
-from linmu.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json_object
-from linmu.safetensors_file import read_header
+from linmu.formats.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json_object
+from linmu.formats.safetensors_file import read_header
 
 NAME = "default"  # peft's own name of an adapter
 MERGE = "merge it with peft where it was trained (merge_and_unload(), save_pretrained()) and convert that folder"

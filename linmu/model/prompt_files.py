@@ -13,9 +13,9 @@ from typing import Any
 
 from linmu.errors import InputError
 from linmu.families import Family
+from linmu.formats.model_files import read_json_object
 from linmu.layout import PromptRules
 from linmu.model.probe import IMAGE_FILES, NEEDED
-from linmu.model_files import read_json_object
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
 from linmu.processing.settings import CanvasSettings, GridSettings, SplitSettings

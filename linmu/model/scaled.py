@@ -12,8 +12,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from linmu.errors import InputError
-from linmu.model_files import ModelFolder
-from linmu.scaled_weights import Scale
+from linmu.formats.model_files import ModelFolder
+from linmu.formats.scaled_weights import Scale
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from linmu.errors import InputError
-from linmu.picture_file import DECODE_ERRORS, MAX_JPEG_PIXELS, opened_picture
+from linmu.formats.picture_file import DECODE_ERRORS, MAX_JPEG_PIXELS, opened_picture
 from linmu.processing.geometry import Size
 from linmu.processing.seen import as_seen
 from linmu.processing.settings import ImageSettings

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from linmu.errors import InputError
-from linmu.picture_file import opened_picture
+from linmu.formats.picture_file import opened_picture
 from linmu.processing.seen import as_seen
 from linmu.processing.settings import GridSettings, ProcessorSettings
 

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from linmu.errors import InputError
+from linmu.formats.video_file import Screen, opened_video
 from linmu.processing.images import resize
 from linmu.processing.settings import GridSettings, VideoSettings
-from linmu.video_file import Screen, opened_video
 
 DEFAULT_FPS = 2.0
 DEFAULT_NUM_FRAMES = 8

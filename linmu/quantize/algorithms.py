@@ -17,7 +17,7 @@ from torch import nn
 
 from linmu.calibration.statistics import InputStatistics
 from linmu.errors import MissingComponentError
-from linmu.matrix_format import MatrixFormat
+from linmu.formats.matrix_format import MatrixFormat
 from linmu.quantize.presets import Scheme
 
 NOTHING = 2.0**-31  # what the library takes for zero

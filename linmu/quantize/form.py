@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from linmu.calibration.record import CalibrationRecord
-from linmu.matrix_format import MatrixFormat, part
+from linmu.formats.matrix_format import MatrixFormat, part
 from linmu.quantize.layer import LayerQuantizer, MatrixReport, fitting
 from linmu.quantize.presets import LAYER_MATRICES, Preset, Scheme
 from linmu.quantize.rounding import relative_error, round_matrix

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from linmu.calibration.record import CalibrationRecord
-from linmu.matrix_format import part
+from linmu.formats.matrix_format import part
 from linmu.quantize.algorithms import find_scales
 from linmu.quantize.presets import LAYER_MATRICES, Scheme
 from linmu.quantize.rounding import QuantizedMatrix, relative_error, round_matrix

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linmu.errors import InputError
-from linmu.matrix_format import MatrixFormat
+from linmu.formats.matrix_format import MatrixFormat
 
 LAYER_MATRICES = ("in_proj", "swin", "out_proj", "gate_up", "down")
 

@@ -8,7 +8,7 @@ from hashlib import sha256
 import ml_dtypes
 import numpy as np
 
-from linmu.matrix_format import LARGEST, MatrixFormat
+from linmu.formats.matrix_format import LARGEST, MatrixFormat
 
 OWN_SCALES = ("int8_blocks", "int8_rows")  # inputs whose scales are found when they are there
 SMALLEST_SCALE = 2.0**-24  # the smallest float16 above zero
@@ -16,7 +16,7 @@ SMALLEST_SCALE = 2.0**-24  # the smallest float16 above zero
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """Integers and scales of W [in, out] (linmu.matrix_format); pre [in] or None is multiplied into the input."""
+    """Integers and scales of W [in, out] (matrix_format); pre [in] or None is multiplied into the input."""
 
     format: MatrixFormat
     q: np.ndarray

@@ -15,7 +15,7 @@ from typing import Any
 from linmu.calibration.error_curve import relative_errors
 from linmu.calibration.record import CalibrationRecord
 from linmu.errors import InputError
-from linmu.manifest import state_bytes
+from linmu.formats.manifest import state_bytes
 from linmu.quantize.presets import Scheme
 from linmu.step.form import DecoderForm
 

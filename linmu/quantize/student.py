@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from linmu.calibration.record import record_of
-from linmu.export.weights_hash import student_weights_hash
+from linmu.formats.weights_hash import student_weights_hash
 from linmu.quantize.auto import choose_by_budget
 from linmu.quantize.form import QuantizedForm, preset_form, quantize_form
 from linmu.quantize.presets import AUTO_SCHEMES, Quantization, find_preset

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
-from linmu.bundle import Bundle
 from linmu.errors import InputError, MissingComponentError
+from linmu.formats.bundle import Bundle
 from linmu.runtimes.base import Runner
 
 

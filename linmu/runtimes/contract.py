@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from linmu.errors import BundleError
-from linmu.manifest import MANIFEST_NAME, Manifest
+from linmu.formats.manifest import MANIFEST_NAME, Manifest
 from linmu.specs import GraphSpec
 
 NUMPY = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")  # numpy has no bfloat16

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from linmu.bundle import Bundle
 from linmu.errors import BundleError, InputError, MissingComponentError
-from linmu.pte_file import check_program_file
+from linmu.formats.bundle import Bundle
+from linmu.formats.pte_file import check_program_file
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.torch_state import TorchState
 from linmu.specs import GraphSpec, TensorSpec

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from linmu.bundle import Bundle, check_graph_io
 from linmu.config import MMateConfig
-from linmu.decoder_file import embedding_rows, open_decoder
 from linmu.errors import BundleError
-from linmu.graph_check import check_graph_file
+from linmu.formats.bundle import Bundle, check_graph_io
+from linmu.formats.decoder_file import embedding_rows, open_decoder
+from linmu.formats.graph_check import check_graph_file
+from linmu.formats.matrix_format import part
 from linmu.layout import PromptLayout, layout_tensors
 from linmu.layout.vision_grid import vision_inputs
-from linmu.matrix_format import part
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.contract import check_contract
 from linmu.specs import GraphSpec, StateSpec, TensorSpec

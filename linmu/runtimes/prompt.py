@@ -10,8 +10,8 @@ import numpy as np
 from linmu.config import MMateConfig
 from linmu.errors import BundleError, InputError
 from linmu.families import get_family
+from linmu.formats.manifest import Manifest
 from linmu.layout import PromptLayout, PromptRules, layout_tensors, pieces, prompt_layout
-from linmu.manifest import Manifest
 from linmu.processing import ModelInputs
 from linmu.runtimes.base import PromptPiece, Runner
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from linmu.bundle import Bundle, open_bundle
 from linmu.errors import InputError
+from linmu.formats.bundle import Bundle, open_bundle
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner

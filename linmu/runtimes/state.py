@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from linmu.bundle import Bundle
 from linmu.errors import StateError
+from linmu.formats.bundle import Bundle
+from linmu.formats.state_file import load_state, save_state
 from linmu.runtimes.base import Runner
 from linmu.runtimes.conversation import Conversation, Past
 from linmu.runtimes.guard import Guard
-from linmu.runtimes.state_file import load_state, save_state
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from linmu.bundle import Bundle
 from linmu.errors import BundleError, InputError
 from linmu.families import get_family
+from linmu.formats.bundle import Bundle
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.et_runner import muted
 from linmu.runtimes.prompt import piece_tokens

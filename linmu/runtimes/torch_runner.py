@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from linmu.bundle import Bundle
-from linmu.decoder_file import open_decoder, plain_parts
 from linmu.errors import BundleError
-from linmu.matrix_format import part
+from linmu.formats.bundle import Bundle
+from linmu.formats.decoder_file import open_decoder, plain_parts
+from linmu.formats.matrix_format import part
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.torch_state import TorchState

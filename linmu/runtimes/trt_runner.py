@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from linmu.bundle import ENGINES, Bundle
-from linmu.decoder_file import open_decoder
 from linmu.errors import BundleError, DeviceError, LinmuError, MissingComponentError
+from linmu.formats.bundle import ENGINES, Bundle
+from linmu.formats.decoder_file import open_decoder
 from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.tensorrt import cuda as cuda_runtime

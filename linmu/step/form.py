@@ -10,7 +10,7 @@ Packed names, per layer i (all matrices [in, out], so that x @ W):
     layers.i.out_proj    [H * d, D]; gate_up [D, 2I]; down [I, D]
     token_embedding      [V, D]; head [V, D] when not tied
     rope                 [P, d/2] radians per position and axis, float32; an angle is the exact product
-Of a quantized form (linmu.matrix_format): in_proj is q | k | v alone, the rest of it is layers.i.controls
+Of a quantized form (linmu.formats.matrix_format): in_proj is q | k | v alone, the rest of it is layers.i.controls
 [D, M + M + 3H]; a quantized matrix W stands as W.q and W.scale (and W.input_scale, W.pre); a quantized table [V, D] as
 [D, V].
 """
@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from linmu.config import MMateConfig
 from linmu.families import Family, get_family
-from linmu.matrix_format import MatrixFormat
+from linmu.formats.matrix_format import MatrixFormat
+from linmu.formats.state_precision import recurrent_specs
 from linmu.specs import StateSpec
-from linmu.state_precision import recurrent_specs
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class DecoderForm:
     quantized: dict[str, MatrixFormat] = field(default_factory=dict)  # empty: all matrices are float
     streamed: bool = False  # too large to hold: whoever computes with it reads a matrix whenever it is used
     scratch: Path | None = None  # where a streamed form may keep matrices between two uses
-    state: str = "fp32"  # what recurrent states are rounded to between calls (linmu.state_precision)
+    state: str = "fp32"  # what recurrent states are rounded to between calls (linmu.formats.state_precision)
 
     @property
     def vision(self) -> bool:

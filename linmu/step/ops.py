@@ -130,7 +130,7 @@ class Ops(Protocol):
         """The float32 state [B,M,d,d] of what was stored, by the kinds of `form.recurrent_kinds`."""
 
     def write_state(self, state: T, form: DecoderForm) -> dict[str, T]:
-        """What is stored of a float32 state: rounded once, at the end of a call (linmu.state_precision)."""
+        """What is stored of a float32 state: rounded once, at the end of a call (linmu.formats.state_precision)."""
 
     def window_attention(self, q: T, k: T, v: T, bias: T, form: DecoderForm) -> T:
         """Attention inside window rows: packed [1,W*L,...], bias [W,1,L,L] -> [1,W*L,H*d]."""

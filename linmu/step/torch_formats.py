@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from linmu.matrix_format import FP8_LARGEST, INT8_LARGEST, MatrixFormat, part
+from linmu.formats.matrix_format import FP8_LARGEST, INT8_LARGEST, MatrixFormat, part
 
 # (matrix, x, format, scale) -> x as the product sees it; verification puts one of its own in the place of round_named
 Rounding = Callable[[str, Tensor, MatrixFormat, Tensor], Tensor]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from linmu.matrix_format import MatrixFormat, part
+from linmu.formats.matrix_format import MatrixFormat, part
+from linmu.formats.state_precision import LARGEST_CODE, LARGEST_HALF
 from linmu.model import ssm
 from linmu.model.local_swin import sliding_attention
 from linmu.model.rotary import rope_tables, rotate
-from linmu.state_precision import LARGEST_CODE, LARGEST_HALF
 from linmu.step.form import DecoderForm
 from linmu.step.streamed import StreamedWeights
 from linmu.step.torch_formats import Rounding, matrix_value, round_named
@@ -60,7 +60,7 @@ class TorchOps:
         return self.product(self.seen(x, weight), self.weights[weight].T)
 
     def seen(self, x: Tensor, weight: str) -> Tensor:
-        """The input of a product as its matrix sees it: as it is, or scaled and rounded (linmu.matrix_format)."""
+        """The input of a product as its matrix sees it: as it is, or scaled and rounded (matrix_format)."""
         factor = self.weights.get(part(weight, "pre"))
         x = x if factor is None else x * factor
         return self.rounding(weight, x, *self.inputs[weight]) if weight in self.inputs else x

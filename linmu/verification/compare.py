@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from linmu.formats.manifest import Manifest
 from linmu.golden import Projector, Snapshot, grouped
-from linmu.manifest import Manifest
 
 NOISE_ROOM = 4.0
 WIDEST_LOGITS, WIDEST_STATE = 0.1, 1e-2  # noise never widens a tolerance beyond these

@@ -14,10 +14,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from linmu.bundle import Bundle
 from linmu.errors import BundleError
 from linmu.export.quantized_ops import INT8_INPUTS
-from linmu.matrix_format import part
+from linmu.formats.bundle import Bundle
+from linmu.formats.matrix_format import part
 from linmu.runtimes.ort_runner import EXPOSED, OrtRunner
 from linmu.verification.float_inputs import FOLDER_OPTION
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from linmu.bundle import Bundle
 from linmu.export.phone.bundle import largest
 from linmu.export.phone.lowering import lower
 from linmu.export.phone.methods import Method, Prefill, Step, decoder_methods
 from linmu.export.phone.weights import program_weights
+from linmu.formats.bundle import Bundle
 from linmu.runtimes.et_runner import EtRunner, open_program
 from linmu.step.form import DecoderForm
 

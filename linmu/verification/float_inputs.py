@@ -19,7 +19,7 @@ from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 
 if TYPE_CHECKING:
-    from linmu.bundle import Bundle
+    from linmu.formats.bundle import Bundle
 
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"  # where a model from memory has its weights
 # An attribute in a serialized graph: its name, then field 3 (an integer): INT8_INPUTS of linmu.export.quantized_ops

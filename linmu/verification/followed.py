@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from linmu.errors import BundleError
+from linmu.formats.matrix_format import LARGEST, MatrixFormat
 from linmu.golden import canonical
-from linmu.matrix_format import LARGEST, MatrixFormat
 from linmu.runtimes.base import PromptPiece, Runner, RunnerState, VisionFeatures
 from linmu.step.torch_formats import code_scale, input_codes, round_input, round_named
 from linmu.verification.compare import (

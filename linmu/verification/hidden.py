@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from linmu.bundle import Bundle
-from linmu.manifest import Manifest
+from linmu.formats.bundle import Bundle
+from linmu.formats.manifest import Manifest
 from linmu.processing import ModelInputs
 from linmu.runtimes.base import PromptPiece, Runner
 from linmu.runtimes.ort_runner import EXPOSED, OrtRunner

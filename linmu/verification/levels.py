@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from linmu.bundle import Bundle, check_graph_io
 from linmu.errors import BundleError, LinmuError
+from linmu.formats.bundle import Bundle, check_graph_io
 from linmu.golden import Golden, Projector, Snapshot
 from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner

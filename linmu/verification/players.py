@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from linmu.formats.manifest import Manifest
 from linmu.golden import canonical, from_canonical
-from linmu.manifest import Manifest
 from linmu.processing import ModelInputs
 from linmu.runtimes.base import PromptPiece, Runner
 from linmu.runtimes.prompt import MAX_PIECE_TOKENS, place_prompt, prompt_pieces

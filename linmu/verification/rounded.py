@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from linmu.bundle import Bundle
 from linmu.errors import InputError
+from linmu.formats.bundle import Bundle
+from linmu.formats.matrix_format import MatrixFormat
 from linmu.golden import forced_ids, forced_token
-from linmu.matrix_format import MatrixFormat
 from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
 from linmu.runtimes.et_runner import EtRunner

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from linmu.bundle import Bundle
+from linmu.formats.bundle import Bundle
 from linmu.golden import Golden
 from linmu.processing import Processor
 from linmu.report import Check

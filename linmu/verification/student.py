@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from linmu.bundle import Bundle
 from linmu.calibration.record import record_of
-from linmu.decoder_file import DECODER_FILE, read_decoder_file
 from linmu.errors import InputError
-from linmu.export.weights_hash import student_weights_hash
+from linmu.formats.bundle import Bundle
+from linmu.formats.decoder_file import DECODER_FILE, read_decoder_file
+from linmu.formats.manifest import Manifest
+from linmu.formats.weights_hash import student_weights_hash
 from linmu.golden import PICTURE_PROMPT, TEXT_PROMPT, forced_ids, forced_token, synthetic_picture
-from linmu.manifest import Manifest
 from linmu.model.folders import load_student
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import ModelInputs, Processor

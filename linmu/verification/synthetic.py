@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from linmu.config import MMateConfig
+from linmu.formats.manifest import Manifest
 from linmu.golden import TEXT_PROMPT, Projector, seeded_normal
 from linmu.layout import MediaGrid, PromptRules, layout_tensors
-from linmu.manifest import Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.base import PromptPiece
 from linmu.runtimes.prompt import PlacedPrompt, place_prompt, window_row

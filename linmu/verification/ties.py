@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from linmu.formats.manifest import state_bytes
+from linmu.formats.matrix_format import LARGEST, MatrixFormat
 from linmu.golden import seeded_ids
-from linmu.manifest import state_bytes
-from linmu.matrix_format import LARGEST, MatrixFormat
 from linmu.step import decoder
 from linmu.step.torch_formats import Rounding, code_scale, round_input
 from linmu.verification.compare import NOISE_ROOM, SMALL_GROUP, TINY, Tolerance, logits_noise, noise_between

@@ -15,9 +15,9 @@ from linmu.calibration.error_curve import relative_errors
 from linmu.calibration.observe import Book, ObservedRunner
 from linmu.calibration.record import digest, read_record, record_of
 from linmu.errors import InputError
-from linmu.export.weights_hash import student_weights_hash
+from linmu.formats.safetensors_file import read_header
+from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.folders import load_student
-from linmu.safetensors_file import read_header
 from tests.distill.samples import family_folder
 from tests.folders import student_folder
 

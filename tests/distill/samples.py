@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from linmu.data_folder import DataFolder, write_data_folder
+from linmu.formats.data_folder import DataFolder, write_data_folder
 from linmu.processing import Processor
 from tests.processing.support import tiny_pair
 from tests.tiny import VISION_NAMES, tiny_image, tiny_video

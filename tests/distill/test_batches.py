@@ -12,11 +12,11 @@ import torch
 from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from torch.utils.data import DataLoader
 
-from linmu.data_folder import DataFolder, write_data_folder
 from linmu.distill import batches
 from linmu.distill.batches import IGNORED, LengthBuckets, Lengths, SampleDataset, collate
 from linmu.distill.encode import encode_sample
 from linmu.errors import InputError
+from linmu.formats.data_folder import DataFolder, write_data_folder
 from linmu.layout import PromptRules
 from linmu.model.hf_inputs import hf_inputs
 from tests.distill.samples import family_data

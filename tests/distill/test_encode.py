@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from linmu.data_folder import Sample
 from linmu.distill.encode import (
     encode_sample,
     model_processor,
@@ -15,6 +14,7 @@ from linmu.distill.encode import (
 )
 from linmu.errors import InputError
 from linmu.families import get_family
+from linmu.formats.data_folder import Sample
 from linmu.processing import Processor
 from linmu.processing.chat import user_message
 from linmu.processing.settings import ProcessorSettings, TokenSettings

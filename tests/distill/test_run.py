@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from linmu.cli import main
-from linmu.data_folder import write_data_folder
 from linmu.distill import stage as stage_module
 from linmu.distill.logs import read_csv
 from linmu.distill.run import distill
 from linmu.distill.signals import LiveTeacher
 from linmu.errors import CheckFailed, InputError
+from linmu.formats.data_folder import write_data_folder
 from linmu.model.folders import load_student
 from tests.distill.support import items, places, short_recipe, weights
 from tests.folders import student_folder
@@ -283,8 +283,8 @@ def test_other_ways_to_train(finished, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_teacher_in_half_precision_teaches_in_bf16(dtype, tmp_path_factory, tmp_path):
+    from linmu.formats.model_files import read_model_folder
     from linmu.model.folders import load_teacher
-    from linmu.model_files import read_model_folder
 
     root, half = places("smolvlm", tmp_path_factory), tmp_path / "half"
     shutil.copytree(root / "teacher", half)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from linmu.data_folder import write_data_folder
 from linmu.distill.run import distill
+from linmu.formats.data_folder import write_data_folder
 from tests.distill.support import items, places, short_recipe, weights
 from tests.paths import ROOT
 
@@ -31,7 +31,7 @@ def pretend(self, *args, **kwargs):
     self.device = torch.device("cpu")
 PartialState.__init__ = pretend
 
-from linmu.data_folder import write_data_folder
+from linmu.formats.data_folder import write_data_folder
 from linmu.distill.run import distill
 from tests.distill.support import short_recipe
 

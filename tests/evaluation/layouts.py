@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from linmu.data_folder import write_video
+from linmu.formats.data_folder import write_video
 from tests.tiny import tiny_image, tiny_video
 
 

@@ -13,10 +13,10 @@ from linmu.evaluation import answerers, torch_answerer
 from linmu.evaluation.answerers import Engine, open_answerer
 from linmu.evaluation.questions import Question
 from linmu.evaluation.torch_answerer import batches
+from linmu.formats.model_files import read_model_folder
 from linmu.layout import PromptRules
 from linmu.model.folders import load_teacher
 from linmu.model.hf_inputs import hf_inputs
-from linmu.model_files import read_model_folder
 from linmu.processing import ModelInputs
 from tests.evaluation.models import bundle_of, place_of, questions_of
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linmu.data_folder import DataFolder
 from linmu.errors import InputError
+from linmu.formats.data_folder import DataFolder
 from tests.examples.stamp_files import EACH, FOLDERS, png, stamp_files, write_files, write_package
 from tests.paths import ROOT
 

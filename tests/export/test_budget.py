@@ -8,12 +8,12 @@ import re
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from linmu.bundle import open_bundle
 from linmu.calibration.collect import calibrate
 from linmu.cli import main
 from linmu.errors import InputError
 from linmu.export.targets import write_bundle
-from linmu.safetensors_file import read_header
+from linmu.formats.bundle import open_bundle
+from linmu.formats.safetensors_file import read_header
 from linmu.verify import verify
 from tests.folders import student_folder
 

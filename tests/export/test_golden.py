@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from linmu.bundle import open_bundle
 from linmu.export import golden
 from linmu.export.onnx_bundle import export_bundle
+from linmu.formats.bundle import open_bundle
 from linmu.golden import TEXT_PROMPT
 from linmu.model.folders import load_student
 from linmu.processing import Processor

@@ -15,14 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import linmu
-from linmu.bundle import open_bundle
 from linmu.cli import main
 from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.export.onnx_bundle import export_bundle, write_bundle
-from linmu.export.steady_header import steady_header
 from linmu.export.targets import write_bundle as write_for_target
-from linmu.export.weights_hash import student_weights_hash
+from linmu.formats.bundle import open_bundle
+from linmu.formats.steady_header import steady_header
+from linmu.formats.weights_hash import student_weights_hash
 from linmu.layout import PromptRules
 from linmu.model.folders import load_student
 from linmu.processing import Processor

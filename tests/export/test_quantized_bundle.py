@@ -7,13 +7,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from linmu.bundle import open_bundle
 from linmu.calibration.collect import calibrate
 from linmu.cli import main
-from linmu.decoder_file import map_weights, plain_parts, read_decoder_file
 from linmu.errors import InputError
 from linmu.export.targets import write_bundle
-from linmu.matrix_format import part
+from linmu.formats.bundle import open_bundle
+from linmu.formats.decoder_file import map_weights, plain_parts, read_decoder_file
+from linmu.formats.matrix_format import part
 from linmu.model.folders import load_student
 from linmu.quantize.presets import Quantization
 from linmu.quantize.student import quantize_student

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from linmu.config import MMateConfig
 from linmu.export.shape_profiles import MOST_IMAGE_TOKENS, most_prefill_tokens, shape_profiles
+from linmu.formats.manifest import Manifest
 from linmu.layout import LAYOUT_SPECS, PromptLayout, layout_tensors
 from linmu.layout.types import Span
 from linmu.layout.vision_grid import vision_inputs
-from linmu.manifest import Manifest
 from linmu.specs import GraphSpec, TensorSpec
 from tests.bundles import tiny_manifest
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from linmu.bundle import open_bundle
 from linmu.cli import main
 from linmu.export.targets import write_bundle
+from linmu.formats.bundle import open_bundle
 from linmu.runtimes.session import load
 from linmu.runtimes.tensorrt.device_state import state_arena
 from linmu.verify import verify

@@ -14,7 +14,7 @@ from linmu.export.decoder_graphs import FUSED, PLAIN, GraphStyle, write_decoder_
 from linmu.export.jetson_ops import JetsonOps
 from linmu.export.trt_operators import check_operators
 from linmu.export.weight_file import write_weights
-from linmu.state_precision import is_scale, read_exact, store
+from linmu.formats.state_precision import is_scale, read_exact, store
 from linmu.step import decoder
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from linmu.cli import main
 from linmu.config import MMateConfig
 from linmu.errors import InputError
+from linmu.formats.model_files import INDEX_NAME, read_model_folder
 from linmu.model.folders import convert_folder, load_student, load_teacher
-from linmu.model_files import INDEX_NAME, read_model_folder
 from linmu.step.pack import decoder_form
 from tests.folders import teacher_folder
 from tests.model.students import SMALL

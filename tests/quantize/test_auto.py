@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linmu.errors import InputError
-from linmu.matrix_format import MatrixFormat
+from linmu.formats.matrix_format import MatrixFormat
 from linmu.quantize.auto import Option, ladder, outcome, spend
 from linmu.quantize.presets import Scheme
 from linmu.quantize.state_choice import BudgetReport, StateOption, choose_state

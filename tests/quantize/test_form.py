@@ -12,7 +12,7 @@ from linmu.calibration.collect import calibrate
 from linmu.calibration.record import read_record
 from linmu.errors import InputError
 from linmu.export.student_manifest import student_manifest
-from linmu.matrix_format import MatrixFormat, part
+from linmu.formats.matrix_format import MatrixFormat, part
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_choice, preset_form, quantize_form
 from linmu.quantize.layer import fitting

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linmu.matrix_format import MatrixFormat, part
+from linmu.formats.matrix_format import MatrixFormat, part
 from linmu.quantize.rounding import half_scale, relative_error, round_input, round_matrix
 from linmu.step import torch_formats
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import linmu
-from linmu.bundle import open_bundle
 from linmu.cli import main
 from linmu.config import MMateConfig
 from linmu.errors import BundleError, DeviceError, MissingComponentError
+from linmu.formats.bundle import open_bundle
 from linmu.layout import PromptLayout, layout_tensors
 from linmu.runtimes import backends
 from linmu.runtimes.backends import BACKENDS, available_backends, open_runner

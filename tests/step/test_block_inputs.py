@@ -8,8 +8,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from linmu.matrix_format import MatrixFormat
-from linmu.packing import pack, pack_scale
+from linmu.formats.matrix_format import MatrixFormat
+from linmu.formats.packing import pack, pack_scale
 from linmu.quantize.rounding import round_input as round_numpy
 from linmu.quantize.rounding import round_matrix
 from linmu.step.torch_formats import input_codes, round_input

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from linmu.matrix_format import MatrixFormat
+from linmu.formats.matrix_format import MatrixFormat
 from linmu.quantize.rounding import round_input as round_numpy
 from linmu.quantize.rounding import round_matrix
 from linmu.step.torch_formats import code_scale, input_codes, round_input, row_grid

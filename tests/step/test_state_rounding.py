@@ -1,4 +1,4 @@
-"""The step form rounds its recurrent state once a call, as linmu.state_precision does, and computes in float32."""
+"""The step form rounds its recurrent state once a call, as state_precision does, and computes in float32."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from linmu.formats.state_precision import read_exact, store
 from linmu.model import ssm
-from linmu.state_precision import read_exact, store
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from linmu.bundle import write_manifest
-from linmu.decoder_file import read_decoder_file
-from linmu.manifest import Manifest
+from linmu.formats.bundle import write_manifest
+from linmu.formats.decoder_file import read_decoder_file
+from linmu.formats.manifest import Manifest
 
 
 def copy_of(bundle: Path, target: Path) -> Path:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from linmu.errors import BundleError
-from linmu.matrix_format import LARGEST, MatrixFormat
+from linmu.formats.matrix_format import LARGEST, MatrixFormat
 from linmu.step.torch_formats import input_codes
 from linmu.verification.compare import Meter
 from linmu.verification.followed import MARGIN, Follower, follow

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from linmu.bundle import open_bundle
 from linmu.calibration.collect import calibrate
-from linmu.decoder_file import read_decoder_file
 from linmu.errors import BundleError, InputError
 from linmu.export.targets import write_bundle
+from linmu.formats.bundle import open_bundle
+from linmu.formats.decoder_file import read_decoder_file
 from linmu.golden import read_golden
 from linmu.model.folders import load_student
 from linmu.runtimes.session import load

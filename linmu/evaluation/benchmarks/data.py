@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from linmu.data_folder import DATA_FILE, DataFolder
 from linmu.errors import InputError
 from linmu.evaluation.benchmarks import Options
 from linmu.evaluation.questions import Question
+from linmu.formats.data_folder import DATA_FILE, DataFolder
 
 
 def looks_like(folder: Path) -> bool:

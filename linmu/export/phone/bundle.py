@@ -33,7 +33,7 @@ from linmu.export.phone.weights import program_weights
 from linmu.export.shape_profiles import shape_profiles
 from linmu.export.student_manifest import model_facts
 from linmu.export.vision_graph import OPSET, build_vision
-from linmu.manifest import Manifest, state_bytes
+from linmu.formats.manifest import Manifest, state_bytes
 from linmu.processing import Processor
 from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.quantize.form import QuantizedForm

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from linmu.export.exact_angles import digit_rule
 from linmu.export.phone.weights import Buffers
-from linmu.matrix_format import MatrixFormat, part
+from linmu.formats.matrix_format import MatrixFormat, part
 from linmu.step.form import DecoderForm
 from linmu.step.torch_ops import TorchOps
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from linmu.export.exact_angles import turn_tables
-from linmu.matrix_format import part
+from linmu.formats.matrix_format import part
 from linmu.step.form import DecoderForm, is_matrix
 
 TABLES = ("token_embedding", "head")  # [V, D] in a form already

@@ -13,9 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from linmu.bundle import ENGINES, Bundle
 from linmu.errors import BundleError
 from linmu.files.atomic import write_bytes
+from linmu.formats.bundle import ENGINES, Bundle
 from linmu.runtimes.tensorrt import profiles
 from linmu.runtimes.tensorrt.onnx_weights import graph_weights
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linmu.errors import BundleError
-from linmu.protobuf import fields
+from linmu.formats.protobuf import fields
 
 # onnx.proto: ModelProto.graph, GraphProto.node and .initializer, NodeProto.attribute, AttributeProto.t, .g, .tensors,
 # .graphs; TensorProto.raw_data, .external_data, .data_location; StringStringEntryProto.key, .value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from linmu.errors import BundleError
-from linmu.manifest import DTYPE_BYTES
+from linmu.formats.manifest import DTYPE_BYTES
 from linmu.runtimes.tensorrt.profiles import Range, Ranges, largest
 from linmu.specs import GraphSpec, TensorSpec
 

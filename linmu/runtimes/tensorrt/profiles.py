@@ -15,7 +15,7 @@ from typing import Any
 
 from linmu.config import MMateConfig
 from linmu.errors import BundleError, InputError
-from linmu.manifest import Manifest
+from linmu.formats.manifest import Manifest
 from linmu.runtimes import prompt
 from linmu.specs import Dim, GraphSpec
 

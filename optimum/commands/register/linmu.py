@@ -42,7 +42,7 @@ class LinmuExportCommand(BaseOptimumCLICommand):
 
 def _is_student(model: Path) -> bool:
     from linmu.errors import LinmuError
-    from linmu.model_files import is_student, read_config
+    from linmu.formats.model_files import is_student, read_config
 
     try:
         return is_student(read_config(model))

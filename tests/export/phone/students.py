@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from linmu.bundle import open_bundle
 from linmu.export.targets import write_bundle
+from linmu.formats.bundle import open_bundle
 from linmu.model.folders import load_student
 from linmu.runtimes.et_runner import EtRunner, muted, open_program
 from tests import tiny

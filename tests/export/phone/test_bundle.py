@@ -12,7 +12,6 @@ import torch
 
 pytest.importorskip("executorch")
 
-from linmu.bundle import open_bundle, write_manifest  # noqa: E402
 from linmu.cli import main  # noqa: E402
 from linmu.errors import CheckFailed, InputError  # noqa: E402
 from linmu.export.phone.bundle import BACKENDS, PROGRAM, require_delegated  # noqa: E402
@@ -20,7 +19,8 @@ from linmu.export.phone.lowering import LEAST_SHARE, MethodReport  # noqa: E402
 from linmu.export.phone.stock import EXTRA  # noqa: E402
 from linmu.export.phone.weights import program_weights  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
-from linmu.manifest import MANIFEST_NAME, Manifest  # noqa: E402
+from linmu.formats.bundle import open_bundle, write_manifest  # noqa: E402
+from linmu.formats.manifest import MANIFEST_NAME, Manifest  # noqa: E402
 from linmu.model.folders import load_student  # noqa: E402
 from linmu.runtimes.et_runner import open_program  # noqa: E402
 from linmu.runtimes.session import load  # noqa: E402

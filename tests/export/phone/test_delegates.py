@@ -8,7 +8,6 @@ import pytest
 
 pytest.importorskip("executorch")
 
-from linmu.bundle import open_bundle  # noqa: E402
 from linmu.cli import main  # noqa: E402
 from linmu.errors import InputError  # noqa: E402
 from linmu.export.phone.delegates import DELEGATES, find_delegate  # noqa: E402
@@ -17,6 +16,7 @@ from linmu.export.phone.stock import stock_methods  # noqa: E402
 from linmu.export.phone.weights import program_weights  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
 from linmu.export.vision_graph import build_vision  # noqa: E402
+from linmu.formats.bundle import open_bundle  # noqa: E402
 from linmu.model.folders import load_student  # noqa: E402
 from linmu.step.pack import decoder_form  # noqa: E402
 from linmu.verify import verify  # noqa: E402

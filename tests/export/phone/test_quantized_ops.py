@@ -15,7 +15,7 @@ from linmu.export.phone import ops as phone_ops
 from linmu.export.phone.methods import Embedding, Method, table_weights
 from linmu.export.phone.ops import PhoneOps
 from linmu.export.phone.weights import Buffers, program_weights
-from linmu.matrix_format import MatrixFormat
+from linmu.formats.matrix_format import MatrixFormat
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_form
 from linmu.quantize.presets import PHONE, find_preset

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("executorch")
 
-from linmu.bundle import open_bundle  # noqa: E402
 from linmu.export.phone.lowering import LEAST_SHARE  # noqa: E402
+from linmu.formats.bundle import open_bundle  # noqa: E402
 from linmu.verify import verify  # noqa: E402
 from tests.export.phone.students import one_layer, phone_bundle, unequal_steps  # noqa: E402
 

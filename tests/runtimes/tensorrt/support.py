@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from linmu.bundle import open_bundle, write_manifest
 from linmu.export.onnx_bundle import write_bundle
+from linmu.formats.bundle import open_bundle, write_manifest
+from linmu.formats.manifest import Manifest, ModelFacts
 from linmu.layout import LAYOUT_SPECS
-from linmu.manifest import Manifest, ModelFacts
 from linmu.specs import GraphSpec, TensorSpec
 from tests import tiny
 from tests.bundles import STATES, tiny_manifest

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linmu.errors import BundleError
-from linmu.manifest import DTYPE_BYTES
+from linmu.formats.manifest import DTYPE_BYTES
 from linmu.runtimes.tensorrt.plan import ALIGNMENT, bind_dimensions, check_engine, plan_arena
 from linmu.runtimes.tensorrt.profiles import Range
 from linmu.specs import GraphSpec, TensorSpec

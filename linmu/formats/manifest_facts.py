@@ -1,7 +1,7 @@
 """What a manifest says of the model, held against itself: a stranger's numbers reach no allocation unchecked.
 
 No size in a manifest may ask for more than `room`: what its weight files hold, and a floor that small models stay
-under. Which files exist and what they hash to is checked elsewhere (linmu.bundle).
+under. Which files exist and what they hash to is checked elsewhere (linmu.formats.bundle).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from linmu.config import MMateConfig
 from linmu.errors import BundleError, InputError
 from linmu.families import get_family
+from linmu.formats.manifest import DTYPE_BYTES, MANIFEST_NAME, WEIGHT_SUFFIXES, Manifest
 from linmu.layout.rules import PromptRules
-from linmu.manifest import DTYPE_BYTES, MANIFEST_NAME, WEIGHT_SUFFIXES, Manifest
 from linmu.specs import TensorSpec
 
 LEAST_ROOM = 256 << 20  # bytes that a tensor or a state may have whatever the weights are

@@ -11,8 +11,8 @@ from math import prod
 from typing import Any
 
 from linmu.errors import BundleError
+from linmu.formats.state_precision import exact_specs
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
-from linmu.state_precision import exact_specs
 
 FORMAT = "linmu-bundle"
 FORMAT_VERSION = 1

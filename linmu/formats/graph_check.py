@@ -16,9 +16,9 @@ from pathlib import Path
 
 from linmu.errors import BundleError
 from linmu.files.regular import regular_file
-from linmu.manifest import Manifest
-from linmu.manifest_facts import room
-from linmu.onnx_file import FLOATS, Graph, Node, Tensor, read_graph
+from linmu.formats.manifest import Manifest
+from linmu.formats.manifest_facts import room
+from linmu.formats.onnx_file import FLOATS, Graph, Node, Tensor, read_graph
 
 MICROSOFT = "com.microsoft"
 OPERATORS: dict[str, frozenset[str]] = {

@@ -13,7 +13,7 @@ from linmu.errors import BundleError, InputError
 from linmu.files.atomic import write_bytes
 from linmu.files.regular import inside
 from linmu.files.strict_json import read_json
-from linmu.manifest import (
+from linmu.formats.manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
@@ -22,7 +22,7 @@ from linmu.manifest import (
     check_state,
     model_hash,
 )
-from linmu.manifest_facts import check_facts
+from linmu.formats.manifest_facts import check_facts
 from linmu.specs import GraphSpec, TensorSpec
 
 ENGINES = "engines"  # made on the device by `linmu build`: neither hashed nor expected
@@ -43,7 +43,7 @@ class Bundle:
 
     @property
     def model_hash(self) -> str:
-        """What a state file of this bundle carries (`linmu.manifest.model_hash`)."""
+        """What a state file of this bundle carries (`linmu.formats.manifest.model_hash`)."""
         return model_hash(self.manifest)
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from linmu.errors import InputError, MissingComponentError
 from linmu.files.atomic import atomic_folder
 from linmu.files.regular import regular_file
-from linmu.picture_file import opened_picture
-from linmu.video_file import opened_video
+from linmu.formats.picture_file import opened_picture
+from linmu.formats.video_file import opened_video
 
 DATA_FILE = "data.jsonl"
 KEYS = ("id", "task", "images", "video", "video_fps", "prompt", "answer", "answers")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from linmu.matrix_format import MatrixFormat
+from linmu.formats.matrix_format import MatrixFormat
 
 PACKINGS = ("plain", "nibbles", "blocks")
 
@@ -49,7 +49,7 @@ def unpack(packed: np.ndarray, format: MatrixFormat, packing: str, shape: tuple[
 
 
 def pack_scale(scale: np.ndarray, packing: str) -> np.ndarray:
-    """Scales as linmu.matrix_format has them -> as a packing wants them."""
+    """Scales as linmu.formats.matrix_format has them -> as a packing wants them."""
     return np.ascontiguousarray(scale.T) if packing == "blocks" else np.ascontiguousarray(scale)
 
 

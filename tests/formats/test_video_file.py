@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linmu.data_folder import DataFolder
 from linmu.errors import InputError
-from linmu.video_file import Screen, opened_video, turned
+from linmu.formats.data_folder import DataFolder
+from linmu.formats.video_file import Screen, opened_video, turned
 from tests.clips import levels, write_clip
 
 CORNERS = np.zeros((48, 80, 3), np.uint8)

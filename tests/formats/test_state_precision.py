@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from linmu.errors import InputError
-from linmu.manifest import state_bytes
-from linmu.specs import StateSpec
-from linmu.state_precision import (
+from linmu.formats.manifest import state_bytes
+from linmu.formats.state_precision import (
     LARGEST_HALF,
     exact_specs,
     is_scale,
@@ -21,6 +20,7 @@ from linmu.state_precision import (
     state_precision,
     store,
 )
+from linmu.specs import StateSpec
 
 AXES = ("batch", "heads", "key_dim", "value_dim")
 SHAPE = (2, 3, 5, 7)

@@ -16,9 +16,9 @@ import numpy as np
 from linmu.errors import BundleError, InputError
 from linmu.files.regular import inside, regular_file
 from linmu.files.strict_json import read_json
-from linmu.manifest import Manifest
-from linmu.matrix_format import MatrixFormat, part
-from linmu.packing import PACKINGS, block_rows, unpack
+from linmu.formats.manifest import Manifest
+from linmu.formats.matrix_format import MatrixFormat, part
+from linmu.formats.packing import PACKINGS, block_rows, unpack
 
 DECODER_FILE = "decoder.json"
 TABLE = "token_embedding"
@@ -49,7 +49,7 @@ class WeightEntry:
 class DecoderFile:
     """Data file name, weights by name, and the scalar fields of the step form (linmu.step.form.DecoderForm).
 
-    packing: of the integers of every quantized matrix, by its name (linmu.packing).
+    packing: of the integers of every quantized matrix, by its name (linmu.formats.packing).
     """
 
     data: str

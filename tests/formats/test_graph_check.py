@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from linmu.errors import BundleError
-from linmu.graph_check import check_graph_file
-from linmu.manifest import FileEntry
+from linmu.formats.graph_check import check_graph_file
+from linmu.formats.manifest import FileEntry
 from tests.bundles import tiny_manifest
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

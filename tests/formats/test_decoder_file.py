@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from linmu.decoder_file import (
+from linmu.errors import BundleError
+from linmu.formats.decoder_file import (
     TABLE,
     DecoderFile,
     WeightEntry,
@@ -17,8 +18,7 @@ from linmu.decoder_file import (
     read_decoder_file,
     write_decoder_file,
 )
-from linmu.errors import BundleError
-from linmu.manifest import FileEntry
+from linmu.formats.manifest import FileEntry
 from tests.bundles import tiny_manifest
 
 VALUES = np.arange(11 * 30, dtype=np.float32)

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from linmu.errors import InputError
-from linmu.gguf_file import read_gguf
-from linmu.model_files import INDEX_NAME, read_model_folder
+from linmu.formats.gguf_file import read_gguf
+from linmu.formats.model_files import INDEX_NAME, read_model_folder
 
 
 def write_model(folder, config=None, shards=None):
@@ -133,7 +133,7 @@ def test_truncated_gguf(tmp_path, kept):
 
 def test_block_sizes_are_those_of_the_gguf_package():
     gguf = pytest.importorskip("gguf")
-    from linmu.gguf_file import _BLOCKS
+    from linmu.formats.gguf_file import _BLOCKS
 
     for kind, block in _BLOCKS.items():
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)] == block

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from linmu.data_folder import HASHED_WHOLE, DataFolder, Sample, parse_line, write_data_folder, write_video
 from linmu.errors import InputError, MissingComponentError
+from linmu.formats.data_folder import HASHED_WHOLE, DataFolder, Sample, parse_line, write_data_folder, write_video
 from linmu.processing.settings import SplitSettings, VideoSettings
 from linmu.processing.video import SAMPLERS, read_clip
 from tests.tiny import tiny_image, tiny_video

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linmu.errors import BundleError
-from linmu.pte_file import HEAD_BYTES, IDENTIFIER, MAGIC, check_program_file
+from linmu.formats.pte_file import HEAD_BYTES, IDENTIFIER, MAGIC, check_program_file
 
 
 def program(flatbuffer: int, segments: int, offset: int = 256) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from linmu.errors import InputError
-from linmu.safetensors_file import TensorEntry
+from linmu.formats.safetensors_file import TensorEntry
 
 CODES = "F8_E4M3"
 SCALES = ("_scale", "_scale_inv")  # behind a weight's name

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from linmu.errors import InputError
-from linmu.gguf_file import GgufHeader, read_gguf
+from linmu.formats.gguf_file import GgufHeader, read_gguf
 
 FLOAT32 = 0  # ggml type
 ROPE_FREQS = "rope_freqs.weight"

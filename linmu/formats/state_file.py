@@ -1,6 +1,6 @@
 """Saved states: one safetensors file in canonical axis order, refused when it belongs to another model.
 
-A backend may keep a state in another axis order (`StateSpec.axes`) and round it (linmu.state_precision); files hold
+A backend may keep a state in another axis order (`StateSpec.axes`) and round it (state_precision); files hold
 float32 in canonical order, and the change is made here, at the border.
 """
 
@@ -18,10 +18,10 @@ from safetensors.numpy import save as save_tensors
 from linmu.errors import InputError, StateError
 from linmu.files.atomic import write_bytes
 from linmu.files.strict_json import parse_json
-from linmu.manifest import CANONICAL_AXES, state_kind
-from linmu.safetensors_file import Header, parse_header, read_header, steady_bytes
+from linmu.formats.manifest import CANONICAL_AXES, state_kind
+from linmu.formats.safetensors_file import Header, parse_header, read_header, steady_bytes
+from linmu.formats.state_precision import exact_specs, read_exact, store
 from linmu.specs import StateSpec
-from linmu.state_precision import exact_specs, read_exact, store
 
 FORMAT = "linmu-state"
 FORMAT_VERSION = "2"  # 1: a sha256 of the tensors alone

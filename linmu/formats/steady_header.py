@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from linmu import safetensors_file
+from linmu.formats import safetensors_file
 
 LENGTH_BYTES = 8
 

@@ -1,4 +1,4 @@
-"""An ONNX graph file as plain Python values, without the onnx package: what linmu.graph_check looks at.
+"""An ONNX graph file as plain Python values, without the onnx package: what linmu.formats.graph_check looks at.
 
 Anything that linmu never writes (functions, sparse tensors, strings, training) is a ValueError here already. Field
 numbers are those of onnx.proto.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from linmu.protobuf import fields, grouped, integers, signed
+from linmu.formats.protobuf import fields, grouped, integers, signed
 
 MODEL = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 14))  # not 20 (training), 25 (functions), 26 (devices)
 GRAPH = frozenset((1, 2, 5, 10, 11, 12, 13, 16))  # not 14 (quantization), 15 (sparse initializers)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from linmu.matrix_format import MatrixFormat
-from linmu.packing import block_rows, pack, pack_scale, packing_of, unpack
+from linmu.formats.matrix_format import MatrixFormat
+from linmu.formats.packing import block_rows, pack, pack_scale, packing_of, unpack
 
 INT4, INT8 = MatrixFormat("int4", 16), MatrixFormat("int8", 16)
 

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from linmu.errors import StateError
+from linmu.formats.state_file import load_state, save_state
 from linmu.runtimes.state import SessionState
-from linmu.runtimes.state_file import load_state, save_state
 from tests.bundles import CONV_FIRST, CONV_LAST, RECURRENT, tiny_manifest
 
 LAST, FIRST = (CONV_LAST, RECURRENT), (CONV_FIRST, RECURRENT)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from linmu.errors import InputError, MissingComponentError
 from linmu.files.regular import regular_file
-from linmu.mp4_boxes import check_samples
+from linmu.formats.mp4_boxes import check_samples
 
 # FFmpeg's names. Not playlists (hls, dash, concat, sdp), which read other files and open sockets, nor devices.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv,asf"

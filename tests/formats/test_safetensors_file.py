@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from linmu.errors import InputError
-from linmu.safetensors_file import parse_header, read_header
+from linmu.formats.safetensors_file import parse_header, read_header
 
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(5, np.int8), "c": np.zeros((0, 4), np.int64)}
 

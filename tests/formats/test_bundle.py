@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linmu.bundle import check_graph_io, open_bundle, path_problem, write_manifest
 from linmu.errors import BundleError
+from linmu.formats.bundle import check_graph_io, open_bundle, path_problem, write_manifest
 from linmu.specs import TensorSpec
 from tests.bundles import step_graph, tiny_bundle, tiny_manifest
 

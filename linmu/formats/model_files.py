@@ -9,10 +9,10 @@ from typing import Any
 
 from linmu.errors import InputError
 from linmu.families import Family, get_family
-from linmu.gguf_file import read_gguf
-from linmu.gguf_rules import check_gguf, rope_scaling
-from linmu.safetensors_file import read_header
-from linmu.scaled_weights import NO_SCALES, Scales, check_quantization, match_scales
+from linmu.formats.gguf_file import read_gguf
+from linmu.formats.gguf_rules import check_gguf, rope_scaling
+from linmu.formats.safetensors_file import read_header
+from linmu.formats.scaled_weights import NO_SCALES, Scales, check_quantization, match_scales
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hashlib import sha256
 from pathlib import Path
 
-from linmu.model_files import find_weights
-from linmu.safetensors_file import TensorEntry, read_header
+from linmu.formats.model_files import find_weights
+from linmu.formats.safetensors_file import TensorEntry, read_header
 
 PIECE = 1 << 22
 

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from linmu.bundle import open_bundle
 from linmu.config import MMateConfig
 from linmu.errors import BundleError, InputError
 from linmu.families import get_family
+from linmu.formats.bundle import open_bundle
+from linmu.formats.manifest import OWN_HASH, own_hash
 from linmu.layout.rules import PromptRules
-from linmu.manifest import OWN_HASH, own_hash
 from tests.bundles import tiny_bundle
 
 

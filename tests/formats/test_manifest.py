@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linmu.errors import BundleError
-from linmu.manifest import FileEntry, Manifest, model_hash, state_bytes
+from linmu.formats.manifest import FileEntry, Manifest, model_hash, state_bytes
 from linmu.specs import TensorSpec
 from tests.bundles import CONV_FIRST, CONV_LAST, RECURRENT, step_graph, tiny_manifest
 
