@@ -107,7 +107,7 @@ def _write_shards(folder: Path, shapes: dict[str, torch.Size]) -> None:
 CHILD = """
 import json, sys, time
 from linmu.cli import main
-from linmu.meter import peak_bytes
+from linmu.system.meter import peak_bytes
 start = time.perf_counter()
 code = main(sys.argv[1:])
 print(json.dumps({"code": code, "seconds": time.perf_counter() - start, "peak_bytes": peak_bytes()}))

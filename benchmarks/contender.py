@@ -25,7 +25,7 @@ from peer_executorch import Program
 from peer_llama import PeerLlama
 
 from linmu.errors import LinmuError
-from linmu.meter import peak_bytes
+from linmu.system.meter import peak_bytes
 
 WARM_STEPS = 3  # of every turn, not timed: caches and threads are cold after the others' turns
 WAKE_S = 0.4  # of plain arithmetic before that: a core that slept runs slower for some tenths of a second

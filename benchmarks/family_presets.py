@@ -28,9 +28,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.harness import finish, say, table  # noqa: E402
 from linmu.calibration.collect import calibrate  # noqa: E402
-from linmu.doctor import require  # noqa: E402
 from linmu.errors import CheckFailed, InputError  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
+from linmu.system.components import require  # noqa: E402
 from linmu.verify import verify  # noqa: E402
 from tests.folders import student_folder  # noqa: E402
 from tests.tiny import FAMILY_NAMES  # noqa: E402

@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'linmu' has no attribute {name!r}")
     if _PUBLIC[name].startswith("linmu.model."):
-        from linmu.doctor import require
+        from linmu.system.components import require
 
         require("torch", needed_for=f"linmu.{name}")
         require("transformers", needed_for=f"linmu.{name}")

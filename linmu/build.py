@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from linmu.device_facts import host_memory
 from linmu.errors import InputError
 from linmu.files.atomic import atomic_file
 from linmu.formats.bundle import ENGINES, Bundle, open_bundle
@@ -26,7 +25,8 @@ from linmu.runtimes.tensorrt.forecast import MemoryForecast, forecast_build, req
 from linmu.runtimes.tensorrt.onnx_weights import graph_weights
 from linmu.runtimes.tensorrt.profiles import Ranges, bundle_ranges, input_shapes
 from linmu.runtimes.tensorrt.toolkit import Toolkit, load_toolkit
-from linmu.tables import size
+from linmu.system.device_facts import host_memory
+from linmu.system.units import size
 
 Say = Callable[[str], None]
 Progress = Callable[..., None]  # progress(text, done, total)

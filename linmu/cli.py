@@ -17,7 +17,7 @@ from linmu.cli_output import open_results, progress_bar, require_modules, requir
 from linmu.cli_process import drop_stdout, open_streams, stopped, system_error
 from linmu.errors import CheckFailed, InputError, LinmuError
 from linmu.files.atomic import check_file_target
-from linmu.interrupts import stop_signals
+from linmu.system.interrupts import stop_signals
 
 INTERRUPTED = 130
 # What transformers loads where ExecuTorch is installed, too: warnings about kernels for GPUs that nobody asked for.
@@ -229,8 +229,8 @@ def inspect(
 @app.command(epilog="Example: linmu doctor")
 def doctor(json_output: JsonOption = False) -> None:
     """Show what is installed, what each target needs and how to install what is missing."""
-    from linmu.doctor import diagnose
     from linmu.tables import diagnosis_view
+    from linmu.tools.doctor import diagnose
 
     with open_results() as results:
         found = diagnose()

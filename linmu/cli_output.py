@@ -24,7 +24,7 @@ ASCII_BOXES = str.maketrans("━─┃│┏┳┓┡╇┩├┼┤└┴┘", 
 
 def require_modules(command: str, extra: str, *modules: str) -> None:
     """Raise MissingComponentError, naming the extra, unless all modules that a command needs are installed."""
-    from linmu.doctor import require
+    from linmu.system.components import require
 
     for module in modules:
         require(module, needed_for=f"`{command}`", extra=extra)

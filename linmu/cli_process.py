@@ -10,7 +10,7 @@ from pathlib import Path
 
 from linmu.errors import InputError
 from linmu.files.atomic import disk_full, is_disk_full
-from linmu.interrupts import exit_code
+from linmu.system.interrupts import exit_code
 
 
 def open_streams() -> None:

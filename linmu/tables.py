@@ -7,22 +7,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from linmu.doctor import Diagnosis
 from linmu.inspect import Inspection
+from linmu.system.units import size
+from linmu.tools.doctor import Diagnosis
 
 if TYPE_CHECKING:  # these import torch
     from linmu.export.bundle_writer import ExportReport
     from linmu.model.folders import FolderConversion
     from linmu.quantize.state_choice import BudgetReport
-
-
-def size(count: float) -> str:
-    """A number of bytes in binary units."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def inspection_view(found: Inspection) -> RenderableType:

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from linmu.doctor import require
 from linmu.errors import BundleError, InputError
 from linmu.files.atomic import check_file_target, write_bytes
 from linmu.formats.bundle import Bundle, open_bundle
@@ -17,6 +16,7 @@ from linmu.report import Check, Curve, VerifyReport
 from linmu.runtimes.backends import BACKENDS, available_backends, open_runner, unusable
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
+from linmu.system.components import require
 from linmu.verification.compare import tolerance_of
 from linmu.verification.float_inputs import golden_runner
 from linmu.verification.graph_files import graph_files

@@ -19,7 +19,6 @@ import pytest
 import linmu.build
 from linmu.build import build
 from linmu.cli import main
-from linmu.device_facts import HostMemory
 from linmu.errors import BundleError, InputError, MissingComponentError
 from linmu.formats.bundle import open_bundle, write_manifest
 from linmu.formats.manifest import Manifest
@@ -31,6 +30,7 @@ from linmu.runtimes.tensorrt.plan import check_engine
 from linmu.runtimes.tensorrt.profiles import bundle_ranges
 from linmu.runtimes.tensorrt.toolkit import load_toolkit
 from linmu.specs import TensorSpec
+from linmu.system.device_facts import HostMemory
 from tests.bundles import tiny_bundle
 from tests.paths import ROOT
 from tests.runtimes.tensorrt.support import CAPABILITY, device_bundle

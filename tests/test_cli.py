@@ -21,9 +21,9 @@ from linmu.cli import context_lengths, main, mmate_config
 from linmu.cli_output import Results, plain
 from linmu.config import MMateConfig
 from linmu.errors import InputError
-from linmu.interrupts import Stopped, raise_if_stopped, stop_signals
 from linmu.report import Check, VerifyReport
 from linmu.runtimes.backends import usable_threads
+from linmu.system.interrupts import Stopped, raise_if_stopped, stop_signals
 from tests.bundles import tiny_bundle
 from tests.paths import ROOT
 
@@ -197,7 +197,7 @@ sys.exit(main(["inspect", sys.argv[1]]))
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
-    script = "import os, signal, linmu.interrupts as i\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    script = "import os, signal, linmu.system.interrupts as i\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     script += "with i.stop_signals(): os.kill(os.getpid(), signal.SIGHUP); print('alive')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "alive\n", done.stderr

@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from linmu.distill.recipe import LOSSES, Stage, Stop
 from linmu.files.atomic import atomic_file
-from linmu.interrupts import raise_if_stopped
-from linmu.meter import peak_bytes
+from linmu.system.interrupts import raise_if_stopped
+from linmu.system.meter import peak_bytes
 
 LEAST_SECONDS = 1e-9  # a clock may stand still
 TRAINING_COLUMNS = (

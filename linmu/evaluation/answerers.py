@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from linmu.doctor import require
 from linmu.errors import InputError
 from linmu.evaluation.questions import Question
 from linmu.formats.bundle import file_sha256
@@ -17,6 +16,7 @@ from linmu.formats.manifest import MANIFEST_NAME
 from linmu.formats.model_files import find_gguf, is_student, read_config, read_model_folder
 from linmu.processing import Processor
 from linmu.runtimes.session import load
+from linmu.system.components import require
 
 BATCH_SIZE = 16
 

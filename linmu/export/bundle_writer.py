@@ -30,7 +30,6 @@ from linmu.formats.graph_check import check_graph_files
 from linmu.formats.manifest import Manifest, state_bytes
 from linmu.formats.model_files import find_weights, is_student, read_config
 from linmu.formats.steady_header import steady_header
-from linmu.meter import peak_bytes
 from linmu.model.mapped import open_student
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
@@ -43,6 +42,7 @@ from linmu.quantize.student import quantize_student
 from linmu.specs import GraphSpec
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
+from linmu.system.meter import peak_bytes
 from linmu.verification.compare import TOLERANCES
 
 WEIGHTS = "weights.data"

@@ -26,12 +26,12 @@ from linmu.files.atomic import atomic_folder
 from linmu.formats.gguf_rules import config_changes
 from linmu.formats.model_files import ModelFolder, read_json_object, read_model_folder
 from linmu.layout import PromptRules
-from linmu.meter import peak_bytes
 from linmu.model.convert import ConversionReport, convert
 from linmu.model.modeling import LinMUForConditionalGeneration, teacher_config
 from linmu.model.probe import default_probe
 from linmu.model.prompt_files import check_prompt_files
 from linmu.model.scaled import apply_scales
+from linmu.system.meter import peak_bytes
 
 CONVERSION_FILE = "conversion.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")

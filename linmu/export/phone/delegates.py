@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from linmu.doctor import require
 from linmu.errors import InputError
+from linmu.system.components import require
 
 XNNPACK = "xnnpack"
 

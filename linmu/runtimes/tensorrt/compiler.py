@@ -23,9 +23,9 @@ from typing import IO, Any
 import linmu
 from linmu import errors
 from linmu.files.atomic import write_bytes
-from linmu.meter import peak_bytes
 from linmu.runtimes.tensorrt.builder import Progress, Shapes, build_engine
 from linmu.runtimes.tensorrt.toolkit import load_toolkit
+from linmu.system.meter import peak_bytes
 
 PROGRAM = "linmu.runtimes.tensorrt.compiler"
 KINDS = (errors.BundleError, errors.DeviceError, errors.InputError)

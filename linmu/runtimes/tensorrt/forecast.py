@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from linmu.errors import InputError
-from linmu.tables import size
+from linmu.system.units import size
 
 FACTOR = 4.0
 BASE_BYTES = 512 * 2**20

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from linmu.doctor import COMPONENTS, EITHER, TARGETS, Diagnosis, Finding, diagnose, require
 from linmu.errors import MissingComponentError
+from linmu.system.components import COMPONENTS, EITHER, TARGETS, require
 from linmu.tables import diagnosis_view, size
+from linmu.tools.doctor import Diagnosis, Finding, diagnose
 
 
 def test_base_install_here_is_whole():

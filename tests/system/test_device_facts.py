@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linmu.device_facts import (
+from linmu.system.device_facts import (
     MIB,
     HostMemory,
     LoadMonitor,

@@ -1,0 +1,1 @@
+"""What the commands for bundles and folders do, as functions: verify, bench, build, inspect, doctor."""
