@@ -63,7 +63,7 @@ def ask(folder: Path) -> list[int]:
 
 def picture() -> Any:
     """A small picture, always the same."""
-    from linmu.golden import synthetic_picture
+    from linmu.verification.golden import synthetic_picture
 
     return synthetic_picture()
 

@@ -24,12 +24,12 @@ from rich.table import Table
 
 from linmu.errors import InputError, LinmuError
 from linmu.files.atomic import atomic_file, check_file_target
-from linmu.golden import seeded_ids
 from linmu.processing import ModelInputs
 from linmu.runtimes.session import Session, load
 from linmu.system.components import require
 from linmu.system.device_facts import DeviceLoad, LoadMonitor, board, power_mode
 from linmu.system.meter import peak_bytes
+from linmu.verification.golden import seeded_ids
 
 WARM_UP_TOKENS = 16
 WARM_UP_STEPS = 8

@@ -11,17 +11,17 @@ from linmu.errors import BundleError, InputError
 from linmu.files.atomic import check_file_target, write_bytes
 from linmu.formats.bundle import Bundle, open_bundle
 from linmu.formats.manifest import MANIFEST_NAME
-from linmu.golden import Golden, read_golden
-from linmu.report import Check, Curve, VerifyReport
 from linmu.runtimes.backends import BACKENDS, available_backends, open_runner, unusable
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.system.components import require
 from linmu.verification.compare import tolerance_of
 from linmu.verification.float_inputs import golden_runner
+from linmu.verification.golden import Golden, read_golden
 from linmu.verification.graph_files import graph_files
 from linmu.verification.hidden import hidden_runner
 from linmu.verification.levels import POSITIONS, GoldenLevels, graph_io_check, guarded, kernel_checks
+from linmu.verification.report import Check, Curve, VerifyReport
 
 Say = Callable[[str], None]
 
@@ -57,7 +57,7 @@ def verify(
             _say_skipped(opened, chosen, say)
         found = _verify(opened, contract, student, calibration, chosen, steps, say)
     if report is not None:
-        from linmu.report_html import report_html
+        from linmu.verification.report_html import report_html
 
         write_bytes(Path(report), report_html(found).encode())
     return found

@@ -21,9 +21,9 @@ from linmu.cli import context_lengths, main, mmate_config
 from linmu.cli_output import Results, plain
 from linmu.config import MMateConfig
 from linmu.errors import InputError
-from linmu.report import Check, VerifyReport
 from linmu.runtimes.backends import usable_threads
 from linmu.system.interrupts import Stopped, raise_if_stopped, stop_signals
+from linmu.verification.report import Check, VerifyReport
 from tests.bundles import tiny_bundle
 from tests.paths import ROOT
 

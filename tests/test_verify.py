@@ -14,10 +14,10 @@ from linmu.errors import InputError
 from linmu.export import golden as golden_writer
 from linmu.export.onnx_bundle import export_bundle
 from linmu.formats.bundle import open_bundle
-from linmu.golden import read_golden
 from linmu.model.folders import load_student
 from linmu.processing import Processor
 from linmu.runtimes.backends import open_runner
+from linmu.verification.golden import read_golden
 from linmu.verification.hidden import HIDDEN, hidden_runner, hidden_states, whole_prompt
 from linmu.verify import verify
 from tests.folders import student_folder

@@ -3,7 +3,7 @@
     golden/graphs.safetensors   one call of each graph: inputs, outputs, and a snapshot of all states
     golden/rollout.safetensors  a teacher-forced roll-out behind the prefill vector: tokens, logits, states per step
     golden/prompts.json         prompts (and picture.png) with token ids, pixels, and the greedy answer
-The seeded rules are in linmu/golden.py. Full states are written as long as they fit into the budget.
+The seeded rules are in linmu/verification/golden.py. Full states are written as long as they fit into the budget.
 Where inputs are rounded by block, graphs and roll-out are those of the same integers with float inputs (verification
 runs the graphs so: linmu.verification.float_inputs); prompts are answered with rounded ones.
 Where they are rounded otherwise, text and roll-out are of tokens that no tie makes uncertain
@@ -21,13 +21,12 @@ import numpy as np
 from safetensors.numpy import save_file
 from transformers import PreTrainedModel
 
-from linmu import golden
 from linmu.formats.manifest import WEIGHT_SUFFIXES, Manifest
-from linmu.golden import Projector, forced_ids, forced_token, sampled_ids, seeded_normal
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.prompt import place_prompt
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
+from linmu.verification import golden
 from linmu.verification.compare import (
     NOISE_ROOM,
     WIDEST_LOGITS,
@@ -38,6 +37,7 @@ from linmu.verification.compare import (
     top_gap,
 )
 from linmu.verification.eager import StudentRunner, round_vision, stored_form
+from linmu.verification.golden import Projector, forced_ids, forced_token, sampled_ids, seeded_normal
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.synthetic import (
     golden_piece,

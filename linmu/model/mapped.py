@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from linmu.formats.model_files import find_weights
 from linmu.formats.safetensors_file import read_header
-from linmu.golden import LARGE_PARAMETERS
 from linmu.model.widened import decoder_parts, widened
+from linmu.verification.golden import LARGE_PARAMETERS
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 ATTRIBUTE = "linmu_mapped"

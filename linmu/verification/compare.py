@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from linmu.formats.manifest import Manifest
-from linmu.golden import Projector, Snapshot, grouped
+from linmu.verification.golden import Projector, Snapshot, grouped
 
 NOISE_ROOM = 4.0
 WIDEST_LOGITS, WIDEST_STATE = 0.1, 1e-2  # noise never widens a tolerance beyond these

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from linmu.errors import BundleError
-from linmu.golden import Golden
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
+from linmu.verification.golden import Golden
 
 if TYPE_CHECKING:
     from linmu.formats.bundle import Bundle

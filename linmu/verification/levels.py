@@ -10,8 +10,6 @@ import numpy as np
 
 from linmu.errors import BundleError, LinmuError
 from linmu.formats.bundle import Bundle, check_graph_io
-from linmu.golden import Golden, Projector, Snapshot
-from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
 from linmu.runtimes.block_kernels import rounds_by_block
 from linmu.runtimes.session import Session
@@ -25,7 +23,9 @@ from linmu.verification.compare import (
     logits_error,
     snapshot_error,
 )
+from linmu.verification.golden import Golden, Projector, Snapshot
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
+from linmu.verification.report import Check, Curve, metered
 from linmu.verification.synthetic import golden_piece, inputs_of, vision_call
 
 PRINT_TOLERANCE = 1e-5  # of the pixels' norm: preprocessing is the same numpy and Pillow code everywhere

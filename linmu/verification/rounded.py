@@ -16,8 +16,6 @@ from torch import Tensor
 from linmu.errors import InputError
 from linmu.formats.bundle import Bundle
 from linmu.formats.matrix_format import MatrixFormat
-from linmu.golden import forced_ids, forced_token
-from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
 from linmu.runtimes.et_runner import EtRunner
 from linmu.runtimes.ort_runner import OrtRunner
@@ -28,9 +26,11 @@ from linmu.verification.compare import TINY, Meter, Tolerance, Worst
 from linmu.verification.exposed import ExposedRunner
 from linmu.verification.exposed_phone import ExposedEtRunner
 from linmu.verification.followed import Mirror, Seen
+from linmu.verification.golden import forced_ids, forced_token
 from linmu.verification.graph_files import GraphFiles
 from linmu.verification.levels import guarded
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
+from linmu.verification.report import Check, Curve, metered
 
 if TYPE_CHECKING:
     from linmu.verification.student import Reference

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from linmu.formats.bundle import Bundle
-from linmu.golden import Golden
 from linmu.processing import Processor
-from linmu.report import Check
 from linmu.runtimes.et_runner import EtRunner
 from linmu.runtimes.stock_runner import stock_answer, tokenizer_ids
 from linmu.verification.compare import tolerance_of
+from linmu.verification.golden import Golden
+from linmu.verification.report import Check
 
 # The runner's Python binding passes texts of single tokens, so an answer is compared up to the first that is none.
 PARTIAL = "\ufffd"

@@ -19,14 +19,12 @@ from linmu.formats.bundle import Bundle
 from linmu.formats.decoder_file import DECODER_FILE, read_decoder_file
 from linmu.formats.manifest import Manifest
 from linmu.formats.weights_hash import student_weights_hash
-from linmu.golden import PICTURE_PROMPT, TEXT_PROMPT, forced_ids, forced_token, synthetic_picture
 from linmu.model.folders import load_student
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.convert import write_processor
 from linmu.quantize.form import preset_form
 from linmu.quantize.presets import find_preset
-from linmu.report import Check, Curve, metered
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
@@ -44,10 +42,12 @@ from linmu.verification.compare import (
     top_gap,
 )
 from linmu.verification.eager import StudentRunner, round_student, round_vision
+from linmu.verification.golden import PICTURE_PROMPT, TEXT_PROMPT, forced_ids, forced_token, synthetic_picture
 from linmu.verification.graph_files import GraphFiles
 from linmu.verification.hidden import hidden_runner, hidden_states, whole_prompt
 from linmu.verification.levels import greedy_note, guarded, run_errors
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
+from linmu.verification.report import Check, Curve, metered
 from linmu.verification.rounded import rounded_checks
 
 GRAPHS = "graph files [onnxruntime]"

@@ -8,11 +8,11 @@ import numpy as np
 
 from linmu.config import MMateConfig
 from linmu.formats.manifest import Manifest
-from linmu.golden import TEXT_PROMPT, Projector, seeded_normal
 from linmu.layout import MediaGrid, PromptRules, layout_tensors
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.base import PromptPiece
 from linmu.runtimes.prompt import PlacedPrompt, place_prompt, window_row
+from linmu.verification.golden import TEXT_PROMPT, Projector, seeded_normal
 
 GRIDS = ((1, 3, 5), (1, 2, 4))  # tokens; families of any image size
 TEXT_PARTS = (5, 9)  # text in front of the first and of the second picture

@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 
 from linmu.formats.manifest import state_bytes
 from linmu.formats.matrix_format import LARGEST, MatrixFormat
-from linmu.golden import seeded_ids
 from linmu.step import decoder
 from linmu.step.torch_formats import Rounding, code_scale, round_input
 from linmu.verification.compare import NOISE_ROOM, SMALL_GROUP, TINY, Tolerance, logits_noise, noise_between
 from linmu.verification.eager import StudentRunner
+from linmu.verification.golden import seeded_ids
 from linmu.verification.players import RunnerPlayer
 
 # 1 step of 150 that 4 times the noise calls sure was not, with XNNPACK on the demo student

@@ -9,11 +9,11 @@ import torch
 from linmu.export import golden
 from linmu.export.onnx_bundle import export_bundle
 from linmu.formats.bundle import open_bundle
-from linmu.golden import TEXT_PROMPT
 from linmu.model.folders import load_student
 from linmu.processing import Processor
 from linmu.verification.compare import NOISE_ROOM, WIDEST_LOGITS
 from linmu.verification.eager import StudentRunner
+from linmu.verification.golden import TEXT_PROMPT
 from tests.folders import student_folder
 
 TOKENS = 12

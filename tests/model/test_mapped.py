@@ -12,7 +12,6 @@ from linmu.export.half_range import too_wide
 from linmu.export.jetson_bundle import write_bundle
 from linmu.export.onnx_bundle import write_bundle as write_onnx_bundle
 from linmu.formats.model_files import read_config
-from linmu.golden import LARGE_PARAMETERS, LEAST_NEW_TOKENS, LEAST_STEPS, lengths
 from linmu.model import mapped
 from linmu.model.folders import load_student
 from linmu.model.mapped import MappedFiles, mapped_files, open_student, upcast
@@ -20,6 +19,7 @@ from linmu.model.probe import default_probe
 from linmu.step.pack import decoder_form
 from linmu.step.streamed import Spool, StreamedWeights, narrowest
 from linmu.step.torch_ops import TorchOps
+from linmu.verification.golden import LARGE_PARAMETERS, LEAST_NEW_TOKENS, LEAST_STEPS, lengths
 from tests.folders import student_folder
 
 STORED = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -141,8 +141,8 @@ def test_a_spool_gives_back_every_bit_and_leaves_no_file(tmp_path):
     ],
 )
 def test_the_same_bundle_byte_by_byte(student, tmp_path, monkeypatch, write, options):
-    monkeypatch.setattr("linmu.golden.ROLLOUT_STEPS", 5)
-    monkeypatch.setattr("linmu.golden.NEW_TOKENS", 3)
+    monkeypatch.setattr("linmu.verification.golden.ROLLOUT_STEPS", 5)
+    monkeypatch.setattr("linmu.verification.golden.NEW_TOKENS", 3)
     wanted = write(student, tmp_path / "held", **options).manifest
     monkeypatch.setattr(mapped, "LARGE_PARAMETERS", 0)
     found = write(student, tmp_path / "streamed", **options).manifest
@@ -151,8 +151,8 @@ def test_the_same_bundle_byte_by_byte(student, tmp_path, monkeypatch, write, opt
 
 @pytest.mark.parametrize("student", ["bfloat16"], indirect=True)
 def test_the_same_record_and_the_same_quantized_bundle(student, tmp_path, monkeypatch):
-    monkeypatch.setattr("linmu.golden.ROLLOUT_STEPS", 5)
-    monkeypatch.setattr("linmu.golden.NEW_TOKENS", 3)
+    monkeypatch.setattr("linmu.verification.golden.ROLLOUT_STEPS", 5)
+    monkeypatch.setattr("linmu.verification.golden.NEW_TOKENS", 3)
     records, manifests = [], []
     for place, limit in (("held", LARGE_PARAMETERS), ("streamed", 0)):
         monkeypatch.setattr(mapped, "LARGE_PARAMETERS", limit)

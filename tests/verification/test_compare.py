@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from linmu import golden
-from linmu.golden import Projector, Snapshot, canonical, forced_ids, from_canonical, grouped, seeded_bytes, signs
+from linmu.verification import golden
 from linmu.verification.compare import (
     Meter,
     Tolerance,
@@ -19,6 +18,16 @@ from linmu.verification.compare import (
     snapshot_error,
     states_error,
     top_gap,
+)
+from linmu.verification.golden import (
+    Projector,
+    Snapshot,
+    canonical,
+    forced_ids,
+    from_canonical,
+    grouped,
+    seeded_bytes,
+    signs,
 )
 from linmu.verification.levels import greedy_note
 from tests.bundles import CONV_LAST, RECURRENT

@@ -14,7 +14,6 @@ from linmu.errors import BundleError, InputError
 from linmu.export.targets import write_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.formats.decoder_file import read_decoder_file
-from linmu.golden import read_golden
 from linmu.model.folders import load_student
 from linmu.runtimes.session import load
 from linmu.runtimes.torch_runner import bundle_form
@@ -22,6 +21,7 @@ from linmu.verification import levels, ties
 from linmu.verification.compare import NOISE_ROOM, Tolerance
 from linmu.verification.eager import StudentRunner
 from linmu.verification.exposed import ExposedRunner, expose_inputs
+from linmu.verification.golden import read_golden
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.rounded import rounded_checks
 from linmu.verification.ties import SureTokens, Ties

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from linmu.report import LEVELS, Curve, VerifyReport, row
+from linmu.verification.report import LEVELS, Curve, VerifyReport, row
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 60, 26
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
