@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from benchmarks.harness import finish, table  # noqa: E402
 from linmu.export.onnx_bundle import export_bundle  # noqa: E402
 from linmu.model.folders import load_student  # noqa: E402
-from linmu.verify import verify  # noqa: E402
+from linmu.tools.verify import verify  # noqa: E402
 from tests.folders import student_folder  # noqa: E402
 from tests.model.test_generate import run  # noqa: E402
 from tests.tiny import FAMILY_NAMES, VISION_NAMES, tiny_inputs, tiny_tokenizer  # noqa: E402

@@ -31,7 +31,7 @@ from linmu.calibration.collect import calibrate  # noqa: E402
 from linmu.errors import CheckFailed, InputError  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
 from linmu.system.components import require  # noqa: E402
-from linmu.verify import verify  # noqa: E402
+from linmu.tools.verify import verify  # noqa: E402
 from tests.folders import student_folder  # noqa: E402
 from tests.tiny import FAMILY_NAMES  # noqa: E402
 

@@ -79,7 +79,7 @@ def go_on(folder: Path) -> list[int]:
 
 def verified(folder: Path) -> str:
     """Whether verify agrees, on two steps."""
-    from linmu.verify import verify
+    from linmu.tools.verify import verify
 
     return "same" if verify(folder, backends=("onnxruntime",), steps=2).ok else "failed"
 
@@ -312,7 +312,7 @@ def run(
 ) -> dict[str, Counter[str]]:
     """Counts by part and class; `chosen`: inputs by part."""
     import linmu.runtimes.ort_runner
-    import linmu.verify  # noqa: F401  imported once, before the processes part
+    import linmu.tools.verify  # noqa: F401  imported once, before the processes part
 
     counts: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as place:

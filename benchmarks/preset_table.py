@@ -16,9 +16,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.harness import finish, say, table  # noqa: E402
 from linmu.config import MMateConfig  # noqa: E402
-from linmu.inspect import DecoderSizes, inspect_folder  # noqa: E402
-from linmu.preset_memory import Decoder, PresetMemory, preset_memory  # noqa: E402
 from linmu.system.units import size  # noqa: E402
+from linmu.tools.inspect import DecoderSizes, inspect_folder  # noqa: E402
+from linmu.tools.preset_memory import Decoder, PresetMemory, preset_memory  # noqa: E402
 
 MMATE = MMateConfig()
 # layers, hidden, intermediate, heads, key/value heads, head size; vocabulary, tied, vision; elements of the tower

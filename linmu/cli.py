@@ -111,7 +111,7 @@ def verify(
     if student is not None:
         require_modules("linmu verify --student", "convert", "torch", "transformers")
     with open_results() as results:
-        from linmu.verify import verify as verify_bundle
+        from linmu.tools.verify import verify as verify_bundle
 
         report = verify_bundle(
             bundle,
@@ -203,7 +203,7 @@ def bench(
     """Measure time to first token, tokens per second, peak memory and state bytes against context length."""
     lengths = context_lengths(contexts)
     with open_results() as results:
-        from linmu.bench import bench as bench_bundle
+        from linmu.tools.bench import bench as bench_bundle
 
         report = bench_bundle(bundle, contexts=lengths, backend=backend, threads=threads, progress=say, plot=plot)
         results.report(report, json_output)
@@ -215,8 +215,8 @@ def inspect(
     json_output: JsonOption = False,
 ) -> None:
     """Show graphs, inputs and outputs, precisions, sizes, state bytes and a memory forecast."""
-    from linmu.inspect import inspect_folder
     from linmu.tables import inspection_view
+    from linmu.tools.inspect import inspect_folder
 
     with open_results() as results:
         found = inspect_folder(folder)

@@ -40,7 +40,7 @@ def build_command(
 ) -> None:
     """On the device: compile the graphs into TensorRT engines; what is built and still right is kept."""
     with open_results() as results:
-        from linmu.build import build
+        from linmu.tools.build import build
 
         with progress_bar("building") as progress:
             report = build(

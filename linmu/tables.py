@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from linmu.inspect import Inspection
 from linmu.system.units import size
 from linmu.tools.doctor import Diagnosis
+from linmu.tools.inspect import Inspection
 
 if TYPE_CHECKING:  # these import torch
     from linmu.export.bundle_writer import ExportReport

@@ -134,20 +134,20 @@ def test_doctor_and_inspect_work_without_torch(tmp_path):
 
 
 def test_unexpected_error_is_one_line_with_a_hint():
-    before = "import linmu.inspect\ndef broken(folder): raise RuntimeError('two\\nlines')\n"
-    done = run_linmu("inspect", "x", before=before + "linmu.inspect.inspect_folder = broken")
+    before = "import linmu.tools.inspect\ndef broken(folder): raise RuntimeError('two\\nlines')\n"
+    done = run_linmu("inspect", "x", before=before + "linmu.tools.inspect.inspect_folder = broken")
     assert done.returncode == 1
     assert done.stderr == "error: RuntimeError: two lines; run with --debug for the traceback\n"
 
 
 WAIT = """
 import sys, time
-import linmu.inspect
+import linmu.tools.inspect
 from linmu.cli import main
 def wait(folder):
     print("ready", file=sys.__stdout__, flush=True)
     time.sleep(60)
-linmu.inspect.inspect_folder = wait
+linmu.tools.inspect.inspect_folder = wait
 sys.exit(main(["inspect", "x"]))
 """
 
@@ -184,14 +184,14 @@ def test_other_signals_clean_up_too(tmp_path, number):
 HALF = """
 import sys, time
 from pathlib import Path
-import linmu.inspect
+import linmu.tools.inspect
 from linmu.files.atomic import atomic_folder
 from linmu.cli import main
 def half(folder):
     with atomic_folder(Path(folder)):
         print("ready", file=sys.__stdout__, flush=True)
         time.sleep(60)
-linmu.inspect.inspect_folder = half
+linmu.tools.inspect.inspect_folder = half
 sys.exit(main(["inspect", sys.argv[1]]))
 """
 
@@ -266,7 +266,7 @@ def test_reports_have_frames_that_their_stream_can_show(encoding):
     ],
 )
 def test_errors_of_the_system_are_bad_input(error, said):
-    before = f"import linmu.inspect\ndef broken(folder): raise {error}\nlinmu.inspect.inspect_folder = broken"
+    before = f"import linmu.tools.inspect\ndef broken(folder): raise {error}\nlinmu.inspect.inspect_folder = broken"
     done = run_linmu("inspect", "x", before=before)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
 
@@ -281,9 +281,9 @@ def test_no_more_threads_than_cores():
 
 
 def test_libraries_that_print_do_not_disturb_json(tmp_path):
-    before = "import linmu.inspect\nreal = linmu.inspect.inspect_folder\ndef noisy(f): print('noise'); return real(f)\n"
+    before = "import inspect\nreal = linmu.tools.inspect.inspect_folder\ndef noisy(f): print('noise'); return real(f)\n"
     folder = tiny_bundle(tmp_path / "b")
-    done = run_linmu("inspect", str(folder), "--json", before=before + "linmu.inspect.inspect_folder = noisy")
+    done = run_linmu("inspect", str(folder), "--json", before=before + "linmu.tools.inspect.inspect_folder = noisy")
     assert json.loads(done.stdout)["kind"] == "bundle" and "noise" in done.stderr
 
 

@@ -14,7 +14,7 @@ from linmu.errors import InputError
 from linmu.export.targets import write_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.formats.safetensors_file import read_header
-from linmu.verify import verify
+from linmu.tools.verify import verify
 from tests.folders import student_folder
 
 FAST = {"samples": 3, "decode_tokens": 3, "long_tokens": 4, "state_tokens": 9, "kept_rows": 40}

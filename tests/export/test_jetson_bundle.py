@@ -15,7 +15,7 @@ from linmu.export.onnx_bundle import export_bundle as export_onnx
 from linmu.formats.bundle import open_bundle
 from linmu.runtimes.session import load
 from linmu.runtimes.tensorrt import compiler
-from linmu.verify import verify
+from linmu.tools.verify import verify
 from tests.folders import student_folder
 from tests.tiny import tiny_video
 

@@ -18,7 +18,7 @@ from linmu.model.folders import load_student
 from linmu.quantize.presets import Quantization
 from linmu.quantize.student import quantize_student
 from linmu.runtimes.session import load
-from linmu.verify import verify
+from linmu.tools.verify import verify
 from tests.folders import student_folder
 
 FAST = {"samples": 3, "decode_tokens": 3, "long_tokens": 4, "state_tokens": 5, "kept_rows": 40}

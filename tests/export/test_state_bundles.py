@@ -10,7 +10,7 @@ from linmu.export.targets import write_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.runtimes.session import load
 from linmu.runtimes.tensorrt.device_state import state_arena
-from linmu.verify import verify
+from linmu.tools.verify import verify
 from tests.folders import student_folder
 
 

@@ -153,7 +153,7 @@ def test_golden_pieces_and_buffers_fit_the_default_ranges(folder):
 
 def test_importing_the_runner_loads_neither_tensorrt_nor_cuda():
     script = (
-        "import sys, linmu.runtimes.trt_runner, linmu.build\n"
+        "import sys, linmu.runtimes.trt_runner, linmu.tools.build\n"
         "print(sorted({'tensorrt', 'tensorrt_rtx', 'cuda', 'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)

@@ -17,6 +17,7 @@ from linmu.formats.decoder_file import read_decoder_file
 from linmu.model.folders import load_student
 from linmu.runtimes.session import load
 from linmu.runtimes.torch_runner import bundle_form
+from linmu.tools.verify import verify
 from linmu.verification import levels, ties
 from linmu.verification.compare import NOISE_ROOM, Tolerance
 from linmu.verification.eager import StudentRunner
@@ -25,7 +26,6 @@ from linmu.verification.golden import read_golden
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.rounded import rounded_checks
 from linmu.verification.ties import SureTokens, Ties
-from linmu.verify import verify
 from tests.folders import student_folder
 from tests.verification.broken import copy_of, rehash
 

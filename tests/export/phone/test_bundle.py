@@ -25,7 +25,7 @@ from linmu.model.folders import load_student  # noqa: E402
 from linmu.runtimes.et_runner import open_program  # noqa: E402
 from linmu.runtimes.session import load  # noqa: E402
 from linmu.step.pack import decoder_form  # noqa: E402
-from linmu.verify import verify  # noqa: E402
+from linmu.tools.verify import verify  # noqa: E402
 from tests.export.phone.students import one_layer, phone_bundle, unequal_steps  # noqa: E402
 from tests.folders import student_folder  # noqa: E402
 from tests.tiny import tiny_image  # noqa: E402

@@ -19,7 +19,7 @@ from linmu.export.vision_graph import build_vision  # noqa: E402
 from linmu.formats.bundle import open_bundle  # noqa: E402
 from linmu.model.folders import load_student  # noqa: E402
 from linmu.step.pack import decoder_form  # noqa: E402
-from linmu.verify import verify  # noqa: E402
+from linmu.tools.verify import verify  # noqa: E402
 from tests.export.phone.students import one_layer  # noqa: E402
 
 MOST = 48

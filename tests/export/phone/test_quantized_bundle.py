@@ -14,7 +14,7 @@ from linmu.calibration.collect import calibrate  # noqa: E402
 from linmu.cli import main  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
 from linmu.formats.bundle import open_bundle, write_manifest  # noqa: E402
-from linmu.verify import verify  # noqa: E402
+from linmu.tools.verify import verify  # noqa: E402
 from tests.export.phone.students import one_layer, unequal_steps  # noqa: E402
 from tests.quantize.test_form import FAST  # noqa: E402
 

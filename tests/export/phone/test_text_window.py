@@ -8,7 +8,7 @@ pytest.importorskip("executorch")
 
 from linmu.export.phone.lowering import LEAST_SHARE  # noqa: E402
 from linmu.formats.bundle import open_bundle  # noqa: E402
-from linmu.verify import verify  # noqa: E402
+from linmu.tools.verify import verify  # noqa: E402
 from tests.export.phone.students import one_layer, phone_bundle, unequal_steps  # noqa: E402
 
 WINDOW = 5

@@ -1,6 +1,6 @@
 """`linmu bench`: time to first token, tokens per second, peak memory and state bytes against context length.
 
-Every length is measured in a process of its own (`python -m linmu.bench` with a request on stdin), so that peak memory
+Every length is measured in a process of its own (`python -m bench` with a request on stdin), so that peak memory
 belongs to that length alone.
 """
 
@@ -195,7 +195,7 @@ def _random_tokens(session: Session, count: int) -> np.ndarray:
 def _child(bundle: Path, context: int, backend: str, threads: int | None) -> Row:
     request = json.dumps([str(bundle), context, backend, threads])
     done = subprocess.run(
-        [sys.executable, "-m", "linmu.bench"], input=request, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "linmu.tools.bench"], input=request, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

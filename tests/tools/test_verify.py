@@ -17,9 +17,9 @@ from linmu.formats.bundle import open_bundle
 from linmu.model.folders import load_student
 from linmu.processing import Processor
 from linmu.runtimes.backends import open_runner
+from linmu.tools.verify import verify
 from linmu.verification.golden import read_golden
 from linmu.verification.hidden import HIDDEN, hidden_runner, hidden_states, whole_prompt
-from linmu.verify import verify
 from tests.folders import student_folder
 from tests.paths import ROOT
 from tests.verification import broken

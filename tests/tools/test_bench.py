@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from linmu.bench import bench
 from linmu.cli import main
 from linmu.errors import InputError, MissingComponentError
 from linmu.export.onnx_bundle import export_bundle
+from linmu.tools.bench import bench
 from tests.folders import student_folder
 
 
@@ -92,5 +92,5 @@ def test_plot_without_matplotlib_names_the_extra(bundle, tmp_path, monkeypatch):
 
 def test_a_child_that_fails_is_one_line(bundle, tmp_path):
     request = json.dumps([str(tmp_path / "none"), 16, "auto", None])
-    done = subprocess.run([sys.executable, "-m", "linmu.bench"], input=request, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "linmu.tools.bench"], input=request, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no bundle at" in done.stderr

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from linmu.inspect import DecoderSizes, inspect_folder
-from linmu.preset_memory import PHONES, PRESETS, Decoder, preset_memory, stored_bytes
 from linmu.quantize.layer import fitting
 from linmu.quantize.presets import INT4_32, INT4_ROWS, LAYER_MATRICES
 from linmu.quantize.presets import PRESETS as QUANTIZED
 from linmu.step.form import DecoderForm, is_matrix
 from linmu.step.pack import decoder_form
+from linmu.tools.inspect import DecoderSizes, inspect_folder
+from linmu.tools.preset_memory import PHONES, PRESETS, Decoder, preset_memory, stored_bytes
 from tests.folders import student_folder
 from tests.model.students import fresh_student
 from tests.tiny import FAMILY_NAMES

@@ -16,8 +16,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-import linmu.build
-from linmu.build import build
+import linmu.tools.build
 from linmu.cli import main
 from linmu.errors import BundleError, InputError, MissingComponentError
 from linmu.formats.bundle import open_bundle, write_manifest
@@ -31,6 +30,7 @@ from linmu.runtimes.tensorrt.profiles import bundle_ranges
 from linmu.runtimes.tensorrt.toolkit import load_toolkit
 from linmu.specs import TensorSpec
 from linmu.system.device_facts import HostMemory
+from linmu.tools.build import build
 from tests.bundles import tiny_bundle
 from tests.paths import ROOT
 from tests.runtimes.tensorrt.support import CAPABILITY, device_bundle
@@ -198,7 +198,7 @@ def test_scopes_of_nodes():
 
 def test_what_does_not_fit_is_refused_before_it_is_tried(exported, tmp_path, monkeypatch):
     shutil.copytree(exported, tmp_path / "bundle")
-    monkeypatch.setattr(linmu.build, "host_memory", lambda: HostMemory(2**30, 2**28))
+    monkeypatch.setattr(linmu.tools.build, "host_memory", lambda: HostMemory(2**30, 2**28))
     with pytest.raises(InputError, match="prefill engine would run out of memory; got 256.0 MiB"):
         build(tmp_path / "bundle", **QUICK)
     assert files(tmp_path / "bundle") == []

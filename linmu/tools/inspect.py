@@ -15,7 +15,7 @@ from linmu.formats.model_files import Weights, find_weights, is_student, read_co
 from linmu.formats.safetensors_file import read_header
 
 if TYPE_CHECKING:
-    from linmu.preset_memory import PresetMemory
+    from linmu.tools.preset_memory import PresetMemory
 
 CONTEXTS = tuple(1024 * 2**power for power in range(8))  # 1k to 128k tokens
 FLOAT_BYTES = 4
@@ -182,7 +182,7 @@ def _presets(
     config: dict[str, Any], sizes: DecoderSizes, mmate: MMateConfig, weights: Weights
 ) -> tuple[PresetMemory, ...]:
     """What every preset will take; empty for a config without a vocabulary."""
-    from linmu.preset_memory import Decoder, preset_memory  # it needs the sizes of this module
+    from linmu.tools.preset_memory import Decoder, preset_memory  # it needs the sizes of this module
 
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     vocab = (text or {}).get("vocab_size")
