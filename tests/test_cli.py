@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from linmu import __version__
-from linmu.cli import context_lengths, main, mmate_config
-from linmu.cli_output import Results, plain
+from linmu.cli import main
+from linmu.commands.bench import context_lengths
+from linmu.commands.convert import mmate_config
+from linmu.commands.output import Results, plain
 from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.runtimes.backends import usable_threads
@@ -266,7 +268,9 @@ def test_reports_have_frames_that_their_stream_can_show(encoding):
     ],
 )
 def test_errors_of_the_system_are_bad_input(error, said):
-    before = f"import linmu.tools.inspect\ndef broken(folder): raise {error}\nlinmu.inspect.inspect_folder = broken"
+    before = (
+        f"import linmu.tools.inspect\ndef broken(folder): raise {error}\nlinmu.tools.inspect.inspect_folder = broken"
+    )
     done = run_linmu("inspect", "x", before=before)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from linmu.commands.tables import diagnosis_view, size
 from linmu.errors import MissingComponentError
 from linmu.system.components import COMPONENTS, EITHER, TARGETS, require
-from linmu.tables import diagnosis_view, size
 from linmu.tools.doctor import Diagnosis, Finding, diagnose
 
 

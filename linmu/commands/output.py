@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from linmu.cli_process import drop_stdout
+from linmu.commands.process import drop_stdout
 from linmu.errors import InputError
 
 PIPED_WIDTH = 120  # columns of a table that goes to a file or a pipe
@@ -109,6 +109,22 @@ def progress_bar(title: str) -> Iterator[Callable[..., None]]:
 
         def show(text: str, done: int = 0, total: int | None = None) -> None:
             bar.update(task, description=f"{title}: {text}", completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for everyone who works, moved by progress(who, done, total); nothing where stderr is a file."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(who: str, done: int, total: int) -> None:
+            if who not in tasks:
+                tasks[who] = bars.add_task(who)
+            bars.update(tasks[who], completed=done, total=total)
 
         yield show
 

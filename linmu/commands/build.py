@@ -1,25 +1,19 @@
-"""The command of the device: `linmu build`. `linmu.cli` registers it."""
+"""`linmu build`: a bundle's engines, compiled on the device."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from linmu.cli_output import open_results, progress_bar, say
+from linmu.commands.options import BundleArgument, JsonOption
+from linmu.commands.output import open_results, progress_bar, say
+
+EXAMPLES = "Example: linmu build bundle --max-tokens 4096 --json"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this module to the command line."""
-    app.command("build", epilog=BUILD_EXAMPLES)(build_command)
-
-
-BUILD_EXAMPLES = "Example: linmu build bundle --max-tokens 4096 --json"
-
-
-def build_command(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder made by `linmu export`.", show_default=False)],
+def command(
+    bundle: BundleArgument,
     max_tokens: Annotated[
         int | None,
         typer.Option("--max-tokens", min=1, help="Most tokens of one prefill call; a picture must fit (default 2048)."),
@@ -36,7 +30,7 @@ def build_command(
     ignore_memory: Annotated[
         bool, typer.Option("--ignore-memory", help="Try even if the memory forecast does not fit.")
     ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """On the device: compile the graphs into TensorRT engines; what is built and still right is kept."""
     with open_results() as results:

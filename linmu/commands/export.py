@@ -1,4 +1,4 @@
-"""The command that writes bundles: `linmu export`. `linmu.cli` registers it."""
+"""`linmu export`: a student's folder in, a bundle out."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from typing import Annotated
 
 import typer
 
-from linmu.cli_output import open_results, progress_bar, require_modules, require_separate, say, show_view
+from linmu.commands.options import JsonOption, OverwriteOption
+from linmu.commands.output import open_results, progress_bar, require_modules, require_separate, say, show_view
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module to the command line."""
-    app.command("export", epilog=EXPORT_EXAMPLES)(export_command)
-
-
-EXPORT_EXAMPLES = (
+EXAMPLES = (
     "Example: linmu export student -o bundle, or linmu export student --target jetson --quant int4 --calib "
     "calib.safetensors -o bundle, or linmu export student --quant auto --budget 3000000 --calib calib.safetensors "
     "-o bundle, or linmu export student --state fp16 -o bundle, or linmu export student --target android -o bundle, or "
@@ -23,7 +18,7 @@ EXPORT_EXAMPLES = (
 )
 
 
-def export_command(
+def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.", show_default=False)],
     student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default="the demo student")] = None,
     target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
@@ -59,16 +54,16 @@ def export_command(
             help="jetson: compile all graphs with TensorRT-RTX, if it is installed (needs no GPU).",
         ),
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of linmu.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
 ) -> None:
     """Write a bundle: graphs, weights, tokenizer, golden vectors and a manifest with every hash."""
+    from linmu.commands.tables import export_view
     from linmu.demo import student_folder
     from linmu.export.phone.delegates import find_delegate
     from linmu.export.targets import find_target, stored_precision, write_bundle
     from linmu.formats.state_precision import state_precision
     from linmu.quantize.presets import planned
-    from linmu.tables import export_view
 
     row = find_target(target)  # all that can be wrong here is told before torch takes its seconds to load
     if planned(target, quant, calib, budget) is None:
