@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from linmu.config import MMateConfig
+from linmu.conversion.folder import convert_folder
 from linmu.demo.measure import BATCH_SIZE, accuracy, make_sets, table_line
 from linmu.distill.recipe import Recipe, Stage, load_recipe
 from linmu.distill.run import distill
 from linmu.evaluation.answerers import Engine
 from linmu.evaluation.report import Evaluation
 from linmu.evaluation.run import evaluate
-from linmu.model.folders import convert_folder, load_student
+from linmu.model.folders import load_student
 from linmu.model.modeling import decoder_layers
 
 BASE = MMateConfig(window_frames=2, window_rows=4, window_columns=4, chunk_size=64)

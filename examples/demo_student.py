@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 from linmu.config import MMateConfig
+from linmu.conversion.folder import convert_folder
 from linmu.demo.generate import TASKS, lines, samples
 from linmu.demo.measure import TEST_SEEDS, accuracy, ask_all, make_sets, table_line
 from linmu.distill.recipe import load_recipe
 from linmu.distill.run import distill
 from linmu.formats.data_folder import write_data_folder
-from linmu.model.folders import convert_folder
 
 RECIPE, MORE_RECIPE = (Path(__file__).with_name(name) for name in ("demo_student.yaml", "demo_student_more.yaml"))
 MORE_TASKS, MORE_SAMPLES, MORE_SEED = (*TASKS, *["word"] * 10, "number", "number"), 20000, 3

@@ -22,10 +22,11 @@ import torch
 from pretrained import load_smollm2
 from transformers import PreTrainedModel
 
+from linmu.conversion.folder import convert_folder
 from linmu.distill.recipe import Recipe, load_recipe
 from linmu.distill.run import distill
 from linmu.formats.data_folder import write_data_folder
-from linmu.model.folders import convert_folder, load_student
+from linmu.model.folders import load_student
 
 RECIPE = Path(__file__).with_name("smollm2_student.yaml")
 OPENINGS = (

@@ -11,7 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "convert": "linmu.model.convert",
+    "convert": "linmu.conversion.convert",
     "LinMUForConditionalGeneration": "linmu.model.modeling",
     "LinMUForCausalLM": "linmu.model.modeling",
     "load": "linmu.runtimes.session",

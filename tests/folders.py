@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from linmu.config import MMateConfig
-from linmu.model.folders import convert_folder, load_student
+from linmu.conversion.folder import convert_folder
+from linmu.model.folders import load_student
 from tests.model.students import SMALL, unsettle
 from tests.paths import ROOT
 from tests.tiny import tiny_model, tiny_processor

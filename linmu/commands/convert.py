@@ -35,7 +35,7 @@ def command(
     read_model_folder(teacher)  # a wrong folder is reported before torch takes its seconds to load
     with open_results() as results, progress_bar("converting") as progress:
         from linmu.commands.tables import conversion_view
-        from linmu.model.folders import convert_folder
+        from linmu.conversion.folder import convert_folder
 
         report = convert_folder(
             teacher,

@@ -12,8 +12,8 @@ from linmu.tools.doctor import Diagnosis
 from linmu.tools.inspect import Inspection
 
 if TYPE_CHECKING:  # these import torch
+    from linmu.conversion.folder import FolderConversion
     from linmu.export.bundle_writer import ExportReport
-    from linmu.model.folders import FolderConversion
     from linmu.quantize.state_choice import BudgetReport
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from linmu.conversion.probe import default_probe
 from linmu.export.vision_passes import FP16_LARGEST
 from linmu.model.mapped import release_pages, upcast
 from linmu.model.modeling import decoder_layers
-from linmu.model.probe import default_probe
 
 ROOM = 8.0  # other prompts reach further than the probe: what stays below 65504 / ROOM counts as safe
 PARTS = {  # of a layer's packed matrices (linmu/step/form.py): ends of the names of their linear modules

@@ -1,14 +1,11 @@
-"""Model folders: a teacher's is loaded, converted in place and saved as a student's with everything a prompt needs."""
+"""Model folders as models: teachers and students loaded with nothing dropped, and the files beside the weights."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +16,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from linmu import __version__
-from linmu.config import MMateConfig
 from linmu.errors import InputError
-from linmu.files.atomic import atomic_folder
 from linmu.formats.gguf_rules import config_changes
-from linmu.formats.model_files import ModelFolder, read_json_object, read_model_folder
-from linmu.layout import PromptRules
-from linmu.model.convert import ConversionReport, convert
-from linmu.model.modeling import LinMUForConditionalGeneration, teacher_config
-from linmu.model.probe import default_probe
-from linmu.model.prompt_files import check_prompt_files
+from linmu.formats.model_files import ModelFolder, read_json_object
+from linmu.model.modeling import LinMUForConditionalGeneration
 from linmu.model.scaled import apply_scales
-from linmu.system.meter import peak_bytes
 
 CONVERSION_FILE = "conversion.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -68,73 +57,6 @@ SIDE_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class FolderConversion(ConversionReport):
-    """A ConversionReport with what the conversion took: seconds, bytes of the model, peak bytes of the process."""
-
-    seconds: float
-    parameter_bytes: int
-    peak_bytes: int
-    notes: tuple[str, ...] = ()  # what was done to the teacher's weights before
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        own = {"seconds": self.seconds, "parameter_bytes": self.parameter_bytes, "peak_bytes": self.peak_bytes}
-        return {**super().to_json(), **own, "notes": list(self.notes)}
-
-
-def convert_folder(
-    teacher: Path,
-    out: Path,
-    *,
-    mmate: MMateConfig | None = None,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    dtype: str = "auto",
-    adapter: Path | None = None,
-) -> FolderConversion:
-    """Convert the model folder `teacher` (safetensors, or one GGUF file) and write the student folder `out`.
-
-    adapter: folder of a LoRA adapter whose products are added to the teacher's weights first.
-    dtype: that of the student's weights; "auto" keeps the teacher's (GGUF: float32). progress(done, total) counts
-    layers. Besides the model, `out` gets the tokenizer's and processor's files and conversion.json, the report.
-    Raises InputError for an unusable teacher or target; nothing is left behind then.
-    """
-    started = time.perf_counter()
-    if dtype not in DTYPES:
-        raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
-    found = read_model_folder(teacher)
-    if adapter is not None:
-        from linmu.model.adapter import check_adapter  # peft takes its seconds to load
-
-        check_adapter(adapter)
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        config = _read_config(found)
-        config.save_pretrained(folder)  # the processor's settings depend on it
-        write_side_files(found, folder)
-        rules = None if found.family.text_only else PromptRules.from_config(teacher_config(config))
-        check_prompt_files(folder, found.folder, found.family, rules)
-        model = load_teacher(found, dtype, adapter)
-        student = convert(model, mmate, default_probe(folder, found.family, rules), progress)
-        # False: keys as the class has them; the mapping from older names goes by the teacher's model_type
-        with _quiet():
-            student.save_pretrained(folder, save_original_format=False)
-        report = student.conversion_report
-        _require_finite(report)
-        _write_report(folder, found, report, student, adapter)
-        size = sum(weight.numel() * weight.element_size() for weight in student.parameters())
-        return FolderConversion(
-            report.layers,
-            report.hidden_nmse,
-            report.token_agreement,
-            report.probe_tokens,
-            time.perf_counter() - started,
-            size,
-            peak_bytes(),
-            _notes(found, adapter),
-        )
-
-
 def load_teacher(found: ModelFolder, dtype: str = "auto", adapter: Path | None = None) -> PreTrainedModel:
     """The teacher of a checked folder, on the CPU, in eval mode, with an adapter's weights merged into its own.
 
@@ -150,7 +72,7 @@ def load_teacher(found: ModelFolder, dtype: str = "auto", adapter: Path | None =
     return merge_adapter(model, adapter)
 
 
-def _read_config(found: ModelFolder) -> Any:
+def model_config(found: ModelFolder) -> Any:
     """The teacher's config as transformers reads it; a GGUF file's with the rotary scaling that transformers skips."""
     cls = getattr(transformers, found.family.model_class).config_class
     try:
@@ -170,7 +92,7 @@ def _load_plain(cls: Any, found: ModelFolder, dtype: str) -> PreTrainedModel:
     if not found.scales.weights:
         model, surplus = _load(cls, found.folder, dtype=dtype, use_safetensors=True)
     else:
-        config = _read_config(found)
+        config = model_config(found)
         for part in (config, config.get_text_config()):
             vars(part).pop("quantization_config", None)
         if dtype == "auto":
@@ -186,7 +108,7 @@ def _load_plain(cls: Any, found: ModelFolder, dtype: str) -> PreTrainedModel:
 
 def _load_gguf(cls: Any, found: ModelFolder, gguf: Path, dtype: str) -> PreTrainedModel:
     dtype = "float32" if dtype == "auto" else dtype
-    model, _ = _load(cls, found.folder, config=_read_config(found), dtype=getattr(torch, dtype), gguf_file=gguf.name)
+    model, _ = _load(cls, found.folder, config=model_config(found), dtype=getattr(torch, dtype), gguf_file=gguf.name)
     # The weights are ordinary tensors by now; without these marks the model can be saved.
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, name):
@@ -205,7 +127,7 @@ def load_student(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrained
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and its report on weights off the terminal: we show and judge them ourselves."""
     shown, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
@@ -221,7 +143,7 @@ def _quiet() -> Iterator[None]:
 def _load(cls: Any, folder: Path, **options: Any) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of what the folder has besides (without what transformers knows to be no weight)."""
     try:
-        with _quiet():
+        with quiet():
             model, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     except UNUSABLE as error:
         raise InputError(f"cannot load {folder}", got=error, fix="check its config.json and weights") from error
@@ -267,36 +189,3 @@ def _name_processor(found: ModelFolder, folder: Path) -> None:
         return
     named = {**contents[0], "processor_class": PROCESSOR_MAPPING_NAMES[found.family.name]}
     files[0].write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _notes(found: ModelFolder, adapter: Path | None) -> tuple[str, ...]:
-    """What a user should know about the weights that were converted."""
-    notes = []
-    if count := len(found.scales.weights):
-        notes.append(f"{count} weights are stored as FP8 codes with scales: their values were converted")
-    if kinds := sorted({name.rpartition(".")[2] for name in found.scales.runtime}):
-        notes.append(f"{', '.join(kinds)} of the teacher only round activations and caches: the student has none")
-    if adapter is not None:
-        notes.append(f"{adapter} is merged into the student: distil it with a teacher that has it merged, too")
-    return tuple(notes)
-
-
-def _require_finite(report: ConversionReport) -> None:
-    values = [value for layer in report.layers for value in (layer.nmse, layer.cosine, layer.rms_ratio)]
-    if not all(math.isfinite(value) for value in (*values, *report.hidden_nmse)):
-        raise InputError("the model's activations are not finite", fix="convert with --dtype float32")
-
-
-def _write_report(
-    folder: Path, found: ModelFolder, report: ConversionReport, student: PreTrainedModel, adapter: Path | None
-) -> None:
-    document = {
-        "teacher": found.folder.resolve().name,
-        "family": found.family.name,
-        "notes": list(_notes(found, adapter and Path(adapter.resolve().name))),
-        "linmu": __version__,
-        "mmate": student.mmate.to_json(),
-        **report.to_json(),
-    }
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / CONVERSION_FILE).write_text(text + "\n", encoding="utf-8")

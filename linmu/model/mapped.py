@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from linmu.formats.model_files import find_weights
 from linmu.formats.safetensors_file import read_header
+from linmu.model.folders import load_student
 from linmu.model.widened import decoder_parts, widened
 from linmu.verification.golden import LARGE_PARAMETERS
 
@@ -66,8 +67,6 @@ def open_student(folder: Path) -> PreTrainedModel:
 
     Raises InputError as `load_student` does.
     """
-    from linmu.model.folders import load_student  # which converts, which packs, which asks here for mapped files
-
     if find_weights(folder).parameters <= LARGE_PARAMETERS:
         return load_student(folder)
     model, files = load_student(folder, "auto"), MappedFiles(folder)

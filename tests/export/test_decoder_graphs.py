@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from linmu.config import MMateConfig
+from linmu.conversion.convert import convert
 from linmu.export.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
 from linmu.export.weight_file import alignment_of, write_weights
 from linmu.layout import layout_tensors, media_of_batch, prompt_layout
-from linmu.model.convert import convert
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form

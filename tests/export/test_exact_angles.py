@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from torch import nn
 
+from linmu.conversion.convert import convert
 from linmu.export.exact_angles import DIGIT, DIGITS, digit_values, turn_tables
 from linmu.export.graph_builder import GraphBuilder
 from linmu.export.jetson_ops import JetsonOps
@@ -19,7 +20,6 @@ from linmu.export.onnx_ops import OnnxOps
 from linmu.export.phone.ops import PhoneOps
 from linmu.export.phone.weights import Buffers, program_weights
 from linmu.export.plain_ops import PlainOps
-from linmu.model.convert import convert
 from linmu.model.rotary import frequency_matrix
 from linmu.specs import TensorSpec
 from linmu.step.pack import decoder_form

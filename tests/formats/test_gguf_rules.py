@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers as hf
 
+from linmu.conversion.convert import convert
 from linmu.errors import InputError
 from linmu.formats.gguf_file import read_gguf
 from linmu.formats.gguf_rules import llama3_divisors
 from linmu.formats.model_files import read_model_folder
-from linmu.model.convert import convert
 from linmu.model.folders import load_teacher
 from tests.tiny import randomise, text_settings
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from linmu.config import MMateConfig
-from linmu.model.convert import convert
+from linmu.conversion.convert import convert
 from linmu.model.modeling import decoder_layers
 from tests.tiny import FAMILY_NAMES, VISION_NAMES, tiny_inputs, tiny_model
 

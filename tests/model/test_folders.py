@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from linmu.cli import main
 from linmu.config import MMateConfig
+from linmu.conversion.convert import convert
+from linmu.conversion.folder import convert_folder
+from linmu.conversion.probe import default_probe, drawn_picture
 from linmu.errors import InputError
 from linmu.families import get_family
 from linmu.layout import PromptRules
-from linmu.model.convert import convert
-from linmu.model.folders import convert_folder, load_student
+from linmu.model.folders import load_student
 from linmu.model.hf_inputs import hf_inputs
 from linmu.model.modeling import teacher_config
-from linmu.model.probe import default_probe, drawn_picture
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
 from tests.folders import run_on_a_small_disk, teacher_folder

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from linmu.cli import main
 from linmu.config import MMateConfig
+from linmu.conversion.folder import convert_folder
 from linmu.errors import InputError
 from linmu.formats.model_files import INDEX_NAME, read_model_folder
-from linmu.model.folders import convert_folder, load_student, load_teacher
+from linmu.model.folders import load_student, load_teacher
 from linmu.step.pack import decoder_form
 from tests.folders import teacher_folder
 from tests.model.students import SMALL

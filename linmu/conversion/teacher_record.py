@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from linmu.conversion.decoder_rules import ANOTHER, sliding_window
 from linmu.errors import InputError
 from linmu.families import Family
-from linmu.model.decoder_rules import ANOTHER, sliding_window
 from linmu.model.rotary import half_tables, rotate
 from linmu.model.widened import HALVES, widened
 

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from linmu.config import MMateConfig
+from linmu.conversion.decoder_rules import require_decoder
+from linmu.conversion.seeding import LayerReport, choose_scales, inherit
+from linmu.conversion.structure_probe import check_student
+from linmu.conversion.teacher_record import record_teacher
 from linmu.families import Family, get_family
 from linmu.layout import PromptRules
 from linmu.model.attention import MMateAttention, last_valid
-from linmu.model.decoder_rules import require_decoder
 from linmu.model.modeling import (
     LinMUModel,
     attention_dimensions,
@@ -24,9 +27,6 @@ from linmu.model.modeling import (
     use_linmu_attention,
 )
 from linmu.model.rotary import use_exact_angles
-from linmu.model.seeding import LayerReport, choose_scales, inherit
-from linmu.model.structure_probe import check_student
-from linmu.model.teacher_record import record_teacher
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from transformers.modeling_utils import AttentionInterface
 
 import linmu
 from linmu.config import MMateConfig
+from linmu.conversion.convert import convert
 from linmu.errors import InputError
 from linmu.families import FAMILIES, get_family
-from linmu.model.convert import convert
 from linmu.model.modeling import LinMUForCausalLM, LinMUForConditionalGeneration, decoder_layers
 from linmu.model.rotary import use_exact_angles
 from tests.model.students import SMALL, cases, new_parameters

@@ -7,13 +7,13 @@ import torch
 import transformers as hf
 from torch import nn
 
+from linmu.conversion.convert import convert
+from linmu.conversion.decoder_rules import require_decoder
+from linmu.conversion.structure_probe import check_student
+from linmu.conversion.teacher_record import record_teacher
 from linmu.errors import InputError
 from linmu.families import FAMILIES
-from linmu.model.convert import convert
-from linmu.model.decoder_rules import require_decoder
 from linmu.model.modeling import decoder_layers
-from linmu.model.structure_probe import check_student
-from linmu.model.teacher_record import record_teacher
 from tests.tiny import randomise, text_settings, tiny_model, tiny_tokenizer
 
 ROPE = {"rope_theta": 1e4}

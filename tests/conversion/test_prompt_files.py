@@ -7,8 +7,8 @@ import json
 import pytest
 
 from linmu.cli import main
+from linmu.conversion.folder import convert_folder
 from linmu.errors import InputError
-from linmu.model.folders import convert_folder
 from tests.folders import teacher_folder
 
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from linmu.model.attention import MMateAttention
-from linmu.model.teacher_record import (
+from linmu.conversion.teacher_record import (
     TeacherRecord,
     differs,
     in_float32,
@@ -30,6 +29,7 @@ from linmu.model.teacher_record import (
     softmax_attention,
     softmax_mixer,
 )
+from linmu.model.attention import MMateAttention
 from linmu.step.decoder import prefill
 from linmu.step.form import DecoderForm, is_matrix
 from linmu.step.pack import decoder_form

@@ -3,7 +3,7 @@
 A student carries llama-like layers: two RMSNorms, q, k, v and o projections (biases, norms of every head's query and
 key), a gated MLP with SiLU, rotary positions that do not depend on the length of the prompt. Every weight of a
 decoder must have its place in that, or it would be dropped. What parts alone do not tell (multipliers, scales, layers
-without positions, soft caps, ...) is found by linmu.model.structure_probe, which computes.
+without positions, soft caps, ...) is found by linmu.conversion.structure_probe, which computes.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from linmu.conversion.probe import IMAGE_FILES, NEEDED
 from linmu.errors import InputError
 from linmu.families import Family
 from linmu.formats.model_files import read_json_object
 from linmu.layout import PromptRules
-from linmu.model.probe import IMAGE_FILES, NEEDED
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
 from linmu.processing.settings import CanvasSettings, GridSettings, SplitSettings

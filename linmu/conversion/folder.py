@@ -1,0 +1,126 @@
+"""A teacher's folder in, a student's folder out, with everything a prompt needs."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from linmu import __version__
+from linmu.config import MMateConfig
+from linmu.conversion.convert import ConversionReport, convert
+from linmu.conversion.probe import default_probe
+from linmu.conversion.prompt_files import check_prompt_files
+from linmu.errors import InputError
+from linmu.files.atomic import atomic_folder
+from linmu.formats.model_files import ModelFolder, read_model_folder
+from linmu.layout import PromptRules
+from linmu.model.folders import CONVERSION_FILE, DTYPES, load_teacher, model_config, quiet, write_side_files
+from linmu.model.modeling import teacher_config
+from linmu.system.meter import peak_bytes
+
+
+@dataclass(frozen=True)
+class FolderConversion(ConversionReport):
+    """A ConversionReport with what the conversion took: seconds, bytes of the model, peak bytes of the process."""
+
+    seconds: float
+    parameter_bytes: int
+    peak_bytes: int
+    notes: tuple[str, ...] = ()  # what was done to the teacher's weights before
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        own = {"seconds": self.seconds, "parameter_bytes": self.parameter_bytes, "peak_bytes": self.peak_bytes}
+        return {**super().to_json(), **own, "notes": list(self.notes)}
+
+
+def convert_folder(
+    teacher: Path,
+    out: Path,
+    *,
+    mmate: MMateConfig | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    dtype: str = "auto",
+    adapter: Path | None = None,
+) -> FolderConversion:
+    """Convert the model folder `teacher` (safetensors, or one GGUF file) and write the student folder `out`.
+
+    adapter: folder of a LoRA adapter whose products are added to the teacher's weights first.
+    dtype: that of the student's weights; "auto" keeps the teacher's (GGUF: float32). progress(done, total) counts
+    layers. Besides the model, `out` gets the tokenizer's and processor's files and conversion.json, the report.
+    Raises InputError for an unusable teacher or target; nothing is left behind then.
+    """
+    started = time.perf_counter()
+    if dtype not in DTYPES:
+        raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
+    found = read_model_folder(teacher)
+    if adapter is not None:
+        from linmu.model.adapter import check_adapter  # peft takes its seconds to load
+
+        check_adapter(adapter)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        config = model_config(found)
+        config.save_pretrained(folder)  # the processor's settings depend on it
+        write_side_files(found, folder)
+        rules = None if found.family.text_only else PromptRules.from_config(teacher_config(config))
+        check_prompt_files(folder, found.folder, found.family, rules)
+        model = load_teacher(found, dtype, adapter)
+        student = convert(model, mmate, default_probe(folder, found.family, rules), progress)
+        # False: keys as the class has them; the mapping from older names goes by the teacher's model_type
+        with quiet():
+            student.save_pretrained(folder, save_original_format=False)
+        report = student.conversion_report
+        _require_finite(report)
+        _write_report(folder, found, report, student, adapter)
+        size = sum(weight.numel() * weight.element_size() for weight in student.parameters())
+        return FolderConversion(
+            report.layers,
+            report.hidden_nmse,
+            report.token_agreement,
+            report.probe_tokens,
+            time.perf_counter() - started,
+            size,
+            peak_bytes(),
+            _notes(found, adapter),
+        )
+
+
+def _notes(found: ModelFolder, adapter: Path | None) -> tuple[str, ...]:
+    """What a user should know about the weights that were converted."""
+    notes = []
+    if count := len(found.scales.weights):
+        notes.append(f"{count} weights are stored as FP8 codes with scales: their values were converted")
+    if kinds := sorted({name.rpartition(".")[2] for name in found.scales.runtime}):
+        notes.append(f"{', '.join(kinds)} of the teacher only round activations and caches: the student has none")
+    if adapter is not None:
+        notes.append(f"{adapter} is merged into the student: distil it with a teacher that has it merged, too")
+    return tuple(notes)
+
+
+def _require_finite(report: ConversionReport) -> None:
+    values = [value for layer in report.layers for value in (layer.nmse, layer.cosine, layer.rms_ratio)]
+    if not all(math.isfinite(value) for value in (*values, *report.hidden_nmse)):
+        raise InputError("the model's activations are not finite", fix="convert with --dtype float32")
+
+
+def _write_report(
+    folder: Path, found: ModelFolder, report: ConversionReport, student: PreTrainedModel, adapter: Path | None
+) -> None:
+    document = {
+        "teacher": found.folder.resolve().name,
+        "family": found.family.name,
+        "notes": list(_notes(found, adapter and Path(adapter.resolve().name))),
+        "linmu": __version__,
+        "mmate": student.mmate.to_json(),
+        **report.to_json(),
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / CONVERSION_FILE).write_text(text + "\n", encoding="utf-8")
