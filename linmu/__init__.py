@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562); raises MissingComponentError where torch is needed and absent."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'linmu' has no attribute {name!r}")
-    if _PUBLIC[name].startswith("linmu.model."):
+    if _PUBLIC[name].startswith(("linmu.model.", "linmu.conversion.")):
         from linmu.system.components import require
 
         require("torch", needed_for=f"linmu.{name}")

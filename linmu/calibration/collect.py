@@ -16,9 +16,9 @@ from linmu.calibration.samples import CalibrationSample, open_samples
 from linmu.calibration.statistics import KEPT_ROWS
 from linmu.distill.encode import model_processor
 from linmu.errors import InputError
-from linmu.export.bundle_writer import require_student
 from linmu.export.student_manifest import student_manifest
 from linmu.files.atomic import check_file_target
+from linmu.formats.model_files import require_student
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.mapped import open_student
 from linmu.step.pack import decoder_form

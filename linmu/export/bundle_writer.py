@@ -14,9 +14,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from linmu import __version__
-from linmu.errors import InputError
 from linmu.export.bundle_readme import bundle_readme
-from linmu.export.decoder_graphs import GraphReport, GraphStyle, manifest_states, write_decoder_graphs
+from linmu.export.decoder_graphs import GraphReport, GraphStyle, write_decoder_graphs
 from linmu.export.golden import write_golden
 from linmu.export.graph_builder import INT4_OPSET
 from linmu.export.half_range import too_wide
@@ -28,7 +27,7 @@ from linmu.files.atomic import atomic_folder
 from linmu.formats.bundle import write_manifest
 from linmu.formats.graph_check import check_graph_files
 from linmu.formats.manifest import Manifest, state_bytes
-from linmu.formats.model_files import find_weights, is_student, read_config
+from linmu.formats.model_files import require_student
 from linmu.formats.steady_header import steady_header
 from linmu.model.mapped import open_student
 from linmu.processing import Processor
@@ -40,6 +39,7 @@ from linmu.quantize.presets import Quantization
 from linmu.quantize.state_choice import BudgetReport
 from linmu.quantize.student import quantize_student
 from linmu.specs import GraphSpec
+from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
 from linmu.system.meter import peak_bytes
@@ -164,19 +164,6 @@ def write_planned(
 def _plain(report: Any) -> dict[str, Any]:
     found: dict[str, Any] = report.to_json() if hasattr(report, "to_json") else vars(report)
     return found
-
-
-def require_student(folder: Path) -> None:
-    """Raise InputError unless `folder` holds a student with whole weight files (checked without loading them)."""
-    config = read_config(folder)
-    if not is_student(config):
-        raise InputError(
-            f"{folder} is not a student",
-            got=f"a model of type {config.get('model_type')!r}",
-            expected="a folder made by `linmu convert`",
-            fix=f"linmu convert {folder} -o STUDENT",
-        )
-    find_weights(folder)
 
 
 def _silent(*_: Any) -> None:

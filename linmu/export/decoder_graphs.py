@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from linmu.export.graph_builder import OPSET, GraphBuilder, all_nodes, nodes_per_layer
@@ -12,9 +12,9 @@ from linmu.export.weight_file import StoredWeight
 from linmu.formats.decoder_file import DecoderFile, WeightEntry, write_decoder_file
 from linmu.formats.matrix_format import part
 from linmu.layout import LAYOUT_SPECS
-from linmu.processing.defaults import VIDEO_DEFAULTS
-from linmu.specs import Dim, GraphSpec, StateSpec, TensorSpec
+from linmu.specs import Dim, GraphSpec, TensorSpec
 from linmu.step import decoder
+from linmu.step.call_specs import fill_spec, prefill_inputs, state_io, step_inputs
 from linmu.step.form import DecoderForm
 from linmu.verification.hidden import HIDDEN
 
@@ -61,75 +61,24 @@ def write_decoder_graphs(
     return specs, reports
 
 
-def _position_spec(form: DecoderForm, batch: Dim, length: Dim) -> TensorSpec:
-    return TensorSpec("position_ids", "int64", (3, batch, length) if form.rope_axes == 3 else (batch, length))
-
-
-def _state_io(form: DecoderForm, batch: Dim) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    shaped = [(spec, (batch, *spec.shape[1:])) for spec in form.state_specs()]
-    return (
-        [TensorSpec(spec.name, spec.dtype, shape) for spec, shape in shaped],
-        [TensorSpec(spec.output, spec.dtype, shape) for spec, shape in shaped],
-    )
-
-
-def _fill_spec(form: DecoderForm, batch: Dim) -> list[TensorSpec]:
-    """Tokens seen before this call; an input only where a text window needs it."""
-    return [TensorSpec("past_length", "int64", (batch,))] if form.mmate.text_window else []
-
-
 def _embedding_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
     ids = TensorSpec("input_ids", "int64", (style.batch, "tokens"))
     out = TensorSpec("inputs_embeds", "float32", (style.batch, "tokens", form.hidden))
     return graph.save(path, [ids], {out.name: (ops.embed(ids.name, "token_embedding"), out)})
 
 
-def step_inputs(form: DecoderForm, batch: Dim) -> list[TensorSpec]:
-    """Inputs of a decode step, in order."""
-    ids, positions = TensorSpec("input_ids", "int64", (batch, 1)), _position_spec(form, batch, 1)
-    return [ids, positions, *_fill_spec(form, batch), *_state_io(form, batch)[0]]
-
-
 def _step_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
-    past, present = _state_io(form, style.batch)
-    fill = _fill_spec(form, style.batch)
+    past, present = state_io(form, style.batch)
+    fill = fill_spec(form, style.batch)
     state = {spec.name: spec.name for spec in past}
     logits, new = decoder.step(ops, form, "input_ids", "position_ids", state, fill[0].name if fill else None)
     return _save(path, graph, step_inputs(form, style.batch), logits, new, present, form, style.batch)
 
 
-def window_row(form: DecoderForm) -> int:
-    """The most tokens that one Local-Swin window can have: the row length that fits every prompt."""
-    window = form.mmate.window
-    frames = min(window.frames, form.mmate.max_span_frames) if form.family.name in VIDEO_DEFAULTS else 1
-    return frames * window.rows * window.columns
-
-
-def _layout_specs(form: DecoderForm, style: GraphStyle) -> list[TensorSpec]:
-    specs = list(LAYOUT_SPECS)
-    if style.fixed_windows:
-        row = window_row(form)
-        specs = [
-            replace(s, shape=tuple(row if dim == "window_tokens" else dim for dim in s.shape)) for s in LAYOUT_SPECS
-        ]
-    return specs
-
-
-def prefill_inputs(form: DecoderForm, style: GraphStyle = FUSED) -> list[TensorSpec]:
-    """Inputs of a prefill call, in order."""
-    inputs = [TensorSpec("inputs_embeds", "float32", (1, "tokens", form.hidden)), _position_spec(form, 1, "tokens")]
-    if form.vision:
-        inputs += _layout_specs(form, style)
-    if form.deepstack:
-        inputs.append(TensorSpec("deepstack", "float32", (form.deepstack, 1, "tokens", form.hidden)))
-    past, _ = _state_io(form, 1)
-    return [*inputs, *_fill_spec(form, 1), *past]
-
-
 def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
-    past, present = _state_io(form, 1)
+    past, present = state_io(form, 1)
     layout = {spec.name.removeprefix("layout."): spec.name for spec in LAYOUT_SPECS} if form.vision else None
-    fill = _fill_spec(form, 1)
+    fill = fill_spec(form, 1)
     logits, new = decoder.prefill(
         ops,
         form,
@@ -141,17 +90,10 @@ def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderF
         fill[0].name if fill else None,
     )
     named = {ops.hidden: HIDDEN}
-    return _save(path, graph, prefill_inputs(form, style), logits, new, present, form, 1, named)
+    return _save(path, graph, prefill_inputs(form, style.fixed_windows), logits, new, present, form, 1, named)
 
 
 def _save(path, graph, inputs, logits, new, present, form: DecoderForm, batch: Dim, named=None) -> GraphSpec:
     out = TensorSpec("logits", "float32", (batch, 1, form.vocab))
     outputs = {out.name: (logits, out)} | {spec.name: (new[spec.name], spec) for spec in present}
     return graph.save(path, inputs, outputs, named)
-
-
-def manifest_states(form: DecoderForm) -> tuple[StateSpec, ...]:
-    """State specs with the step graph's symbolic batch."""
-    return tuple(
-        StateSpec(s.name, s.output, s.dtype, ("batch", *s.shape[1:]), s.axes, s.init) for s in form.state_specs()
-    )

@@ -7,12 +7,12 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from linmu import __version__
-from linmu.export.decoder_graphs import manifest_states, prefill_inputs
 from linmu.formats.manifest import Manifest, ModelFacts, state_bytes
 from linmu.formats.model_files import read_json_object
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.folders import CONVERSION_FILE
 from linmu.specs import GraphSpec
+from linmu.step.call_specs import manifest_states, prefill_inputs
 from linmu.step.form import DecoderForm
 
 

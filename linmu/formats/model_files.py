@@ -241,3 +241,16 @@ def _gguf_folder(folder: Path, gguf: Path) -> ModelFolder:
     rope_scaling(gguf, header, architecture)  # refused here, not after the weights were read
     config = {"model_type": family.name, "gguf": dict(header.metadata)}
     return ModelFolder(folder, config, family, (), gguf, header.parameters, header.data_bytes)
+
+
+def require_student(folder: Path) -> None:
+    """Raise InputError unless `folder` holds a student with whole weight files (checked without loading them)."""
+    config = read_config(folder)
+    if not is_student(config):
+        raise InputError(
+            f"{folder} is not a student",
+            got=f"a model of type {config.get('model_type')!r}",
+            expected="a folder made by `linmu convert`",
+            fix=f"linmu convert {folder} -o STUDENT",
+        )
+    find_weights(folder)

@@ -10,12 +10,13 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from linmu.export.decoder_graphs import window_row, write_decoder_graphs
+from linmu.export.decoder_graphs import write_decoder_graphs
 from linmu.export.jetson_bundle import OPSET, STYLE
 from linmu.export.trt_operators import first_problem
 from linmu.export.weight_file import write_weights
 from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.step import decoder
+from linmu.step.call_specs import window_row
 from linmu.step.form import is_matrix
 from linmu.step.half_ops import HalfOps
 from linmu.step.pack import decoder_form

@@ -7,10 +7,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from linmu.export.decoder_graphs import FUSED, PLAIN, window_row, write_decoder_graphs
+from linmu.export.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
 from linmu.export.jetson_bundle import STYLE
 from linmu.export.weight_file import write_weights
 from linmu.step import decoder
+from linmu.step.call_specs import window_row
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps
 from tests.model.students import shared_student

@@ -124,7 +124,7 @@ def _zeros(thunk):
 
 
 def _row(form) -> int:
-    from linmu.export.decoder_graphs import window_row
+    from linmu.step.call_specs import window_row
 
     return window_row(form)
 

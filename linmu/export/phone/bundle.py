@@ -22,7 +22,6 @@ from linmu.export.bundle_writer import (
     vision_manifest,
     write_planned,
 )
-from linmu.export.decoder_graphs import manifest_states
 from linmu.export.phone.delegates import XNNPACK, find_delegate
 from linmu.export.phone.lowering import LEAST_SHARE, MethodReport, lower
 from linmu.export.phone.methods import STYLE, decoder_methods, vision_method
@@ -38,6 +37,7 @@ from linmu.processing import Processor
 from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.quantize.form import QuantizedForm
 from linmu.quantize.presets import find_preset, planned
+from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
 from linmu.verification.compare import TOLERANCES

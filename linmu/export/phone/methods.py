@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from linmu.export.decoder_graphs import GraphStyle, prefill_inputs, step_inputs
+from linmu.export.decoder_graphs import GraphStyle
 from linmu.export.phone.ops import PhoneOps, table_rows
 from linmu.export.phone.weights import TABLES, Buffers
 from linmu.export.plain_ops import PlainOps
 from linmu.export.vision_towers import VisionTower
 from linmu.specs import GraphSpec, TensorSpec
 from linmu.step import decoder
+from linmu.step.call_specs import prefill_inputs, step_inputs
 from linmu.step.form import DecoderForm
 
 STYLE = GraphStyle("executorch", PlainOps, batch=1, fixed_windows=True)  # one sequence, window rows of one length
@@ -89,7 +90,7 @@ def decoder_methods(form: DecoderForm, weights: Mapping[str, Tensor], file: str,
     )
     ids = TensorSpec("input_ids", "int64", (1, "tokens"))
     rows = TensorSpec("inputs_embeds", "float32", (1, "tokens", form.hidden + extra))
-    prefill, step = prefill_inputs(form, STYLE), step_inputs(form, 1)
+    prefill, step = prefill_inputs(form, STYLE.fixed_windows), step_inputs(form, 1)
     return {
         "token_embedding": Method(
             Embedding(table_weights(weights, "token_embedding"), extra), GraphSpec(file, (ids,), (rows,))

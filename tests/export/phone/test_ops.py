@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from linmu.export.decoder_graphs import window_row
 from linmu.export.phone.ops import PhoneOps, softplus
 from linmu.export.phone.weights import Buffers, program_weights
 from linmu.step import decoder
+from linmu.step.call_specs import window_row
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps
 from tests.model.students import shared_student

@@ -9,7 +9,6 @@ from torch import nn
 
 from linmu.calibration.collect import calibrate
 from linmu.calibration.record import read_record
-from linmu.export.decoder_graphs import window_row
 from linmu.export.golden import float_inputs
 from linmu.export.phone import ops as phone_ops
 from linmu.export.phone.methods import Embedding, Method, table_weights
@@ -21,6 +20,7 @@ from linmu.quantize.form import preset_form
 from linmu.quantize.presets import PHONE, find_preset
 from linmu.specs import GraphSpec, TensorSpec
 from linmu.step import decoder
+from linmu.step.call_specs import window_row
 from linmu.step.pack import decoder_form
 from linmu.step.torch_formats import round_input
 from linmu.step.torch_ops import TorchOps
