@@ -19,13 +19,13 @@ from harness import finish, say, table
 
 from linmu.calibration.record import record_of
 from linmu.export.phone.bundle import PROGRAM
-from linmu.export.vision_graph import build_vision
 from linmu.formats.bundle import Bundle, open_bundle
 from linmu.formats.decoder_file import DECODER_FILE, DecoderFile, map_weights, plain_parts, read_decoder_file
 from linmu.formats.matrix_format import part
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_form
 from linmu.quantize.presets import find_preset
+from linmu.reference.vision import build_vision
 from linmu.step.pack import decoder_form
 
 

@@ -29,12 +29,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.variants import FLOAT, Sequences, Variant, open_variant, variants  # noqa: E402
 from linmu.calibration.record import record_of  # noqa: E402
 from linmu.calibration.samples import CalibrationSample, DataSamples  # noqa: E402
-from linmu.distill.encode import model_processor  # noqa: E402
 from linmu.files.atomic import write_bytes  # noqa: E402
 from linmu.formats.manifest import Manifest  # noqa: E402
 from linmu.formats.state_precision import STATE_PRECISIONS  # noqa: E402
 from linmu.formats.weights_hash import student_weights_hash  # noqa: E402
-from linmu.verification.eager import StudentRunner  # noqa: E402
+from linmu.processing.encode import model_processor  # noqa: E402
+from linmu.reference.eager import StudentRunner  # noqa: E402
 from linmu.verification.players import RunnerPlayer  # noqa: E402
 
 MOMENTS = (1, 10, 100, 1_000, 4_000, 16_000, 32_768)

@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.variants import FLOAT, Sequences, open_variant, variants  # noqa: E402
 from linmu.calibration.record import record_of  # noqa: E402
-from linmu.distill.encode import model_processor  # noqa: E402
 from linmu.evaluation.answerers import Engine, open_answerer  # noqa: E402
 from linmu.evaluation.benchmarks import detect, find_format, read_questions  # noqa: E402
 from linmu.evaluation.intervals import paired_difference  # noqa: E402
@@ -36,7 +35,8 @@ from linmu.formats.manifest import Manifest  # noqa: E402
 from linmu.formats.state_precision import STATE_PRECISIONS  # noqa: E402
 from linmu.formats.weights_hash import student_weights_hash  # noqa: E402
 from linmu.processing import ModelInputs, Processor  # noqa: E402
-from linmu.verification.eager import StudentRunner  # noqa: E402
+from linmu.processing.encode import model_processor  # noqa: E402
+from linmu.reference.eager import StudentRunner  # noqa: E402
 from linmu.verification.players import RunnerPlayer  # noqa: E402
 
 AT_ONCE = 8  # questions whose answers are generated together

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from linmu.calibration.record import CalibrationRecord
-from linmu.export.half_range import too_wide
-from linmu.export.student_manifest import student_manifest
 from linmu.formats.manifest import Manifest
 from linmu.formats.state_precision import STATE_PRECISIONS
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_form
 from linmu.quantize.presets import PRESETS
+from linmu.reference.eager import StudentRunner, round_student, round_vision, stored_form
+from linmu.reference.half_range import too_wide
+from linmu.reference.student_manifest import student_manifest
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps
-from linmu.verification.eager import StudentRunner, round_student, round_vision, stored_form
 from linmu.verification.players import RunnerPlayer
 
 

@@ -14,13 +14,13 @@ from linmu.calibration.record import CalibrationRecord, Origin, read_record, wri
 from linmu.calibration.rounded_state import measure_states, text_stream
 from linmu.calibration.samples import CalibrationSample, open_samples
 from linmu.calibration.statistics import KEPT_ROWS
-from linmu.distill.encode import model_processor
 from linmu.errors import InputError
-from linmu.export.student_manifest import student_manifest
 from linmu.files.atomic import check_file_target
 from linmu.formats.model_files import require_student
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.mapped import open_student
+from linmu.processing.encode import model_processor
+from linmu.reference.student_manifest import student_manifest
 from linmu.step.pack import decoder_form
 from linmu.verification.players import RunnerPlayer
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from linmu.calibration.statistics import InputStatistics
+from linmu.reference.eager import StudentRunner
 from linmu.step.form import DecoderForm
 from linmu.step.torch_ops import TorchOps
-from linmu.verification.eager import StudentRunner
 
 VISION = "vision."
 

@@ -22,10 +22,10 @@ from linmu.calibration.error_curve import empty_curve, octave
 from linmu.calibration.samples import DataSamples, RandomSamples
 from linmu.formats.manifest import Manifest
 from linmu.processing import ModelInputs
+from linmu.reference.eager import StudentRunner
 from linmu.runtimes.prompt import place_prompt, prompt_pieces
 from linmu.step.form import DecoderForm
 from linmu.step.torch_ops import TorchOps
-from linmu.verification.eager import StudentRunner
 
 PRECISION = "fp16"
 

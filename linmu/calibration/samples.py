@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from linmu.distill.encode import encode_sample
 from linmu.errors import InputError
 from linmu.formats.data_folder import DataFolder
 from linmu.processing import ModelInputs, Processor
+from linmu.processing.encode import encode_sample
 
 RANDOM = "random"
 RANDOM_WORDS, PICTURE_SIDE = 24, 120

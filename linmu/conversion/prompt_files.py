@@ -20,7 +20,7 @@ from linmu.processing import Processor
 from linmu.processing.convert import write_processor
 from linmu.processing.settings import CanvasSettings, GridSettings, SplitSettings
 
-LLAVA_TOWERS = ("clip_vision_model", "dinov2")  # those that linmu.export.vision_tiles knows
+LLAVA_TOWERS = ("clip_vision_model", "dinov2")  # those that linmu.reference.vision_tiles knows
 # Settings of Qwen's image processor and what the tower's config calls them.
 GRID_NAMES = {
     "patch_size": "patch_size",

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
-from linmu.distill.encode import EncodedSample, encode_sample, processor_fingerprint
 from linmu.errors import InputError
 from linmu.files.atomic import write_bytes
 from linmu.formats.data_folder import DataFolder, Sample
 from linmu.layout import PromptRules
 from linmu.model.hf_inputs import TILE_AXIS, hf_inputs
 from linmu.processing import Processor
+from linmu.processing.encode import EncodedSample, encode_sample, processor_fingerprint
 
 IGNORED = -100  # what transformers' losses leave out
 JOINED = ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")

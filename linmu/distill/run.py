@@ -17,7 +17,6 @@ from accelerate import PartialState
 
 from linmu import __version__
 from linmu.distill.batches import SampleDataset, collate
-from linmu.distill.encode import model_processor, pad_token_id
 from linmu.distill.logs import peak_memory
 from linmu.distill.out_folder import OutFolder
 from linmu.distill.pair import check_folders
@@ -32,6 +31,7 @@ from linmu.formats.weights_hash import student_weights_hash
 from linmu.layout import PromptRules
 from linmu.model.folders import load_student
 from linmu.model.modeling import teacher_config
+from linmu.processing.encode import model_processor, pad_token_id
 
 STAGE_REPORT = "report.json"
 

@@ -13,11 +13,11 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from linmu.distill.batches import SampleDataset
-from linmu.distill.encode import processor_fingerprint
 from linmu.distill.pair import check_pair, load_guide
 from linmu.distill.recipe import Recipe, Stage
 from linmu.distill.signals import LiveTeacher, Needs, SignalSource
 from linmu.distill.teacher_cache import CachedTeacher, CacheKey, TeacherCache, front_fingerprint
+from linmu.processing.encode import processor_fingerprint
 
 CHECK_NEEDS = Needs(hidden=True, logits=True, decoder=True)
 

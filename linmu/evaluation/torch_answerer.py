@@ -14,7 +14,6 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from linmu.distill.batches import collate
-from linmu.distill.encode import EncodedSample, model_processor, pad_token_id, processor_fingerprint
 from linmu.errors import InputError
 from linmu.evaluation.answerers import Answer, Engine, identity, naming
 from linmu.evaluation.questions import Question
@@ -27,6 +26,7 @@ from linmu.layout import PromptRules
 from linmu.model.folders import DTYPES, load_student, load_teacher, write_side_files
 from linmu.model.modeling import teacher_config
 from linmu.processing import ModelInputs, Processor
+from linmu.processing.encode import EncodedSample, model_processor, pad_token_id, processor_fingerprint
 from linmu.runtimes.backends import usable_threads
 
 WINDOW_BATCHES = 8  # so many batches are encoded and sorted by length together

@@ -18,10 +18,8 @@ from linmu.export.bundle_readme import bundle_readme
 from linmu.export.decoder_graphs import GraphReport, GraphStyle, write_decoder_graphs
 from linmu.export.golden import write_golden
 from linmu.export.graph_builder import INT4_OPSET
-from linmu.export.half_range import too_wide
 from linmu.export.shape_profiles import shape_profiles
-from linmu.export.student_manifest import model_facts
-from linmu.export.vision_graph import build_vision, export_vision
+from linmu.export.vision_graph import export_vision
 from linmu.export.weight_file import write_weights
 from linmu.files.atomic import atomic_folder
 from linmu.formats.bundle import write_manifest
@@ -38,6 +36,9 @@ from linmu.quantize.layer import MatrixReport
 from linmu.quantize.presets import Quantization
 from linmu.quantize.state_choice import BudgetReport
 from linmu.quantize.student import quantize_student
+from linmu.reference.half_range import too_wide
+from linmu.reference.student_manifest import model_facts
+from linmu.reference.vision import build_vision
 from linmu.specs import GraphSpec
 from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from linmu.formats.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.processing import ModelInputs, Processor
+from linmu.reference.eager import StudentRunner, round_vision, stored_form
 from linmu.runtimes.prompt import place_prompt
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
@@ -36,7 +37,6 @@ from linmu.verification.compare import (
     noise_between,
     top_gap,
 )
-from linmu.verification.eager import StudentRunner, round_vision, stored_form
 from linmu.verification.golden import Projector, forced_ids, forced_token, sampled_ids, seeded_normal
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.synthetic import (

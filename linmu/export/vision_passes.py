@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from linmu.formats.state_precision import LARGEST_HALF
 from linmu.specs import TensorSpec
 
-FP16_LARGEST = 65504.0
 DERIVED = ("positions", "prefix")  # worked out at export (perhaps interpolated): no weights that a student could round
 
 
@@ -67,7 +67,7 @@ def store_weights_fp16(model: ir.Model, smallest: int = 1024) -> int:
         if name in DERIVED or value.dtype != ir.DataType.FLOAT or weight is None or weight.size < smallest:
             continue
         array = weight.numpy()
-        if not np.abs(array).max() <= FP16_LARGEST:
+        if not np.abs(array).max() <= LARGEST_HALF:
             continue
         half = ir.Value(
             name=f"{name}.fp16",

@@ -48,7 +48,7 @@ BACKENDS: dict[str, Backend] = {  # in order of preference for "auto"
     "executorch": Backend(
         "linmu.runtimes.et_runner", "open_et", ("executorch", "torch"), extra="mobile", probe="unusable"
     ),
-    "torch": Backend("linmu.runtimes.torch_runner", "open_torch", ("torch",), extra="convert"),
+    "torch": Backend("linmu.reference.torch_runner", "open_torch", ("torch",), extra="convert"),
 }
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from linmu.errors import InputError
 from linmu.formats.bundle import Bundle
 from linmu.formats.matrix_format import MatrixFormat
+from linmu.reference.torch_runner import TorchRunner
 from linmu.runtimes.base import Runner
 from linmu.runtimes.et_runner import EtRunner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
-from linmu.runtimes.torch_runner import TorchRunner
 from linmu.step.torch_formats import round_input, round_named
 from linmu.verification.compare import TINY, Meter, Tolerance, Worst
 from linmu.verification.exposed import ExposedRunner

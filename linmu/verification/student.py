@@ -25,10 +25,11 @@ from linmu.processing import ModelInputs, Processor
 from linmu.processing.convert import write_processor
 from linmu.quantize.form import preset_form
 from linmu.quantize.presets import find_preset
+from linmu.reference.eager import StudentRunner, round_student, round_vision
+from linmu.reference.torch_runner import bundle_form
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
-from linmu.runtimes.torch_runner import bundle_form
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
 from linmu.verification.compare import (
@@ -41,7 +42,6 @@ from linmu.verification.compare import (
     states_error,
     top_gap,
 )
-from linmu.verification.eager import StudentRunner, round_student, round_vision
 from linmu.verification.golden import PICTURE_PROMPT, TEXT_PROMPT, forced_ids, forced_token, synthetic_picture
 from linmu.verification.graph_files import GraphFiles
 from linmu.verification.hidden import hidden_runner, hidden_states, whole_prompt

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 
 from linmu.formats.manifest import state_bytes
 from linmu.formats.matrix_format import LARGEST, MatrixFormat
+from linmu.reference.eager import StudentRunner
 from linmu.step import decoder
 from linmu.step.torch_formats import Rounding, code_scale, round_input
 from linmu.verification.compare import NOISE_ROOM, SMALL_GROUP, TINY, Tolerance, logits_noise, noise_between
-from linmu.verification.eager import StudentRunner
 from linmu.verification.golden import seeded_ids
 from linmu.verification.players import RunnerPlayer
 

@@ -71,7 +71,7 @@ def test_maxima_are_those_of_the_students_own_modules(places, record) -> None:
 
     model.get_decoder().layers[1].mlp.down_proj.register_forward_pre_hook(watch)
     text = json.loads((places[1] / "data.jsonl").read_text().splitlines()[0])
-    from linmu.distill.encode import model_processor
+    from linmu.processing.encode import model_processor
 
     ids = model_processor(places[0]).encode(text["prompt"]).input_ids
     with torch.no_grad():

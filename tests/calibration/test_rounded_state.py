@@ -14,12 +14,12 @@ from linmu.calibration import rounded_state
 from linmu.calibration.error_curve import OCTAVES, checked_curve, empty_curve, octave, relative_errors
 from linmu.calibration.rounded_state import measure_states, text_stream
 from linmu.calibration.samples import CalibrationSample
-from linmu.export.student_manifest import student_manifest
 from linmu.model.folders import load_student
 from linmu.processing import ModelInputs
+from linmu.reference.eager import StudentRunner
+from linmu.reference.student_manifest import student_manifest
 from linmu.runtimes.prompt import prompt_pieces
 from linmu.step.pack import decoder_form
-from linmu.verification.eager import StudentRunner
 from linmu.verification.players import RunnerPlayer
 from tests.folders import student_folder
 

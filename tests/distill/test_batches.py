@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 
 from linmu.distill import batches
 from linmu.distill.batches import IGNORED, LengthBuckets, Lengths, SampleDataset, collate
-from linmu.distill.encode import encode_sample
 from linmu.errors import InputError
 from linmu.formats.data_folder import DataFolder, write_data_folder
 from linmu.layout import PromptRules
 from linmu.model.hf_inputs import hf_inputs
+from linmu.processing.encode import encode_sample
 from tests.distill.samples import family_data
 from tests.model.students import fresh_student
 from tests.tiny import FAMILY_NAMES, VISION_NAMES, tiny_model

@@ -8,12 +8,12 @@ import torch
 
 from benchmarks.drift import Course, compare, window
 from benchmarks.variants import Sequences
-from linmu.export.student_manifest import student_manifest
 from linmu.formats.state_precision import STATE_PRECISIONS
 from linmu.model.folders import load_student
 from linmu.processing import ModelInputs
+from linmu.reference.eager import StudentRunner
+from linmu.reference.student_manifest import student_manifest
 from linmu.step.pack import decoder_form
-from linmu.verification.eager import StudentRunner
 from linmu.verification.players import RunnerPlayer
 from tests.folders import student_folder
 

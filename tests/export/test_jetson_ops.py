@@ -15,12 +15,12 @@ from linmu.export.jetson_bundle import OPSET, STYLE
 from linmu.export.trt_operators import first_problem
 from linmu.export.weight_file import write_weights
 from linmu.processing.defaults import VIDEO_DEFAULTS
+from linmu.reference.eager import ReorderedHalfOps
 from linmu.step import decoder
 from linmu.step.call_specs import window_row
 from linmu.step.form import is_matrix
 from linmu.step.half_ops import HalfOps
 from linmu.step.pack import decoder_form
-from linmu.verification.eager import ReorderedHalfOps
 from tests.export.half_products import (
     assert_half_product,
     expose_half_products,

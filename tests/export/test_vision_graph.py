@@ -12,9 +12,10 @@ import torch
 import transformers as hf
 
 from linmu.errors import InputError
-from linmu.export.vision_graph import build_vision, embed_call, example_call, export_vision, run_tower
+from linmu.export.vision_graph import export_vision
 from linmu.export.vision_passes import DERIVED
 from linmu.layout.vision_grid import frame_slices, vision_inputs
+from linmu.reference.vision import build_vision, example_call, run_tower
 from tests.tiny import VISION_NAMES, randomise, tiny_config, tiny_inputs, tiny_model, tiny_tokenizer
 
 TOLERANCE = 1e-4  # of the reference's standard deviation
@@ -130,7 +131,7 @@ def test_tile_towers_equal_the_teacher(exported, name, tiles):
     call = it.call(random_pixels(it.tower, tiles, seed=tiles))
     expected = teacher_tiles(it.model, name, call["pixel_values"])
     assert expected.shape[1] == it.tower.facts["tokens_per_tile"]
-    assert_close(embed_call(it.model, it.family, call), expected)
+    assert_close(run_tower(build_vision(it.model, it.family), call)["embeddings"], expected)
     assert_close(it.run(call)["embeddings"], expected)
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from linmu.distill.encode import model_processor
 from linmu.errors import InputError
 from linmu.files.scratch import scratch_folder
+from linmu.processing.encode import model_processor
 from tests.folders import teacher_folder
 
 

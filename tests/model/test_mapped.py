@@ -9,13 +9,13 @@ import torch
 
 from linmu.calibration.collect import calibrate
 from linmu.conversion.probe import default_probe
-from linmu.export.half_range import too_wide
 from linmu.export.jetson_bundle import write_bundle
 from linmu.export.onnx_bundle import write_bundle as write_onnx_bundle
 from linmu.formats.model_files import read_config
 from linmu.model import mapped
 from linmu.model.folders import load_student
 from linmu.model.mapped import MappedFiles, mapped_files, open_student, upcast
+from linmu.reference.half_range import too_wide
 from linmu.step.pack import decoder_form
 from linmu.step.streamed import Spool, StreamedWeights, narrowest
 from linmu.step.torch_ops import TorchOps

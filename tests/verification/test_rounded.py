@@ -15,12 +15,12 @@ from linmu.export.targets import write_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.formats.decoder_file import read_decoder_file
 from linmu.model.folders import load_student
+from linmu.reference.eager import StudentRunner
+from linmu.reference.torch_runner import bundle_form
 from linmu.runtimes.session import load
-from linmu.runtimes.torch_runner import bundle_form
 from linmu.tools.verify import verify
 from linmu.verification import levels, ties
 from linmu.verification.compare import NOISE_ROOM, Tolerance
-from linmu.verification.eager import StudentRunner
 from linmu.verification.exposed import ExposedRunner, expose_inputs
 from linmu.verification.golden import read_golden
 from linmu.verification.players import RunnerPlayer

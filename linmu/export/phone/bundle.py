@@ -30,13 +30,14 @@ from linmu.export.phone.stock import extra_of, metadata, stock_methods
 from linmu.export.phone.tokenizer import match_everything
 from linmu.export.phone.weights import program_weights
 from linmu.export.shape_profiles import shape_profiles
-from linmu.export.student_manifest import model_facts
-from linmu.export.vision_graph import OPSET, build_vision
+from linmu.export.vision_graph import OPSET
 from linmu.formats.manifest import Manifest, state_bytes
 from linmu.processing import Processor
 from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.quantize.form import QuantizedForm
 from linmu.quantize.presets import find_preset, planned
+from linmu.reference.student_manifest import model_facts
+from linmu.reference.vision import build_vision
 from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form

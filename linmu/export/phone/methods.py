@@ -12,7 +12,7 @@ from linmu.export.decoder_graphs import GraphStyle
 from linmu.export.phone.ops import PhoneOps, table_rows
 from linmu.export.phone.weights import TABLES, Buffers
 from linmu.export.plain_ops import PlainOps
-from linmu.export.vision_towers import VisionTower
+from linmu.reference.vision_towers import VisionTower
 from linmu.specs import GraphSpec, TensorSpec
 from linmu.step import decoder
 from linmu.step.call_specs import prefill_inputs, step_inputs

@@ -22,10 +22,10 @@ from linmu.config import MMateConfig
 from linmu.export.phone.methods import Method, used_weights, vision_method
 from linmu.export.phone.ops import MASKED, Mask, PhoneOps, Straight, causal_constants
 from linmu.export.phone.weights import Buffers
-from linmu.export.vision_towers import VisionTower
 from linmu.layout.scan import invert, scan_order
 from linmu.layout.types import SCHEDULES, SHIFTS
 from linmu.layout.windows import window_pieces
+from linmu.reference.vision_towers import VisionTower
 from linmu.specs import GraphSpec, TensorSpec
 from linmu.step import decoder
 from linmu.step.form import DecoderForm

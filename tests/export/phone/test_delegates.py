@@ -15,9 +15,9 @@ from linmu.export.phone.lowering import LEAST_SHARE, lower  # noqa: E402
 from linmu.export.phone.stock import stock_methods  # noqa: E402
 from linmu.export.phone.weights import program_weights  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
-from linmu.export.vision_graph import build_vision  # noqa: E402
 from linmu.formats.bundle import open_bundle  # noqa: E402
 from linmu.model.folders import load_student  # noqa: E402
+from linmu.reference.vision import build_vision  # noqa: E402
 from linmu.step.pack import decoder_form  # noqa: E402
 from linmu.tools.verify import verify  # noqa: E402
 from tests.export.phone.students import one_layer  # noqa: E402

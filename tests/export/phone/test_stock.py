@@ -9,8 +9,8 @@ from torch import nn
 
 from linmu.export.phone.stock import EXTRA, StockDecoder, StockEncoder, StockText, extra_channels, metadata
 from linmu.export.phone.weights import program_weights
-from linmu.export.vision_graph import build_vision
 from linmu.layout.windows import window_pieces
+from linmu.reference.vision import build_vision
 from linmu.step import decoder
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from linmu.export.half_range import packed_linears, too_wide
+from linmu.reference.eager import round_student
+from linmu.reference.half_range import packed_linears, too_wide
 from linmu.step.half_ops import half_matrices
 from linmu.step.pack import decoder_form
-from linmu.verification.eager import round_student
 from tests.folders import student_folder
 from tests.model.students import fresh_student, shared_student
 from tests.tiny import FAMILY_NAMES

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from linmu.errors import InputError
-from linmu.export.half_tower import HalfProducts
 from linmu.export.jetson_bundle import OPSET
 from linmu.export.trt_operators import first_problem
-from linmu.export.vision_graph import build_vision, example_call, export_vision, run_tower
-from linmu.verification.eager import SMALLEST_HALF
+from linmu.export.vision_graph import export_vision
+from linmu.reference.eager import SMALLEST_HALF
+from linmu.reference.half_tower import HalfProducts
+from linmu.reference.vision import build_vision, example_call, run_tower
 from tests.export.half_products import assert_half_product, recorded, run_exposed, shapes
 from tests.model.students import fresh_student
 from tests.tiny import VISION_NAMES

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from linmu.errors import InputError
-from linmu.export.vision_towers import VisionTower
+from linmu.reference.vision_towers import VisionTower
 from linmu.specs import TensorSpec
 
 

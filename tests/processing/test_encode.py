@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from linmu.distill.encode import (
-    encode_sample,
-    model_processor,
-    pad_token_id,
-    processor_fingerprint,
-)
 from linmu.errors import InputError
 from linmu.families import get_family
 from linmu.formats.data_folder import Sample
 from linmu.processing import Processor
 from linmu.processing.chat import user_message
+from linmu.processing.encode import (
+    encode_sample,
+    model_processor,
+    pad_token_id,
+    processor_fingerprint,
+)
 from linmu.processing.settings import ProcessorSettings, TokenSettings
 from tests.distill.samples import family_data
 from tests.folders import teacher_folder

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from linmu.export.half_range import packed_linears
-from linmu.export.vision_graph import build_vision, run_tower
-from linmu.export.vision_passes import FP16_LARGEST
+from linmu.formats.state_precision import LARGEST_HALF
 from linmu.layout.vision_grid import vision_inputs
+from linmu.reference.half_range import packed_linears
+from linmu.reference.torch_runner import TorchRunner
+from linmu.reference.vision import build_vision, run_tower
 from linmu.runtimes.base import VisionFeatures
-from linmu.runtimes.torch_runner import TorchRunner
 from linmu.step.form import DecoderForm, is_matrix
 from linmu.step.half_ops import HalfOps, half_matrices
 from linmu.step.pack import decoder_form
@@ -141,7 +141,7 @@ def round_vision(student: PreTrainedModel, precision: Mapping[str, Any]) -> None
     if student.linmu_family.text_only or not _half_floats(precision):
         return
     for weight in build_vision(student, student.linmu_family.name).parameters():
-        if weight.numel() >= SMALLEST_HALF and float(weight.abs().max()) <= FP16_LARGEST:
+        if weight.numel() >= SMALLEST_HALF and float(weight.abs().max()) <= LARGEST_HALF:
             weight.copy_(_half(weight))
 
 

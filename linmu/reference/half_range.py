@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from linmu.conversion.probe import default_probe
-from linmu.export.vision_passes import FP16_LARGEST
+from linmu.formats.state_precision import LARGEST_HALF
 from linmu.model.mapped import release_pages, upcast
 from linmu.model.modeling import decoder_layers
 
@@ -55,7 +55,7 @@ def too_wide(student: PreTrainedModel, folder: Path) -> tuple[str, ...]:
     finally:
         for hook in hooks:
             hook.remove()
-    return tuple(sorted(name for name, size in reached.items() if not size <= FP16_LARGEST))
+    return tuple(sorted(name for name, size in reached.items() if not size <= LARGEST_HALF))
 
 
 def _meter(reached: dict[str, float], packed: str):
