@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 
 from linmu import __version__
-from linmu.distill.batches import SampleDataset, collate
+from linmu.distill.batches import SampleDataset
 from linmu.distill.logs import peak_memory
 from linmu.distill.out_folder import OutFolder
 from linmu.distill.pair import check_folders
@@ -29,6 +29,7 @@ from linmu.files.atomic import write_bytes
 from linmu.formats.data_folder import DataFolder
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.layout import PromptRules
+from linmu.model.batch import collate
 from linmu.model.folders import load_student
 from linmu.model.modeling import teacher_config
 from linmu.processing.encode import model_processor, pad_token_id

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from linmu.runtimes.session import load
 from linmu.system.components import require
 
 BATCH_SIZE = 16
+IN_TORCH = "linmu.model.answerer"  # imported by name, as backends are: what runs on a device imports no torch
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,8 @@ def open_answerer(folder: Path, engine: Engine) -> Answerer:
         read_model_folder(folder)  # a wrong folder is reported before torch takes its seconds to load
     for module in ("torch", "transformers"):
         require(module, needed_for=f"`linmu eval` of a {kind} folder", extra="convert")
-    from linmu.evaluation.torch_answerer import TorchAnswerer
-
-    return TorchAnswerer(folder, kind, engine)
+    made: Answerer = import_module(IN_TORCH).TorchAnswerer(folder, kind, engine)
+    return made
 
 
 class SessionAnswerer:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from linmu.distill.batches import SampleDataset, collate
+from linmu.distill.batches import SampleDataset
 from linmu.distill.recipe import Recipe, Stage, load_recipe
 from linmu.formats.data_folder import DataFolder, write_data_folder
 from linmu.formats.model_files import read_model_folder
 from linmu.layout import PromptRules
+from linmu.model.batch import collate
 from linmu.model.folders import load_student, load_teacher
 from linmu.model.modeling import teacher_config
 from linmu.processing.encode import model_processor, pad_token_id

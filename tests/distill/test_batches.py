@@ -13,10 +13,11 @@ from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from torch.utils.data import DataLoader
 
 from linmu.distill import batches
-from linmu.distill.batches import IGNORED, LengthBuckets, Lengths, SampleDataset, collate
+from linmu.distill.batches import LengthBuckets, Lengths, SampleDataset
 from linmu.errors import InputError
 from linmu.formats.data_folder import DataFolder, write_data_folder
 from linmu.layout import PromptRules
+from linmu.model.batch import IGNORED, collate
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing.encode import encode_sample
 from tests.distill.samples import family_data

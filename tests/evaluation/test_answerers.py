@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from linmu.errors import InputError, MissingComponentError
-from linmu.evaluation import answerers, torch_answerer
+from linmu.evaluation import answerers
 from linmu.evaluation.answerers import Engine, open_answerer
 from linmu.evaluation.questions import Question
-from linmu.evaluation.torch_answerer import batches
 from linmu.formats.model_files import read_model_folder
 from linmu.layout import PromptRules
+from linmu.model import answerer as torch_answerer
+from linmu.model.answerer import batches
 from linmu.model.folders import load_teacher
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import ModelInputs

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from linmu.distill.batches import collate
 from linmu.errors import InputError
 from linmu.evaluation.answerers import Answer, Engine, identity, naming
 from linmu.evaluation.questions import Question
@@ -23,6 +22,7 @@ from linmu.formats.bundle import file_sha256
 from linmu.formats.model_files import ModelFolder, read_model_folder
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.layout import PromptRules
+from linmu.model.batch import collate
 from linmu.model.folders import DTYPES, load_student, load_teacher, write_side_files
 from linmu.model.modeling import teacher_config
 from linmu.processing import ModelInputs, Processor
