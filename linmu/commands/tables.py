@@ -13,7 +13,7 @@ from linmu.tools.inspect import Inspection
 
 if TYPE_CHECKING:  # these import torch
     from linmu.conversion.folder import FolderConversion
-    from linmu.export.bundle_writer import ExportReport
+    from linmu.export.bundles.writer import ExportReport
     from linmu.quantize.state_choice import BudgetReport
 
 

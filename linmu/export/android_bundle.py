@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from linmu.export.bundle_writer import ExportReport
+from linmu.export.bundles.writer import ExportReport
 from linmu.export.phone.bundle import write_phone_bundle
 
 TARGET = "android"

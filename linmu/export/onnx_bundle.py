@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from linmu.errors import InputError
-from linmu.export.bundle_writer import ExportReport, Plan, Progress, write_planned
-from linmu.export.decoder_graphs import FUSED, PLAIN
+from linmu.export.bundles.writer import ExportReport, Plan, Progress, write_planned
+from linmu.export.onnx.decoder_graphs import FUSED, PLAIN
 from linmu.export.targets import find_target, stored_precision
-from linmu.export.vision_graph import OPSET as VISION_OPSET
+from linmu.export.vision.graph import OPSET as VISION_OPSET
 from linmu.formats.manifest import Manifest
 from linmu.formats.state_precision import state_precision
 from linmu.quantize.presets import planned

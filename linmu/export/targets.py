@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from linmu.errors import InputError
 
 if TYPE_CHECKING:  # this imports torch
-    from linmu.export.bundle_writer import ExportReport
+    from linmu.export.bundles.writer import ExportReport
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Target:
 
 TARGETS: dict[str, Target] = {
     "onnx": Target("fp32", "linmu.export.onnx_bundle", ("plain_ops", "calibration", "budget_bytes", "state")),
-    "jetson": Target("fp16", "linmu.export.jetson_bundle", ("compile_check", "calibration", "budget_bytes", "state")),
+    "jetson": Target("fp16", "linmu.export.jetson.bundle", ("compile_check", "calibration", "budget_bytes", "state")),
     "android": Target(
         "fp32", "linmu.export.android_bundle", ("calibration", "backend"), packages=("executorch",), extra="mobile"
     ),

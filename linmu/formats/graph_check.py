@@ -40,7 +40,7 @@ SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Range": (0, 1, 2), "Pad": (1,
 BRANCHES = frozenset(("then_branch", "else_branch"))
 WINDOW = ("kernel_shape", "pads", "dilations", "strides")  # of Conv
 LARGEST_NUMBER, LARGEST_WINDOW = 1 << 24, 1 << 12
-LARGEST_DIGIT = 1 << 30  # what positions are divided by and digits multiplied with (linmu.export.exact_angles)
+LARGEST_DIGIT = 1 << 30  # what positions are divided by and digits multiplied with (linmu.step.exact_angles)
 SLICE_ENDS = frozenset((2**63 - 1, -(2**63), -(2**63) + 1, 2**31 - 1, -(2**31), -(2**31) + 1))  # "to the end"
 MOST_NODES = 200_000
 

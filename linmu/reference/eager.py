@@ -24,7 +24,7 @@ from linmu.step.torch_ops import TorchOps
 
 VISION_NOISE = 1e-5  # float32 implementations of one tower differ by this much of their output's std (7e-6 measured)
 HALF_QUANTUM = 2.0**-10  # of float16
-SMALLEST_HALF = 1024  # vision weights below this stay in float32 (linmu.export.vision_passes.store_weights_fp16)
+SMALLEST_HALF = 1024  # vision weights below this stay in float32 (linmu.export.vision.passes.store_weights_fp16)
 
 
 class ReorderedOps(TorchOps):

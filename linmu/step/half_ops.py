@@ -1,7 +1,7 @@
 """The step form with its large matrix products in half precision: the eager reference of graphs that compute so.
 
 A half product rounds both factors to float16, sums in float32 and rounds the result to float16. All else stays in
-float32: residual stream, norms, gates, decay, conv, scan, state. `linmu.export.jetson_ops` rounds at the same places.
+float32: residual stream, norms, gates, decay, conv, scan, state. `linmu.export.jetson.ops` rounds at the same places.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from linmu.errors import BundleError
-from linmu.export.quantized_ops import INT8_INPUTS
+from linmu.export.onnx.quantized_ops import INT8_INPUTS
 from linmu.formats.bundle import Bundle
 from linmu.formats.matrix_format import part
 from linmu.runtimes.ort_runner import EXPOSED, OrtRunner

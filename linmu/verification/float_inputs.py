@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from linmu.formats.bundle import Bundle
 
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"  # where a model from memory has its weights
-# An attribute in a serialized graph: its name, then field 3 (an integer): INT8_INPUTS of linmu.export.quantized_ops
+# An attribute in a serialized graph: its name, then field 3 (an integer): INT8_INPUTS of quantized_ops
 NAME = b"accuracy_level"
 ROUNDED, FLOAT = NAME + b"\x18\x04", NAME + b"\x18\x01"
 

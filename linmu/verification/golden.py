@@ -164,7 +164,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Golden:
-    """A bundle's golden vectors; see linmu/export/golden.py for what is made how."""
+    """A bundle's golden vectors; see linmu/export/bundles/golden.py for what is made how."""
 
     graphs: dict[str, np.ndarray]
     rollout: dict[str, np.ndarray]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from linmu.export.graph_builder import GraphBuilder
-from linmu.export.jetson_ops import JetsonOps
-from linmu.export.onnx_ops import OnnxOps
+from linmu.export.jetson.ops import JetsonOps
+from linmu.export.onnx.graph_builder import GraphBuilder
+from linmu.export.onnx.ops import OnnxOps
+from linmu.export.onnx.plain_ops import PlainOps
 from linmu.export.phone.ops import PhoneOps, causal_constants
 from linmu.export.phone.stock import StockOps
 from linmu.export.phone.weights import Buffers, program_weights
-from linmu.export.plain_ops import PlainOps
 from linmu.specs import TensorSpec
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps

@@ -7,8 +7,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from linmu.export.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
-from linmu.export.weight_file import write_weights
+from linmu.export.onnx.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
+from linmu.export.onnx.weight_file import write_weights
 from linmu.layout import PromptLayout, layout_tensors
 from linmu.step import decoder
 from linmu.step.pack import decoder_form

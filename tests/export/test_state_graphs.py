@@ -9,11 +9,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from linmu.export import engine_check
-from linmu.export.decoder_graphs import FUSED, PLAIN, GraphStyle, write_decoder_graphs
-from linmu.export.jetson_ops import JetsonOps
-from linmu.export.trt_operators import check_operators
-from linmu.export.weight_file import write_weights
+from linmu.export.jetson import engine_check
+from linmu.export.jetson.ops import JetsonOps
+from linmu.export.jetson.trt_operators import check_operators
+from linmu.export.onnx.decoder_graphs import FUSED, PLAIN, GraphStyle, write_decoder_graphs
+from linmu.export.onnx.weight_file import write_weights
 from linmu.formats.state_precision import is_scale, read_exact, store
 from linmu.step import decoder
 from linmu.step.pack import decoder_form

@@ -9,7 +9,7 @@ import torch
 
 from linmu.calibration.collect import calibrate
 from linmu.conversion.probe import default_probe
-from linmu.export.jetson_bundle import write_bundle
+from linmu.export.jetson.bundle import write_bundle
 from linmu.export.onnx_bundle import write_bundle as write_onnx_bundle
 from linmu.formats.model_files import read_config
 from linmu.model import mapped

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from linmu.errors import InputError
-from linmu.export.jetson_bundle import OPSET
-from linmu.export.trt_operators import first_problem
-from linmu.export.vision_graph import export_vision
+from linmu.export.jetson.bundle import OPSET
+from linmu.export.jetson.trt_operators import first_problem
+from linmu.export.vision.graph import export_vision
 from linmu.reference.eager import SMALLEST_HALF
 from linmu.reference.half_tower import HalfProducts
 from linmu.reference.vision import build_vision, example_call, run_tower

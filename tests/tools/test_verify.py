@@ -11,7 +11,7 @@ import torch
 
 from linmu.cli import main
 from linmu.errors import InputError
-from linmu.export import golden as golden_writer
+from linmu.export.bundles import golden as golden_writer
 from linmu.export.onnx_bundle import export_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.model.folders import load_student

@@ -11,6 +11,8 @@ from onnx import numpy_helper
 
 from linmu.calibration.collect import calibrate
 from linmu.errors import BundleError, InputError
+from linmu.export.bundles import ties
+from linmu.export.bundles.ties import SureTokens, Ties
 from linmu.export.targets import write_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.formats.decoder_file import read_decoder_file
@@ -19,13 +21,12 @@ from linmu.reference.eager import StudentRunner
 from linmu.reference.torch_runner import bundle_form
 from linmu.runtimes.session import load
 from linmu.tools.verify import verify
-from linmu.verification import levels, ties
+from linmu.verification import levels
 from linmu.verification.compare import NOISE_ROOM, Tolerance
 from linmu.verification.exposed import ExposedRunner, expose_inputs
 from linmu.verification.golden import read_golden
 from linmu.verification.players import RunnerPlayer
 from linmu.verification.rounded import rounded_checks
-from linmu.verification.ties import SureTokens, Ties
 from tests.folders import student_folder
 from tests.verification.broken import copy_of, rehash
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from linmu import __version__
 from linmu.errors import CheckFailed, InputError
-from linmu.export.bundle_writer import (
+from linmu.export.bundles.shape_profiles import shape_profiles
+from linmu.export.bundles.writer import (
     ExportReport,
     Plan,
     Progress,
@@ -29,8 +30,7 @@ from linmu.export.phone.segments import share_segments
 from linmu.export.phone.stock import extra_of, metadata, stock_methods
 from linmu.export.phone.tokenizer import match_everything
 from linmu.export.phone.weights import program_weights
-from linmu.export.shape_profiles import shape_profiles
-from linmu.export.vision_graph import OPSET
+from linmu.export.vision.graph import OPSET
 from linmu.formats.manifest import Manifest, state_bytes
 from linmu.processing import Processor
 from linmu.processing.defaults import VIDEO_DEFAULTS

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from linmu.export.decoder_graphs import GraphStyle
+from linmu.export.onnx.decoder_graphs import GraphStyle
+from linmu.export.onnx.plain_ops import PlainOps
 from linmu.export.phone.ops import PhoneOps, table_rows
 from linmu.export.phone.weights import TABLES, Buffers
-from linmu.export.plain_ops import PlainOps
 from linmu.reference.vision_towers import VisionTower
 from linmu.specs import GraphSpec, TensorSpec
 from linmu.step import decoder

@@ -21,9 +21,9 @@ import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decom
 from torch import Tensor
 from torch.nn import functional
 
-from linmu.export.exact_angles import digit_rule
 from linmu.export.phone.weights import Buffers
 from linmu.formats.matrix_format import MatrixFormat, part
+from linmu.step.exact_angles import digit_rule
 from linmu.step.form import DecoderForm
 from linmu.step.torch_ops import TorchOps
 

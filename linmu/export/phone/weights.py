@@ -1,6 +1,6 @@
 """A step form's weights as an ExecuTorch program takes them: matrices [out, in], vectors by head [H, 1, d].
 
-In the place of frequencies stand `turns`, the table of linmu.export.exact_angles. Of a quantized matrix W: W.q
+In the place of frequencies stand `turns`, the table of linmu.step.exact_angles. Of a quantized matrix W: W.q
 [out, in] int8, W.scale [out] or [out, in / group], and zero points W.zero, all 0, which XNNPACK's pattern asks for;
 W.pre [in] as in the form.
 """
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from linmu.export.exact_angles import turn_tables
 from linmu.formats.matrix_format import part
+from linmu.step.exact_angles import turn_tables
 from linmu.step.form import DecoderForm, is_matrix
 
 TABLES = ("token_embedding", "head")  # [V, D] in a form already

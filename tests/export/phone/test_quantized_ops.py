@@ -9,7 +9,7 @@ from torch import nn
 
 from linmu.calibration.collect import calibrate
 from linmu.calibration.record import read_record
-from linmu.export.golden import float_inputs
+from linmu.export.bundles.golden import float_inputs
 from linmu.export.phone import ops as phone_ops
 from linmu.export.phone.methods import Embedding, Method, table_weights
 from linmu.export.phone.ops import PhoneOps

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from linmu.export.graph_builder import OPSET, GraphBuilder, all_nodes, nodes_per_layer
-from linmu.export.onnx_ops import OnnxOps
-from linmu.export.plain_ops import PlainOps
-from linmu.export.weight_file import StoredWeight
+from linmu.export.onnx.graph_builder import OPSET, GraphBuilder, all_nodes, nodes_per_layer
+from linmu.export.onnx.ops import OnnxOps
+from linmu.export.onnx.plain_ops import PlainOps
+from linmu.export.onnx.weight_file import StoredWeight
 from linmu.formats.decoder_file import DecoderFile, WeightEntry, write_decoder_file
 from linmu.formats.matrix_format import part
 from linmu.layout import LAYOUT_SPECS

@@ -9,8 +9,8 @@ import pytest
 
 from linmu.cli import main
 from linmu.errors import CheckFailed
-from linmu.export import engine_check
-from linmu.export.jetson_bundle import BACKENDS, OPSET, export_bundle
+from linmu.export.jetson import engine_check
+from linmu.export.jetson.bundle import BACKENDS, OPSET, export_bundle
 from linmu.export.onnx_bundle import export_bundle as export_onnx
 from linmu.formats.bundle import open_bundle
 from linmu.runtimes.session import load

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from linmu.errors import BundleError, CheckFailed, DeviceError
-from linmu.export.trt_operators import check_operators
+from linmu.export.jetson.trt_operators import check_operators
 from linmu.formats.manifest import Manifest
 from linmu.runtimes.tensorrt.builder import capability_name
 from linmu.runtimes.tensorrt.compiler import compile_engine

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from linmu.export.graph_builder import MICROSOFT, GraphBuilder
+from linmu.export.onnx.graph_builder import MICROSOFT, GraphBuilder
 from linmu.formats.matrix_format import MatrixFormat, part
 from linmu.step.form import DecoderForm
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from linmu.export.weight_file import StoredWeight
+from linmu.export.onnx.weight_file import StoredWeight
 from linmu.specs import GraphSpec, TensorSpec
 
 MICROSOFT = "com.microsoft"

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from linmu.export.bundle_writer import ExportReport, Plan, Progress, write_planned
-from linmu.export.decoder_graphs import GraphStyle
-from linmu.export.engine_check import check_engines
-from linmu.export.jetson_ops import JetsonOps
+from linmu.export.bundles.writer import ExportReport, Plan, Progress, write_planned
+from linmu.export.jetson.engine_check import check_engines
+from linmu.export.jetson.ops import JetsonOps
+from linmu.export.onnx.decoder_graphs import GraphStyle
 from linmu.export.targets import find_target, stored_precision
 from linmu.formats.manifest import Manifest
 from linmu.formats.state_precision import state_precision

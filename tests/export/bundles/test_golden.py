@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from linmu.export import golden
+from linmu.export.bundles import golden
 from linmu.export.onnx_bundle import export_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.model.folders import load_student

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from linmu.errors import CheckFailed
-from linmu.export.trt_operators import check_operators, first_problem, module_of
+from linmu.export.jetson.trt_operators import check_operators, first_problem, module_of
 
 FLOAT, INT64, BOOL, DOUBLE = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.DOUBLE
 

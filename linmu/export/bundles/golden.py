@@ -7,7 +7,7 @@ The seeded rules are in linmu/verification/golden.py. Full states are written as
 Where inputs are rounded by block, graphs and roll-out are those of the same integers with float inputs (verification
 runs the graphs so: linmu.verification.float_inputs); prompts are answered with rounded ones.
 Where they are rounded otherwise, text and roll-out are of tokens that no tie makes uncertain
-(linmu/verification/ties.py), and a vector that its ties make too uncertain to show anything is left out.
+(linmu/export/bundles/ties.py), and a vector that its ties make too uncertain to show anything is left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from transformers import PreTrainedModel
 
+from linmu.export.bundles.ties import SureTokens, Ties
 from linmu.formats.manifest import WEIGHT_SUFFIXES, Manifest
 from linmu.processing import ModelInputs, Processor
 from linmu.reference.eager import StudentRunner, round_vision, stored_form
@@ -47,7 +48,6 @@ from linmu.verification.synthetic import (
     vision_call,
     vision_rows,
 )
-from linmu.verification.ties import SureTokens, Ties
 
 SHARE, LEAST = 0.02, 3 * 2**20  # of the weights' bytes, or this many bytes if that is more
 MEDIA_IDS = ("image_token_id", "video_token_id", "vision_start_token_id")

@@ -10,10 +10,10 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from linmu.export.decoder_graphs import write_decoder_graphs
-from linmu.export.jetson_bundle import OPSET, STYLE
-from linmu.export.trt_operators import first_problem
-from linmu.export.weight_file import write_weights
+from linmu.export.jetson.bundle import OPSET, STYLE
+from linmu.export.jetson.trt_operators import first_problem
+from linmu.export.onnx.decoder_graphs import write_decoder_graphs
+from linmu.export.onnx.weight_file import write_weights
 from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.reference.eager import ReorderedHalfOps
 from linmu.step import decoder

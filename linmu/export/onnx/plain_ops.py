@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from linmu.export.onnx_ops import BOOL, OnnxOps
-from linmu.export.sliding_ops import MASKED
+from linmu.export.onnx.ops import BOOL, OnnxOps
+from linmu.export.onnx.sliding_ops import MASKED
 from linmu.step.form import DecoderForm
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from linmu.export.exact_angles import digit_rule, turn_tables
-from linmu.export.graph_builder import MICROSOFT, GraphBuilder
-from linmu.export.quantized_ops import QuantizedOps
-from linmu.export.sliding_ops import MASKED, SlidingOps
-from linmu.export.state_ops import StateOps
+from linmu.export.onnx.graph_builder import MICROSOFT, GraphBuilder
+from linmu.export.onnx.quantized_ops import QuantizedOps
+from linmu.export.onnx.sliding_ops import MASKED, SlidingOps
+from linmu.export.onnx.state_ops import StateOps
 from linmu.layout.types import SCHEDULES, SHIFTS
+from linmu.step.exact_angles import digit_rule, turn_tables
 from linmu.step.form import DecoderForm
 
 RECURRENT_DOMAIN = MICROSOFT  # "" once opset 27 is released

@@ -7,8 +7,8 @@ import pytest
 from onnx import helper
 
 from linmu.errors import CheckFailed
-from linmu.export import engine_check
-from linmu.export.engine_check import ABSENT, SKIPPED, capability_of, check_engines, compile_graph
+from linmu.export.jetson import engine_check
+from linmu.export.jetson.engine_check import ABSENT, SKIPPED, capability_of, check_engines, compile_graph
 from linmu.runtimes.tensorrt import compiler
 from linmu.specs import GraphSpec
 from tests.bundles import tiny_manifest

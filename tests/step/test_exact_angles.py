@@ -13,15 +13,15 @@ import transformers as hf
 from torch import nn
 
 from linmu.conversion.convert import convert
-from linmu.export.exact_angles import DIGIT, DIGITS, digit_values, turn_tables
-from linmu.export.graph_builder import GraphBuilder
-from linmu.export.jetson_ops import JetsonOps
-from linmu.export.onnx_ops import OnnxOps
+from linmu.export.jetson.ops import JetsonOps
+from linmu.export.onnx.graph_builder import GraphBuilder
+from linmu.export.onnx.ops import OnnxOps
+from linmu.export.onnx.plain_ops import PlainOps
 from linmu.export.phone.ops import PhoneOps
 from linmu.export.phone.weights import Buffers, program_weights
-from linmu.export.plain_ops import PlainOps
 from linmu.model.rotary import frequency_matrix
 from linmu.specs import TensorSpec
+from linmu.step.exact_angles import DIGIT, DIGITS, digit_values, turn_tables
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps
 from tests.model.students import shared_student

@@ -14,8 +14,8 @@ import transformers
 
 from linmu.config import MMateConfig
 from linmu.conversion.convert import convert
-from linmu.export.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
-from linmu.export.weight_file import alignment_of, write_weights
+from linmu.export.onnx.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
+from linmu.export.onnx.weight_file import alignment_of, write_weights
 from linmu.layout import layout_tensors, media_of_batch, prompt_layout
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
@@ -171,7 +171,7 @@ def test_weights_lie_once_in_one_file(family, tmp_path):
             entry = stored[weight]
             wanted = {"location": "weights.data", "offset": str(entry.offset), "length": str(entry.length)}
             assert place == wanted, (name, weight)
-    # frequencies are the eager step form's; graphs hold the turns that they make (linmu.export.exact_angles)
+    # frequencies are the eager step form's; graphs hold the turns that they make (linmu.step.exact_angles)
     assert set().union(*graphs.values()) == set(stored) - {"rope"}
     assert set(graphs["step"]) <= set(stored) and "token_embedding" in graphs["step"]
     places = sorted((entry.offset, entry.offset + entry.length) for entry in stored.values())

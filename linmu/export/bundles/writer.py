@@ -14,13 +14,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from linmu import __version__
-from linmu.export.bundle_readme import bundle_readme
-from linmu.export.decoder_graphs import GraphReport, GraphStyle, write_decoder_graphs
-from linmu.export.golden import write_golden
-from linmu.export.graph_builder import INT4_OPSET
-from linmu.export.shape_profiles import shape_profiles
-from linmu.export.vision_graph import export_vision
-from linmu.export.weight_file import write_weights
+from linmu.export.bundles.golden import write_golden
+from linmu.export.bundles.readme import bundle_readme
+from linmu.export.bundles.shape_profiles import shape_profiles
+from linmu.export.onnx.decoder_graphs import GraphReport, GraphStyle, write_decoder_graphs
+from linmu.export.onnx.graph_builder import INT4_OPSET
+from linmu.export.onnx.weight_file import write_weights
+from linmu.export.vision.graph import export_vision
 from linmu.files.atomic import atomic_folder
 from linmu.formats.bundle import write_manifest
 from linmu.formats.graph_check import check_graph_files

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linmu.config import MMateConfig
-from linmu.export.shape_profiles import MOST_IMAGE_TOKENS, most_prefill_tokens, shape_profiles
+from linmu.export.bundles.shape_profiles import MOST_IMAGE_TOKENS, most_prefill_tokens, shape_profiles
 from linmu.formats.manifest import Manifest
 from linmu.layout import LAYOUT_SPECS, PromptLayout, layout_tensors
 from linmu.layout.types import Span

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from linmu.export.graph_builder import GraphBuilder
+from linmu.export.onnx.graph_builder import GraphBuilder
 from linmu.formats.state_precision import LARGEST_CODE, LARGEST_HALF
 from linmu.step.form import DecoderForm
 

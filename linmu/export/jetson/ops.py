@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from linmu.export.onnx_ops import FLOAT
-from linmu.export.plain_ops import PlainOps
+from linmu.export.onnx.ops import FLOAT
+from linmu.export.onnx.plain_ops import PlainOps
 from linmu.formats.matrix_format import part
 from linmu.step.form import DecoderForm
 

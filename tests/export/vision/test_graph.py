@@ -12,8 +12,8 @@ import torch
 import transformers as hf
 
 from linmu.errors import InputError
-from linmu.export.vision_graph import export_vision
-from linmu.export.vision_passes import DERIVED
+from linmu.export.vision.graph import export_vision
+from linmu.export.vision.passes import DERIVED
 from linmu.layout.vision_grid import frame_slices, vision_inputs
 from linmu.reference.vision import build_vision, example_call, run_tower
 from tests.tiny import VISION_NAMES, randomise, tiny_config, tiny_inputs, tiny_model, tiny_tokenizer

@@ -7,9 +7,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from linmu.export.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
-from linmu.export.jetson_bundle import STYLE
-from linmu.export.weight_file import write_weights
+from linmu.export.jetson.bundle import STYLE
+from linmu.export.onnx.decoder_graphs import FUSED, PLAIN, write_decoder_graphs
+from linmu.export.onnx.weight_file import write_weights
 from linmu.step import decoder
 from linmu.step.call_specs import window_row
 from linmu.step.pack import decoder_form

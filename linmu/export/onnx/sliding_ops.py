@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from linmu.export.graph_builder import GraphBuilder
+from linmu.export.onnx.graph_builder import GraphBuilder
 from linmu.step.form import DecoderForm
 
 MASKED = -1e30  # added to scores; exp() of it is 0

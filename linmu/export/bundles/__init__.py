@@ -1,0 +1,1 @@
+"""Whole bundles: what every target writes, and the reference vectors in it."""

@@ -1,0 +1,1 @@
+"""Target jetson: operators that TensorRT parses, shape ranges, engines compiled on the workstation."""

@@ -1,0 +1,1 @@
+"""Decoder graphs as ONNX, node by node, and the one file of their weights."""
