@@ -271,7 +271,7 @@ class OrtRunner:
             )
         except ort_errors() as error:
             raise BundleError(f"{path} cannot be loaded", got=_first_line(error), fix="export it again") from error
-        # what verification adds to a graph's outputs (linmu.verification.exposed) stands behind those of the bundle
+        # what verification adds to a graph's outputs (linmu.proof.exposed) stands behind those of the bundle
         outputs = [value for value in session.get_outputs() if not value.name.startswith(EXPOSED)]
         check_graph_io(spec, _specs(session.get_inputs()), _specs(outputs))
         return session

@@ -113,7 +113,7 @@ def _verify(
             found, drawn = _without_student(bundle, golden, runner, steps, say)
             checks, curves = checks + found, curves + drawn
         if student is not None and runners:
-            from linmu.verification.student import student_checks
+            from linmu.proof.student import student_checks
 
             say("the student in lockstep")
             tolerance = tolerance_of(bundle.manifest, runners[0].backend)

@@ -16,6 +16,9 @@ from torch import Tensor
 from linmu.errors import InputError
 from linmu.formats.bundle import Bundle
 from linmu.formats.matrix_format import MatrixFormat
+from linmu.proof.exposed import ExposedRunner
+from linmu.proof.exposed_phone import ExposedEtRunner
+from linmu.proof.followed import Mirror, Seen
 from linmu.reference.torch_runner import TorchRunner
 from linmu.runtimes.base import Runner
 from linmu.runtimes.et_runner import EtRunner
@@ -23,9 +26,6 @@ from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
 from linmu.step.torch_formats import round_input, round_named
 from linmu.verification.compare import TINY, Meter, Tolerance, Worst
-from linmu.verification.exposed import ExposedRunner
-from linmu.verification.exposed_phone import ExposedEtRunner
-from linmu.verification.followed import Mirror, Seen
 from linmu.verification.golden import forced_ids, forced_token
 from linmu.verification.graph_files import GraphFiles
 from linmu.verification.levels import guarded
@@ -33,7 +33,7 @@ from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
 from linmu.verification.report import Check, Curve, metered
 
 if TYPE_CHECKING:
-    from linmu.verification.student import Reference
+    from linmu.proof.student import Reference
 
 FILES, SESSION = "graph files", "session"
 

@@ -23,6 +23,7 @@ from linmu.model.folders import load_student
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.convert import write_processor
+from linmu.proof.rounded import rounded_checks
 from linmu.quantize.form import preset_form
 from linmu.quantize.presets import find_preset
 from linmu.reference.eager import StudentRunner, round_student, round_vision
@@ -48,7 +49,6 @@ from linmu.verification.hidden import hidden_runner, hidden_states, whole_prompt
 from linmu.verification.levels import greedy_note, guarded, run_errors
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
 from linmu.verification.report import Check, Curve, metered
-from linmu.verification.rounded import rounded_checks
 
 GRAPHS = "graph files [onnxruntime]"
 EVERY = "every position of the prompt"

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 
 from linmu.errors import BundleError
 from linmu.formats.matrix_format import LARGEST, MatrixFormat
+from linmu.proof.followed import MARGIN, Follower, follow
 from linmu.step.torch_formats import input_codes
 from linmu.verification.compare import Meter
-from linmu.verification.followed import MARGIN, Follower, follow
 
 INT8, FP8 = MatrixFormat("int8", input="int8"), MatrixFormat("fp8", input="fp8")
 SCALE = torch.tensor(0.03125)

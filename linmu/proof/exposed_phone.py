@@ -1,7 +1,7 @@
 """A phone program's decoder methods with the inputs of their rounded products as further outputs (see exposed.py).
 
 A program cannot be opened and written again, so the two methods are lowered once more, from the same integers, with
-these outputs besides. That they give the bundle's own bits is checked beside (linmu.verification.rounded).
+these outputs besides. That they give the bundle's own bits is checked beside (linmu.proof.rounded).
 """
 
 from __future__ import annotations

@@ -17,16 +17,16 @@ from linmu.export.targets import write_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.formats.decoder_file import read_decoder_file
 from linmu.model.folders import load_student
+from linmu.proof.exposed import ExposedRunner, expose_inputs
+from linmu.proof.rounded import rounded_checks
 from linmu.reference.eager import StudentRunner
 from linmu.reference.torch_runner import bundle_form
 from linmu.runtimes.session import load
 from linmu.tools.verify import verify
 from linmu.verification import levels
 from linmu.verification.compare import NOISE_ROOM, Tolerance
-from linmu.verification.exposed import ExposedRunner, expose_inputs
 from linmu.verification.golden import read_golden
 from linmu.verification.players import RunnerPlayer
-from linmu.verification.rounded import rounded_checks
 from tests.folders import student_folder
 from tests.verification.broken import copy_of, rehash
 
