@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from linmu.errors import InputError
-from linmu.export.vision import passes as passes
+from linmu.export.vision import passes
 from linmu.reference.half_tower import HalfProducts
 from linmu.reference.vision import example_call, tower_arguments
 from linmu.reference.vision_towers import VisionTower
