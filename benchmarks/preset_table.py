@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.harness import finish, say, table  # noqa: E402
 from linmu.config import MMateConfig  # noqa: E402
 from linmu.system.units import size  # noqa: E402
-from linmu.tools.inspect import DecoderSizes, inspect_folder  # noqa: E402
+from linmu.tools.decoder_sizes import DecoderSizes  # noqa: E402
+from linmu.tools.inspect import inspect_folder  # noqa: E402
 from linmu.tools.preset_memory import Decoder, PresetMemory, preset_memory  # noqa: E402
 
 MMATE = MMateConfig()

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from linmu.errors import InputError
-from linmu.layout.types import WindowSize
 
 SCANS = ("rms", "raster")
 DECAYS = ("query_head", "kv_head")
@@ -22,6 +21,15 @@ _LIMITS: dict[str, tuple[float, float]] = {  # far beyond what makes sense: they
     "min_half_life": (_SMALLEST, _LARGEST),
     "max_half_life": (_SMALLEST, _LARGEST),
 }
+
+
+@dataclass(frozen=True)
+class WindowSize:
+    """Local-Swin window (frames, rows, columns) in tokens."""
+
+    frames: int = 4
+    rows: int = 8
+    columns: int = 8
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from linmu.layout.cutting import cut_points, pieces
 from linmu.layout.prompt import PromptRules, media_from_grids, media_of_batch, prompt_layout
 from linmu.layout.scan import invert, scan_order
 from linmu.layout.tensors import LAYOUT_SPECS, layout_tensors, stack_layouts
-from linmu.layout.types import SCHEDULES, SHIFTS, MediaGrid, PromptLayout, Span, WindowSize
+from linmu.layout.types import SCHEDULES, SHIFTS, MediaGrid, PromptLayout, Span
 from linmu.layout.windows import pack_windows, window_pieces
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "PromptLayout",
     "PromptRules",
     "Span",
-    "WindowSize",
     "cut_points",
     "invert",
     "layout_tensors",

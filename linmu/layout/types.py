@@ -50,12 +50,3 @@ class PromptLayout:
     spans: tuple[Span, ...]
     position_ids: np.ndarray
     next_position: int
-
-
-@dataclass(frozen=True)
-class WindowSize:
-    """Local-Swin window (frames, rows, columns) in tokens."""
-
-    frames: int = 4
-    rows: int = 8
-    columns: int = 8

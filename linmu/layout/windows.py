@@ -6,8 +6,8 @@ from itertools import product
 
 import numpy as np
 
+from linmu.config import WindowSize
 from linmu.errors import InputError
-from linmu.layout.types import WindowSize
 
 
 def window_pieces(grid: tuple[int, int, int], window: WindowSize, shifted: bool) -> list[np.ndarray]:

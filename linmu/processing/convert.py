@@ -23,8 +23,8 @@ from linmu.processing.settings import (
     TokenSettings,
     VideoSettings,
     read_json,
-    write_settings,
 )
+from linmu.processing.settings_file import write_settings
 from linmu.processing.tokens import load_tokenizer
 
 

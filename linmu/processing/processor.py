@@ -21,7 +21,8 @@ from linmu.processing.control import MARK, ControlTokens, plain_text
 from linmu.processing.forms import adapted, takes
 from linmu.processing.media import ChainedCalls, Media, prepare
 from linmu.processing.prompts import Prompt, marked_message, read_prompt
-from linmu.processing.settings import GridSettings, ProcessorSettings, read_settings
+from linmu.processing.settings import GridSettings, ProcessorSettings
+from linmu.processing.settings_file import read_settings
 from linmu.processing.sources import KINDS, MediaSource
 from linmu.processing.tokens import StreamDecoder, byte_tokens, decode, load_tokenizer
 

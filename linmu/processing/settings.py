@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from linmu.errors import BundleError, InputError
-from linmu.files import strict_json
 from linmu.files.regular import regular_file
 
 FORMAT_VERSION = 1
@@ -195,21 +194,3 @@ def read_json(path: Path) -> Any:
         return json.loads(regular_file(path, path.name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}", got=error, expected="a JSON document in UTF-8") from error
-
-
-def read_settings(path: Path) -> ProcessorSettings:
-    """Read `processor.json`; raises BundleError on an unknown version or key, a bad value or an unreadable file."""
-    from linmu.processing.settings_check import check_settings  # which needs the classes above
-
-    settings = from_json(ProcessorSettings, strict_json.read_json(path, path.name, BundleError), "top level")
-    if settings.format_version != FORMAT_VERSION:
-        raise BundleError(
-            f"format_version in {path}", got=settings.format_version, expected=FORMAT_VERSION, fix="update linmu"
-        )
-    check_settings(settings)
-    return settings
-
-
-def write_settings(settings: ProcessorSettings, path: Path) -> None:
-    """Write `processor.json`."""
-    path.write_text(json.dumps(to_json(settings), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as FilePath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +19,7 @@ from linmu.formats.matrix_format import MatrixFormat
 from linmu.proof.exposed import ExposedRunner
 from linmu.proof.exposed_phone import ExposedEtRunner
 from linmu.proof.followed import Mirror, Seen
+from linmu.proof.student_reference import Reference
 from linmu.reference.torch_runner import TorchRunner
 from linmu.runtimes.base import Runner
 from linmu.runtimes.et_runner import EtRunner
@@ -31,9 +32,6 @@ from linmu.verification.graph_files import GraphFiles
 from linmu.verification.levels import guarded
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
 from linmu.verification.report import Check, Curve, metered
-
-if TYPE_CHECKING:
-    from linmu.proof.student import Reference
 
 FILES, SESSION = "graph files", "session"
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from linmu.config import MMateConfig
 from linmu.formats.matrix_format import MatrixFormat
 from linmu.runtimes.tensorrt.forecast import forecast_build
-from linmu.tools.inspect import DecoderSizes
+from linmu.tools.decoder_sizes import DecoderSizes
 
 GROUPS = (128, 64, 32, 16)  # a group that does not divide a matrix shrinks (docs/quantization.md)
 ROWS_GROUP = 32  # the smallest behind inputs rounded by row

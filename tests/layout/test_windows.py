@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from linmu.config import WindowSize
 from linmu.errors import InputError
-from linmu.layout import WindowSize, pack_windows, window_pieces
+from linmu.layout import pack_windows, window_pieces
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 9))
 windows = st.builds(WindowSize, st.integers(1, 3), st.integers(1, 4), st.integers(1, 5))

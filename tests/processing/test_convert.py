@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from linmu.errors import BundleError, InputError
 from linmu.processing import Processor
 from linmu.processing.convert import image_settings, video_settings, vocabulary_of, write_processor
-from linmu.processing.settings import CropSettings, GridSettings, from_json, read_settings, to_json
+from linmu.processing.settings import CropSettings, GridSettings, from_json, to_json
+from linmu.processing.settings_file import read_settings
 from tests.processing.support import tiny_pair
 from tests.tiny import FAMILY_NAMES
 

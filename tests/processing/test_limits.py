@@ -10,7 +10,7 @@ import pytest
 from linmu.demo import student_folder
 from linmu.errors import InputError
 from linmu.processing.convert import write_processor
-from linmu.processing.settings import read_settings
+from linmu.processing.settings_file import read_settings
 from linmu.processing.tokens import load_tokenizer, to_ids
 
 TOKENIZER = student_folder() / "tokenizer.json"

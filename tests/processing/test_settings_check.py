@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from linmu.errors import BundleError, InputError
-from linmu.processing.settings import read_settings, to_json
+from linmu.processing.settings import to_json
+from linmu.processing.settings_file import read_settings
 from tests.processing.support import picture, tiny_pair
 from tests.tiny import tiny_video
 

@@ -8,7 +8,8 @@ from safetensors.numpy import save_file
 
 from linmu.config import MMateConfig
 from linmu.errors import InputError
-from linmu.tools.inspect import CONTEXTS, DecoderSizes, inspect_folder
+from linmu.tools.decoder_sizes import DecoderSizes
+from linmu.tools.inspect import CONTEXTS, inspect_folder
 from tests.bundles import STATES, tiny_bundle
 
 # Qwen2.5-VL-7B's decoder: the example of 49 MiB in fp32, as much as about 900 tokens of its fp16 KV cache.

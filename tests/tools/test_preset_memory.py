@@ -11,7 +11,8 @@ from linmu.quantize.presets import INT4_32, INT4_ROWS, LAYER_MATRICES
 from linmu.quantize.presets import PRESETS as QUANTIZED
 from linmu.step.form import DecoderForm, is_matrix
 from linmu.step.pack import decoder_form
-from linmu.tools.inspect import DecoderSizes, inspect_folder
+from linmu.tools.decoder_sizes import DecoderSizes
+from linmu.tools.inspect import inspect_folder
 from linmu.tools.preset_memory import PHONES, PRESETS, Decoder, preset_memory, stored_bytes
 from tests.folders import student_folder
 from tests.model.students import fresh_student
