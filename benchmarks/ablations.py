@@ -25,9 +25,9 @@ from linmu.distill.recipe import Recipe, Stage, load_recipe
 from linmu.distill.run import distill
 from linmu.evaluation.answerers import Engine
 from linmu.evaluation.report import Evaluation
-from linmu.evaluation.run import evaluate
 from linmu.model.folders import load_student
 from linmu.model.modeling import decoder_layers
+from linmu.tools.evaluate import evaluate
 
 BASE = MMateConfig(window_frames=2, window_rows=4, window_columns=4, chunk_size=64)
 RECIPE = Path(__file__).parents[1] / "examples" / "demo_student.yaml"

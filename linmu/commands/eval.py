@@ -43,7 +43,7 @@ def command(
     """Measure accuracy by task: ask every question, score the generated text, give 95% intervals."""
     from linmu.evaluation.answerers import Engine
     from linmu.evaluation.report import evaluation_view
-    from linmu.evaluation.run import Plan, evaluate
+    from linmu.tools.evaluate import Plan, evaluate
 
     plan = Plan(format, split, subtitles, ignore_case, limit, seed, max_new_tokens)
     engine = Engine(backend, threads, device, dtype, batch_size)

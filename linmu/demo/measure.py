@@ -9,8 +9,8 @@ from pathlib import Path
 from linmu.demo.generate import TASKS, lines, samples
 from linmu.evaluation.answerers import Engine
 from linmu.evaluation.report import Evaluation
-from linmu.evaluation.run import evaluate
 from linmu.formats.data_folder import write_data_folder
+from linmu.tools.evaluate import evaluate
 
 TEST_SEEDS = (101, 102, 103, 104, 105)
 BATCH_SIZE = 32

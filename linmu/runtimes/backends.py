@@ -38,7 +38,7 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {  # in order of preference for "auto"
     "tensorrt": Backend(
-        "linmu.runtimes.trt_runner",
+        "linmu.runtimes.tensorrt.runner",
         "open_trt",
         (("tensorrt", "tensorrt_rtx"), "cuda.bindings"),
         probe="unusable",

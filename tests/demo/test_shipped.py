@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from linmu.cli import app
 from linmu.demo import student_folder, teacher_folder
 from linmu.demo.generate import TASKS, lines, samples
-from linmu.evaluation.run import evaluate
 from linmu.formats.data_folder import write_data_folder
+from linmu.tools.evaluate import evaluate
 
 FOLDERS = {"student": student_folder(), "teacher": teacher_folder()}
 QUESTIONS = 4 * len(TASKS)

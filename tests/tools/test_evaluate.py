@@ -16,7 +16,7 @@ from linmu.errors import InputError
 from linmu.evaluation.answerers import Answer, Engine, open_answerer
 from linmu.evaluation.questions import Question
 from linmu.evaluation.report import by_label, by_task, macro, micro, score
-from linmu.evaluation.run import Plan, evaluate
+from linmu.tools.evaluate import Plan, evaluate
 from tests.evaluation import layouts
 from tests.evaluation.models import bundle_of, place_of, questions_of
 from tests.paths import ROOT

@@ -24,8 +24,8 @@ from linmu.runtimes.tensorrt.engine_files import Engine, engine_name, engine_par
 from linmu.runtimes.tensorrt.fit import WINDOWS, repack_windows
 from linmu.runtimes.tensorrt.plan import bind_dimensions, plan_arena
 from linmu.runtimes.tensorrt.profiles import bundle_ranges
+from linmu.runtimes.tensorrt.runner import find_engines
 from linmu.runtimes.tensorrt.toolkit import Toolkit
-from linmu.runtimes.trt_runner import find_engines
 from tests.paths import ROOT
 from tests.runtimes.tensorrt.support import BACKENDS as NAMED
 from tests.runtimes.tensorrt.support import device_bundle
@@ -153,7 +153,7 @@ def test_golden_pieces_and_buffers_fit_the_default_ranges(folder):
 
 def test_importing_the_runner_loads_neither_tensorrt_nor_cuda():
     script = (
-        "import sys, linmu.runtimes.trt_runner, linmu.tools.build\n"
+        "import sys, linmu.runtimes.tensorrt.runner, linmu.tools.build\n"
         "print(sorted({'tensorrt', 'tensorrt_rtx', 'cuda', 'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
