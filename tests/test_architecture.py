@@ -3,6 +3,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
@@ -11,10 +13,19 @@ from tests.paths import ROOT
 PACKAGE = ROOT / "linmu"
 FOLDERS = ("linmu", "tests", "examples", "benchmarks")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
-# Right of the bundle: these may import none of the workstation's packages when they are imported.
-DEVICE_FOLDERS = ("demo", "evaluation", "layout", "processing", "runtimes")
-EXCEPT = {"runtimes/torch_runner.py", "evaluation/torch_answerer.py"}
+# The rooms of the house, from the ground up: a room imports from itself and from rooms that stand before it.
+# docs/architecture.md says what is in them.
+ON_DEVICES = ["layout", "system", "files", "formats", "processing", "runtimes", "verification", "evaluation"]
+WITH_TORCH = ["model", "step", "conversion", "reference", "calibration", "quantize", "distill", "export", "proof"]
+COMMANDS = ["tools", "demo", "commands", "cli"]  # on devices too: they import what needs torch when they are called
+ROOMS = ["errors", "families", "config", "specs", *ON_DEVICES, *WITH_TORCH, *COMMANDS]
+
+# What a device need not have.
 FORBIDDEN = (
     "torch",
     "transformers",
@@ -33,13 +44,25 @@ FORBIDDEN = (
     "torchao",
     "pytorch_tokenizers",
 )
-FORBIDDEN_OWN = ("linmu.model", "linmu.export", "linmu.distill", "linmu.calibration", "linmu.quantize")
 
 
-def device_files():
-    top = list(PACKAGE.glob("*.py"))
-    inner = [path for folder in DEVICE_FOLDERS for path in (PACKAGE / folder).rglob("*.py")]
-    return sorted(path for path in top + inner if path.relative_to(PACKAGE).as_posix() not in EXCEPT)
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+DEVICE = [name for name in MODULES if name not in ("linmu", "linmu.__main__") and room(name) not in WITH_TORCH]
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Modules of linmu that a module imports anywhere: at its top, in functions, for type checkers."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{name}" for name in names] + [node.module or ""]
+        found |= {name for name in names if name in MODULES and name not in ("linmu", module)}
+    return frozenset(found)
 
 
 def module_level_imports(path):
@@ -64,10 +87,54 @@ def within(name, packages):
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-@pytest.mark.parametrize("path", device_files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_device_side_imports_nothing_of_the_workstation(path):
-    bad = [name for name in module_level_imports(path) if within(name, FORBIDDEN + FORBIDDEN_OWN)]
-    assert not bad
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of one circle, or none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_every_room_is_in_the_list():
+    rooms = {room(name) for name in MODULES if "." in name} - {"__main__"}
+    assert rooms == set(ROOMS)
+
+
+def test_rooms_import_downwards_only():
+    upwards = [
+        f"{name} -> {other}"
+        for name in MODULES
+        if name not in ("linmu", "linmu.__main__")
+        for other in imports(name)
+        if ROOMS.index(room(other)) > ROOMS.index(room(name))
+    ]
+    assert upwards == []
+
+
+def test_no_circle_of_files_or_folders():
+    # A package's own name counts as what stands in its __init__, which imports nothing above it.
+    files = {name: set(imports(name)) for name in MODULES if not MODULES[name].name.startswith("__")}
+    assert circle(files) == []
+    folders: dict[str, set[str]] = {}
+    for name, others in files.items():
+        own = MODULES[name].parent
+        for other in others:
+            if own != PACKAGE and MODULES[other].parent not in (own, PACKAGE):
+                folders.setdefault(str(own), set()).add(str(MODULES[other].parent))
+    assert circle(folders) == []
+
+
+def test_the_checks_above_find_circles():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) and circle({"a": {"b"}, "b": {"c"}}) == []
+    assert "linmu.proof.student" in imports("linmu.tools.verify")  # an import inside a function counts
+
+
+@pytest.mark.parametrize("name", DEVICE)
+def test_what_devices_import_needs_no_workstation(name):
+    names = module_level_imports(MODULES[name])
+    assert [item for item in names if within(item, FORBIDDEN)] == []
+    assert [item for item in names if item.startswith("linmu.") and room(item) in WITH_TORCH] == []
 
 
 def test_layout_needs_numpy_only():
@@ -126,12 +193,7 @@ except MissingComponentError as error:
 
 
 def test_device_side_imports_with_the_workstation_packages_blocked():
-    names = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for path in device_files()
-        if path.name != "__main__.py"
-    ]
-    script = BLOCKED.format(forbidden=FORBIDDEN, names=names)
+    script = BLOCKED.format(forbidden=FORBIDDEN, names=DEVICE)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 torch is needed for linmu.convert") and "linmu[convert]" in done.stdout
