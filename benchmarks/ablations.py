@@ -18,16 +18,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from linmu.config import MMateConfig
-from linmu.conversion.folder import convert_folder
-from linmu.demo.measure import BATCH_SIZE, accuracy, make_sets, table_line
-from linmu.distill.recipe import Recipe, Stage, load_recipe
-from linmu.distill.run import distill
-from linmu.evaluation.answerers import Engine
-from linmu.evaluation.report import Evaluation
-from linmu.model.folders import load_student
-from linmu.model.modeling import decoder_layers
-from linmu.tools.evaluate import evaluate
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout: examples/questions
+
+from examples.questions.measure import BATCH_SIZE, accuracy, make_sets, table_line  # noqa: E402
+from linmu.config import MMateConfig  # noqa: E402
+from linmu.conversion.folder import convert_folder  # noqa: E402
+from linmu.distill.recipe import Recipe, Stage, load_recipe  # noqa: E402
+from linmu.distill.run import distill  # noqa: E402
+from linmu.evaluation.answerers import Engine  # noqa: E402
+from linmu.evaluation.report import Evaluation  # noqa: E402
+from linmu.model.folders import load_student  # noqa: E402
+from linmu.model.modeling import decoder_layers  # noqa: E402
+from linmu.tools.evaluate import evaluate  # noqa: E402
 
 BASE = MMateConfig(window_frames=2, window_rows=4, window_columns=4, chunk_size=64)
 RECIPE = Path(__file__).parents[1] / "examples" / "demo_student.yaml"

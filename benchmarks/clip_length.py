@@ -13,10 +13,12 @@ import json
 import sys
 from pathlib import Path
 
-from linmu.demo.clips import FRAMES
-from linmu.demo.generate import VIDEO_TASKS, lines, samples
-from linmu.demo.measure import accuracy, ask_all, table_line
-from linmu.formats.data_folder import write_data_folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout: examples/questions
+
+from examples.questions.clips import FRAMES  # noqa: E402
+from examples.questions.generate import VIDEO_TASKS, lines, samples  # noqa: E402
+from examples.questions.measure import accuracy, ask_all, table_line  # noqa: E402
+from linmu.formats.data_folder import write_data_folder  # noqa: E402
 
 FACTORS = (1, 4, 16)
 SEED = 201

@@ -1,7 +1,7 @@
 """What every preset and state precision gets right, by generation, on the same questions.
 
     linmu calibrate STUDENT --data TRAIN -o calib.safetensors
-    python -m linmu.demo.generate TEST --split test --count 600 --seed 301
+    python -m examples.questions.generate TEST --split test --count 600 --seed 301
     python benchmarks/preset_accuracy.py STUDENT calib.safetensors TEST OUT [--bundle BUNDLE]...
 
 Greedy answers of the eager step form: what exported graphs are held to. `--bundle` adds a row for an exported bundle in

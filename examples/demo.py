@@ -21,8 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from linmu.demo.generate import TASKS, Sample, lines, sample, samples
-from linmu.formats.data_folder import write_data_folder, write_video
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout: examples/questions
+
+from examples.questions.generate import TASKS, Sample, lines, sample, samples  # noqa: E402
+from linmu.formats.data_folder import write_data_folder, write_video  # noqa: E402
 
 OUT = Path(__file__).parents[1] / "out" / "demo"
 LINMU = (sys.executable, "-m", "linmu")

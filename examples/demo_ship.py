@@ -2,7 +2,7 @@
 
     python examples/demo_ship.py out/demo-teacher out/demo-student
 
-Run it after demo_teacher.py and demo_student.py; it changes linmu/demo/teacher and linmu/demo/student.
+Run it after demo_teacher.py and demo_student.py; it changes examples/demo_teacher and linmu/demo/student.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import argparse
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from safetensors import safe_open
 
-from linmu.demo import student_folder, teacher_folder
-from linmu.files.atomic import atomic_folder
-from linmu.model.folders import SIDE_FILES
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout: examples/questions
+
+from examples.questions import teacher_folder  # noqa: E402
+from linmu.demo import student_folder  # noqa: E402
+from linmu.files.atomic import atomic_folder  # noqa: E402
+from linmu.model.folders import SIDE_FILES  # noqa: E402
 
 MOST_BYTES = 12_000_000
 MODEL_FILES = ("config.json", "model.safetensors", "conversion.json", "distillation.json")
 DATA = """## Data
 
-Pictures, clips and questions come from a seeded generator, `python -m linmu.demo.generate`: handwritten digits
+Pictures, clips and questions come from a seeded generator, `python -m examples.questions.generate`: handwritten digits
 (scikit-learn's copy of the UCI set "Optical Recognition of Handwritten Digits", CC BY 4.0), words rendered in
 matplotlib's fonts, coloured shapes, two or three pictures at once, clips of 3 to 6 frames, and lists without a picture.
 Test data share no handwritten digit, word, font or layout with training data. Answers are scored by exact match of the

@@ -16,13 +16,15 @@ import sys
 import time
 from pathlib import Path
 
-from linmu.config import MMateConfig
-from linmu.conversion.folder import convert_folder
-from linmu.demo.generate import TASKS, lines, samples
-from linmu.demo.measure import TEST_SEEDS, accuracy, ask_all, make_sets, table_line
-from linmu.distill.recipe import load_recipe
-from linmu.distill.run import distill
-from linmu.formats.data_folder import write_data_folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout: examples/questions
+
+from examples.questions.generate import TASKS, lines, samples  # noqa: E402
+from examples.questions.measure import TEST_SEEDS, accuracy, ask_all, make_sets, table_line  # noqa: E402
+from linmu.config import MMateConfig  # noqa: E402
+from linmu.conversion.folder import convert_folder  # noqa: E402
+from linmu.distill.recipe import load_recipe  # noqa: E402
+from linmu.distill.run import distill  # noqa: E402
+from linmu.formats.data_folder import write_data_folder  # noqa: E402
 
 RECIPE, MORE_RECIPE = (Path(__file__).with_name(name) for name in ("demo_student.yaml", "demo_student_more.yaml"))
 MORE_TASKS, MORE_SAMPLES, MORE_SEED = (*TASKS, *["word"] * 10, "number", "number"), 20000, 3

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,13 @@ import numpy as np
 import torch
 import transformers as hf
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from training import Conversations, train
 
-from linmu.demo.generate import SCENES, TASKS, samples
-from linmu.demo.stills import Scene
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout: examples/questions
+
+from training import Conversations, train  # noqa: E402
+
+from examples.questions.generate import SCENES, TASKS, samples  # noqa: E402
+from examples.questions.stills import Scene  # noqa: E402
 
 SIDE, PATCH, SHUFFLE = 80, 8, 2
 VOCABULARY = 512

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +28,14 @@ import transformers as hf
 from stamps_questions import Pool, ask, pools
 from stamps_scenes import draw
 from stamps_source import load_stamps
-from training import Conversations, train
 
-from linmu.demo import teacher_folder
-from linmu.demo.generate import SCENES
-from linmu.demo.stills import Question, Scene
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout: examples/questions
+
+from training import Conversations, train  # noqa: E402
+
+from examples.questions import teacher_folder  # noqa: E402
+from examples.questions.generate import SCENES  # noqa: E402
+from examples.questions.stills import Question, Scene  # noqa: E402
 
 PASSES, COUNT, DEMO_COUNT = 3, 24, 12  # micro-batches of a step: two of stamps, one of the demo's stills
 DEMO = ("digit", "number", "reading", "objects", "pictures")

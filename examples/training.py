@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
-from linmu.demo.content import COLORS, LETTERS, SHAPES
-from linmu.demo.drawing import SIDE, Mark
-from linmu.demo.stills import Scene
+from examples.questions.content import COLORS, LETTERS, SHAPES
+from examples.questions.drawing import SIDE, Mark
+from examples.questions.stills import Scene
 from linmu.processing import Processor
 from linmu.processing.convert import write_processor
 

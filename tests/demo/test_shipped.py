@@ -9,9 +9,10 @@ import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from examples.questions import teacher_folder
+from examples.questions.generate import TASKS, lines, samples
 from linmu.cli import app
-from linmu.demo import student_folder, teacher_folder
-from linmu.demo.generate import TASKS, lines, samples
+from linmu.demo import student_folder
 from linmu.formats.data_folder import write_data_folder
 from linmu.tools.evaluate import evaluate
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from linmu.demo.content import COLORS
-from linmu.demo.drawing import SIDE, Mark
+from examples.questions.content import COLORS
+from examples.questions.drawing import SIDE, Mark
 from tests.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -42,7 +42,7 @@ def test_cells_of_marks(training):
 
 
 def test_a_scene_becomes_a_conversation(training):
-    from linmu.demo.generate import sample
+    from examples.questions.generate import sample
 
     scene = sample("images", "train", 0, 1).scene
     messages = training.conversation(scene, turns=2)

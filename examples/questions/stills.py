@@ -8,8 +8,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from linmu.demo.content import COLORS, NOUNS, ORDINALS, SHAPES, split_of, word
-from linmu.demo.drawing import SIDE, Item, Mark, background, draw_digits, draw_item, draw_word
+from examples.questions.content import COLORS, NOUNS, ORDINALS, SHAPES, split_of, word
+from examples.questions.drawing import SIDE, Item, Mark, background, draw_digits, draw_item, draw_word
 
 CELLS = 3  # objects stand in a grid of CELLS x CELLS
 MOST_OBJECTS = 6

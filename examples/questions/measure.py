@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from linmu.demo.generate import TASKS, lines, samples
+from examples.questions.generate import TASKS, lines, samples
 from linmu.evaluation.answerers import Engine
 from linmu.evaluation.report import Evaluation
 from linmu.formats.data_folder import write_data_folder

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linmu.demo.content import FONTS, check_split, digit_images, font, split_of, word
+from examples.questions.content import FONTS, check_split, digit_images, font, split_of, word
 from linmu.errors import InputError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from linmu.demo.content import COLORS, FONTS, digit_picture, font
+from examples.questions.content import COLORS, FONTS, digit_picture, font
 
 SIDE = 160  # pixels of a picture; the model sees half of it
 MARGIN = 6

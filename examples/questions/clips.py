@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
-from linmu.demo.content import COLORS, ORDINALS, SHAPES, split_of
-from linmu.demo.drawing import SIDE, Item, background, draw_digits, draw_item
-from linmu.demo.stills import Question, Scene, pick, some
+from examples.questions.content import COLORS, ORDINALS, SHAPES, split_of
+from examples.questions.drawing import SIDE, Item, background, draw_digits, draw_item
+from examples.questions.stills import Question, Scene, pick, some
 
 FRAMES = (3, 6)  # least and most frames of a training clip
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from linmu.demo.content import COLORS, split_of
-from linmu.demo.generate import TASKS, VIDEO_TASKS, lines, main, sample, samples
-from linmu.demo.stills import MOST_OBJECTS, layout
+from examples.questions.content import COLORS, split_of
+from examples.questions.generate import TASKS, VIDEO_TASKS, lines, main, sample, samples
+from examples.questions.stills import MOST_OBJECTS, layout
 from linmu.errors import InputError
 
 

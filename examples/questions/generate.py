@@ -1,6 +1,6 @@
 """Demo data: seeded questions by task, as Python objects or as a data folder.
 
-`python -m linmu.demo.generate OUT --split test --count 1200 --seed 7` writes a folder that `linmu distill` and
+`python -m examples.questions.generate OUT --split test --count 1200 --seed 7` writes a folder that `linmu distill` and
 `linmu eval` read. The same arguments give the same files, byte for byte.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from linmu.demo import clips, stills
-from linmu.demo.content import SPLITS, check_split
-from linmu.demo.stills import Question, Scene
+from examples.questions import clips, stills
+from examples.questions.content import SPLITS, check_split
+from examples.questions.stills import Question, Scene
 
 SCENES: dict[str, Callable[[Generator, str], Scene]] = {
     "digit": stills.digit,

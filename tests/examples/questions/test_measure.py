@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from linmu.demo.generate import TASKS
-from linmu.demo.measure import accuracy, ask_all, make_sets, table_line
+from examples.questions.generate import TASKS
+from examples.questions.measure import accuracy, ask_all, make_sets, table_line
 from linmu.formats.data_folder import DataFolder
 from tests.folders import student_folder
 
