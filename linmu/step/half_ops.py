@@ -41,7 +41,7 @@ class HalfOps(TorchOps):
 
     def half_product(self, x: Tensor, y: Tensor) -> Tensor:
         """The product x @ y as described at the top of this file."""
-        return half(self.product(half(x), half(y)))
+        return self.round_product(self.product(half(x), half(y)))
 
     def head(self, x: Tensor, weight: str) -> Tensor:
         return self._product_for(weight)(self.seen(x, weight), self.weights[weight].T)
@@ -59,7 +59,11 @@ class HalfOps(TorchOps):
 
     def _rounded_product(self, x: Tensor, y: Tensor) -> Tensor:
         """`half_product` with a matrix that is rounded already."""
-        return half(self.product(half(x), y))
+        return self.round_product(self.product(half(x), y))
+
+    def round_product(self, x: Tensor) -> Tensor:
+        """A product's float32 sums as float16 numbers, in their own dtype."""
+        return half(x)
 
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:
         if self.scope + "swin" not in self.halves:

@@ -3,8 +3,9 @@
 Noise: how far the float32 reference moves when its sums are taken in another order. A tolerance is never narrower than
 NOISE_ROOM times that: on an ill-conditioned model no float32 backend could be. It is reported whenever it matters, and
 it has a ceiling: on a model noisier than that, parity cannot be shown and verify fails.
-Where products are rounded to float16, sums in another order now and then fall on the other side of a rounding border.
-Whether that happens in one call is chance, so noise then counts at least one quantum (the distance to the neighbour).
+Where products are rounded to float16, other sums now and then fall on the other side of a rounding border, and behind
+a few layers every rounding is a draw of its own: the twin then draws them (linmu.reference.eager). Whether the one
+number that matters is moved in one call is chance, so noise counts at least one quantum (the next number's distance).
 Units: a logits error is |difference| / std of the reference's logits; a state error is |difference| / largest value
 of the same head of the reference (heads far smaller than their tensor: 1/1000 of its largest value).
 """

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from linmu.calibration.collect import calibrate
+from linmu.calibration.record import read_record
 from linmu.cli import main
 from linmu.errors import InputError
 from linmu.export.targets import write_bundle
@@ -41,6 +44,18 @@ def smallest(place, tmp_path, **options) -> int:
     return int(found[1])
 
 
+def worst_octave(record: Path) -> int:
+    """How often states had been rounded where a layer's error is largest, from the record's own sums.
+
+    Which octave that is depends on the CPU's sums; of nine tokens the last reads what was rounded eight times.
+    """
+    curves = [curve for name, curve in read_record(record).float16_states.items() if name.endswith(".recurrent")]
+    with np.errstate(invalid="ignore"):
+        worst = [1 << int(np.nanargmax(curve[:, 0] / curve[:, 1])) for curve in curves]
+    assert len(curves) > 1 and set(worst) <= {1, 2, 4, 8} and all(curve[3, 1] > 0 for curve in curves)
+    return max(worst)
+
+
 @pytest.mark.parametrize("target", OPTIONS)
 def test_the_smallest_budget_rounds_the_state_and_verifies(place, tmp_path, target) -> None:
     options = {"target": target, **OPTIONS[target]}
@@ -60,7 +75,7 @@ def test_the_smallest_budget_rounds_the_state_and_verifies(place, tmp_path, targ
     assert half["state"]["stored_bytes"] == manifest.state_bytes < exact["state"]["stored_bytes"]
     assert half["error"] > half["state"]["error"] > 0
     assert half["state"]["error"] == pytest.approx(sum(x**2 for x in half["state"]["layer_errors"]))
-    assert half["state"]["roundings"] == 8  # of nine tokens the last reads what was rounded eight times
+    assert half["state"]["roundings"] == worst_octave(place[1])
     found = verify(tmp_path / "bundle", student=place[0], steps=8)
     assert found.ok, found.to_text()
 

@@ -15,7 +15,7 @@ from linmu.export.jetson.trt_operators import first_problem
 from linmu.export.onnx.decoder_graphs import write_decoder_graphs
 from linmu.export.onnx.weight_file import write_weights
 from linmu.processing.defaults import VIDEO_DEFAULTS
-from linmu.reference.eager import ReorderedHalfOps
+from linmu.reference.eager import DrawnHalfOps
 from linmu.step import decoder
 from linmu.step.call_specs import window_row
 from linmu.step.form import is_matrix
@@ -48,7 +48,7 @@ def prompt_of(family: str):
 def tables(form, half: bool):
     """(reference, its twin) with weights rounded as they are stored."""
     halves = [name for name in form.weights if half and is_matrix(name) and name != KEPT]
-    found = HalfOps(form, halves), ReorderedHalfOps(form, halves)
+    found = HalfOps(form, halves), DrawnHalfOps(form, halves)
     for name in halves:
         for ops in found:
             ops.weights[name] = ops.weights[name].half().float()
@@ -112,7 +112,7 @@ def test_graphs_equal_the_step_form(family, half, tmp_path):
         got = run_graph(tmp_path / f"{name}.onnx", feeds)
         assert got.keys() == want.keys()
         for tensor, value in want.items():
-            room = 5e-5 if not half else 4 * max(worst(around[tensor], value), QUANTUM)
+            room = 5e-5 if not half else 2 * max(worst(around[tensor], value), QUANTUM)  # a twin that draws moves far
             assert worst(got[tensor], value) < room, tensor
 
 
