@@ -285,7 +285,8 @@ def test_no_more_threads_than_cores():
 
 
 def test_libraries_that_print_do_not_disturb_json(tmp_path):
-    before = "import inspect\nreal = linmu.tools.inspect.inspect_folder\ndef noisy(f): print('noise'); return real(f)\n"
+    before = "import linmu.tools.inspect\nreal = linmu.tools.inspect.inspect_folder\n"
+    before += "def noisy(f): print('noise'); return real(f)\n"
     folder = tiny_bundle(tmp_path / "b")
     done = run_linmu("inspect", str(folder), "--json", before=before + "linmu.tools.inspect.inspect_folder = noisy")
     assert json.loads(done.stdout)["kind"] == "bundle" and "noise" in done.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,12 +44,9 @@ class DrawnHalfOps(HalfOps, ReorderedOps):
     Sums in another order, or another exp, move a number by its last float32 bit and now and then over a border between
     two float16 numbers. Behind a few layers everything has moved a little, and every rounding is a draw of its own:
     that is what this twin does from the first layer on. A twin that only sums otherwise shows fewer such steps than
-    another implementation takes, and may miss the one place where the model answers to them. Draws are seeded.
+    another implementation takes, and may miss the one place where the model answers to them. A draw is a hash of the
+    sum's own bits: the same whatever else is computed beside or before it.
     """
-
-    def __init__(self, form: DecoderForm, halves: Iterable[str]):
-        super().__init__(form, halves)
-        self.draws = torch.Generator().manual_seed(0)
 
     def round_product(self, x: Tensor) -> Tensor:  # noqa: D102
         nearest = x.to(torch.float16)
@@ -57,8 +54,16 @@ class DrawnHalfOps(HalfOps, ReorderedOps):
         towards = torch.where(rest > 0, torch.inf, -torch.inf).to(torch.float16)
         other = torch.nextafter(nearest, towards).to(x.dtype)
         share = rest.abs() / (other - nearest.to(x.dtype)).abs()  # at most half; infinities give NaN: no draw
-        drawn = torch.rand(x.shape, generator=self.draws, dtype=x.dtype) < share
-        return torch.where(drawn, other, nearest.to(x.dtype))
+        return torch.where(_draw(x) < share, other, nearest.to(x.dtype))
+
+
+def _draw(x: Tensor) -> Tensor:
+    """A number in [0, 1) for each number of x, from the bits of its float32 value (multiplied and shifted thrice)."""
+    bits = x.to(torch.float32).contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    for factor, shift in ((0x9E3779B1, 15), (0x85EBCA77, 13), (0xC2B2AE3D, 16)):
+        bits = (bits * factor) & 0xFFFFFFFF
+        bits = bits ^ (bits >> shift)
+    return bits.to(torch.float64) / 2.0**32
 
 
 class StudentRunner(TorchRunner):
