@@ -15,7 +15,7 @@ from linmu.formats.state_precision import exact_specs
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
 FORMAT = "linmu-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 OWN_HASH = "manifest_sha256"
 WEIGHT_SUFFIXES = (".onnx", ".data", ".pte")
@@ -74,8 +74,8 @@ class FileEntry:
 class Manifest:
     """Everything manifest.json holds (format and format_version are constants of this version).
 
-    `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `tolerances` go by backend;
-    `profiles` hold the shape range of every dynamic input, by graph and input, where the target needs them;
+    `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `profiles` hold
+    the shape range of every dynamic input, by graph and input, where the target needs them;
     `program` says of an ExecuTorch program how many tokens a piece has and what its delegate took of each method.
     """
 
@@ -90,7 +90,6 @@ class Manifest:
     vision: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, str] = field(default_factory=dict)
-    tolerances: dict[str, dict[str, Any]] = field(default_factory=dict)
     profiles: dict[str, Any] = field(default_factory=dict)
     program: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -136,7 +135,7 @@ class Manifest:
         return manifest
 
 
-_PLAIN = ("created_with", "target", "precision", "state_bytes", "vision", "generation", "golden", "tolerances")
+_PLAIN = ("created_with", "target", "precision", "state_bytes", "vision", "generation", "golden")
 _TOP: dict[str, type] = {
     "format": str,
     "format_version": int,
@@ -151,7 +150,6 @@ _TOP: dict[str, type] = {
     "vision": dict,
     "generation": dict,
     "golden": dict,
-    "tolerances": dict,
     "profiles": dict,
     "program": dict,
     "files": dict,
@@ -276,7 +274,7 @@ def _check_version(data: Any) -> None:
             f"{MANIFEST_NAME}: format_version",
             got=repr(data.get("format_version")),
             expected=FORMAT_VERSION,
-            fix="export the bundle again or install the linmu version that wrote it",
+            fix="export the bundle again, or install the linmu that wrote it",
         )
 
 

@@ -7,7 +7,7 @@ under. Which files exist and what they hash to is checked elsewhere (linmu.forma
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
 from linmu.config import MMateConfig
@@ -45,9 +45,6 @@ def check_facts(manifest: Manifest) -> None:
     ids = _within(0, MOST_TOKENS)
     _optional(generation, "generation", "eos_token_ids", lambda value: isinstance(value, list) and all(map(ids, value)))
     _optional(manifest.program, "program", "piece_tokens", _within(1, MOST_TOKENS))
-    for backend, given in manifest.tolerances.items():
-        if not isinstance(given, dict) or not all(_is_number(value) and value > 0 for value in given.values()):
-            raise _bad(f"tolerances.{backend}", given, "positive numbers by name")
 
 
 def _check_model(manifest: Manifest) -> None:
@@ -118,10 +115,6 @@ def _optional(data: dict[str, Any], where: str, name: str, fits: Callable[[Any],
 
 def _within(low: int, high: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and low <= value <= high
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value)
 
 
 def _bad(where: str, got: object, expected: object) -> BundleError:

@@ -15,7 +15,7 @@ from linmu.runtimes.backends import BACKENDS, available_backends, open_runner, u
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.system.components import require
-from linmu.verification.compare import tolerance_of
+from linmu.verification.compare import TOLERANCE
 from linmu.verification.float_inputs import golden_runner
 from linmu.verification.golden import Golden, read_golden
 from linmu.verification.graph_files import graph_files
@@ -116,8 +116,7 @@ def _verify(
             from linmu.proof.student import student_checks
 
             say("the student in lockstep")
-            tolerance = tolerance_of(bundle.manifest, runners[0].backend)
-            found, drawn, culprit = student_checks(bundle, Path(student), runners, tolerance, steps, calibration)
+            found, drawn, culprit = student_checks(bundle, Path(student), runners, TOLERANCE, steps, calibration)
             checks, curves = checks + found, curves + drawn
     reference = " and ".join(
         ["its golden vectors"] * (golden is not None) + [f"student {student}"] * (student is not None)
@@ -156,7 +155,7 @@ def _without_student(
 
 def graph_checks(bundle: Bundle, golden: Golden, runner: Runner, steps: int) -> tuple[list[Check], list[Curve]]:
     """All golden graph vectors of one backend, in order; each runs whatever the ones before it found."""
-    levels = GoldenLevels(bundle, golden, runner, tolerance_of(bundle.manifest, runner.backend))
+    levels = GoldenLevels(bundle, golden, runner, TOLERANCE)
     plan: list[tuple[str, str, Callable[[], Check]]] = [("graph", "token_embedding", levels.embedding)]
     if "vision/embeddings" in golden.graphs:
         plan.append(("graph", "vision", levels.vision))
@@ -179,7 +178,7 @@ def position_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Chec
         with hidden_runner(bundle, runner, float_inputs=golden.float_inputs) as shown:
             if shown is None:
                 return []
-            levels = GoldenLevels(bundle, golden, shown, tolerance_of(bundle.manifest, runner.backend))
+            levels = GoldenLevels(bundle, golden, shown, TOLERANCE)
             plan = [(f"{POSITIONS[name]}, every position", partial(levels.positions, name)) for name in vectors]
             return [guarded("graph", runner.backend, name, check) for name, check in plan]
     except BundleError as error:
@@ -188,7 +187,7 @@ def position_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Chec
 
 def prompt_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Check]:
     """The golden prompts, as a user asks them."""
-    levels = GoldenLevels(bundle, golden, runner, tolerance_of(bundle.manifest, runner.backend))
+    levels = GoldenLevels(bundle, golden, runner, TOLERANCE)
     plan: list[tuple[str, str, Callable[[], Check]]] = []
     for prompt in golden.prompts:
         plan.append(("greedy", str(prompt["name"]), partial(levels.greedy, prompt)))
@@ -209,7 +208,7 @@ def _graph_file_checks(
         ]
         if golden is None:
             return checks, []
-        levels = GoldenLevels(bundle, golden, files, tolerance_of(bundle.manifest, runner.backend), "graph files")
+        levels = GoldenLevels(bundle, golden, files, TOLERANCE, "graph files")
         plan: list[tuple[str, str, Callable[[], Check]]] = [
             ("graph", "token_embedding.onnx", partial(levels.embedding, "token_embedding.onnx")),
             ("rollout", "step.onnx", partial(levels.rollout, steps, "step.onnx, ")),

@@ -113,7 +113,7 @@ def check_facts(manifest, student: Path, vision: bool, plain: bool) -> None:
     assert manifest.target == "onnx" and manifest.backends == ("onnxruntime", "torch")
     assert manifest.precision["weights"] == "fp32" and manifest.precision["ops"] == ("plain" if plain else "fused")
     assert manifest.generation["eos_token_ids"] == [2] and manifest.generation["max_position_embeddings"] == 4096
-    assert len(manifest.state) == 6 and set(manifest.tolerances) == {"onnxruntime", "torch"}
+    assert len(manifest.state) == 6
     recurrent = model.heads * model.head_dim**2
     conv = 3 * (model.heads + 2 * model.kv_heads) * model.head_dim
     assert manifest.state_bytes == 3 * 4 * (recurrent + conv)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
 from linmu.system.meter import peak_bytes
-from linmu.verification.compare import TOLERANCES
 
 WEIGHTS = "weights.data"
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
@@ -222,7 +221,6 @@ def write_graphs(
         state_bytes=state_bytes(manifest_states(form)),
         vision=vision,
         generation=generation_facts(model, Processor.from_folder(folder)),
-        tolerances={backend: asdict(TOLERANCES[plan.weights]) for backend in plan.backends},
     )
     if plan.profiles:
         manifest = replace(manifest, profiles=shape_profiles(manifest))
