@@ -6,6 +6,7 @@ from pathlib import Path
 
 from linmu.formats.bundle import write_manifest
 from linmu.formats.manifest import Manifest, ModelFacts, state_bytes
+from linmu.formats.precision import Precision
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
 # Pairwise distinct sizes: hidden 30, heads 6, kv heads 2, head size 5, channels (6 + 2 * 2) * 5 = 50, taps - 1 = 3.
@@ -32,7 +33,7 @@ def tiny_manifest(states: tuple[StateSpec, ...] = STATES, **changes: object) -> 
         "model": model,
         "target": "onnx",
         "backends": ("onnxruntime",),
-        "precision": {"weights": "float32", "state": "float32"},
+        "precision": Precision(),
         "graphs": {"step": step_graph(states)},
         "state": states,
         "state_bytes": state_bytes(states),

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from linmu import __version__
 from linmu.formats.manifest import Manifest, ModelFacts, state_bytes
 from linmu.formats.model_files import read_json_object
+from linmu.formats.precision import Precision
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.folders import CONVERSION_FILE
 from linmu.specs import GraphSpec
@@ -48,7 +49,7 @@ def student_manifest(student: Path, model: PreTrainedModel, form: DecoderForm) -
         model=model_facts(student, model, form),
         target="student",
         backends=("torch",),
-        precision={"weights": "fp32"},
+        precision=Precision(),
         graphs={"prefill": GraphSpec("", tuple(prefill_inputs(form)), ())},
         state=states,
         state_bytes=state_bytes(states),

@@ -10,7 +10,7 @@ from pathlib import Path
 from linmu.errors import BundleError, InputError
 from linmu.files.atomic import check_file_target, write_bytes
 from linmu.formats.bundle import Bundle, open_bundle
-from linmu.formats.manifest import MANIFEST_NAME
+from linmu.formats.manifest_object import MANIFEST_NAME
 from linmu.runtimes.backends import BACKENDS, available_backends, open_runner, unusable
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner

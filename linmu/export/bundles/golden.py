@@ -101,9 +101,7 @@ def write_golden(
     form = replace(stored_form(decoder_form(student) if form is None else form, precision), scratch=folder)
     round_vision(student, precision)
     steps, new_tokens = golden.lengths(manifest.model.parameters)
-    stored = "weights {weights}, products {activations}, state {state}".format(
-        **{"activations": "fp32", "state": "fp32", **precision}
-    )
+    stored = f"weights {precision.weights}, products {precision.activations}, state {precision.state}"
     processor = Processor.from_folder(folder)
     metadata = {
         "format": "linmu-golden",

@@ -107,7 +107,7 @@ def write_program(
         model=model_facts(student, model, form),
         target=plan.target,
         backends=plan.backends,
-        precision={**stored_precision(plan, form), "state": form.state, "ops": STYLE.ops, "delegate": delegate},
+        precision=replace(stored_precision(plan, form), delegate=delegate),
         graphs={name: method.spec for name, method in methods.items()},
         state=states,
         state_bytes=state_bytes(states),
