@@ -10,10 +10,12 @@ from hashlib import sha256
 from math import prod
 from typing import Any
 
+from linmu.config import MMateConfig
 from linmu.errors import BundleError
-from linmu.formats.manifest_object import MANIFEST_NAME, check_keys, check_names, refused
+from linmu.formats.manifest_object import MANIFEST_NAME, check_keys, check_names, read_as_manifest, refused
 from linmu.formats.precision import Precision
 from linmu.formats.state_precision import exact_specs
+from linmu.layout.rules import PromptRules
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
 FORMAT = "linmu-bundle"
@@ -42,9 +44,11 @@ CANONICAL_AXES = {
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the manifest says of the model; `parameters` counts elements, the dicts are plain JSON.
+    """What the manifest says of the model; `parameters` counts elements, `rope_parameters` is plain JSON.
 
-    `weights_hash` names the student's weights, so that a state fits every bundle made of them ("" = unknown).
+    `mmate` are the settings of its blocks, `prompt_rules` how its prompts are read (nothing but the family where there
+    are no pictures). `weights_hash` names the student's weights, so that a state fits every bundle made of them
+    ("" = unknown).
     """
 
     name: str
@@ -56,10 +60,10 @@ class ModelFacts:
     head_dim: int
     vocab_size: int
     parameters: int
+    mmate: MMateConfig
+    prompt_rules: PromptRules
     intermediate_size: int = 0
     weights_hash: str = ""
-    mmate: dict[str, Any] = field(default_factory=dict)
-    prompt_rules: dict[str, Any] = field(default_factory=dict)
     rope_parameters: dict[str, Any] = field(default_factory=dict)
 
 
@@ -119,14 +123,12 @@ class Manifest:
         """Read `to_json`'s form; raises BundleError on anything unknown, missing, of a wrong type or inconsistent."""
         _check_version(data)
         check_keys(data, _TOP, MANIFEST_NAME, optional=_TOP_OPTIONAL)
-        facts = data["model"]
-        check_keys(facts, _MODEL, "model", optional=_MODEL_OPTIONAL)
         for name in ("created_with", "golden"):
             check_names(list(data[name].values()), name, empty=True)
         manifest = cls(
             **{name: data[name] for name in _PLAIN},
             **{name: data.get(name, {}) for name in _TOP_OPTIONAL},
-            model=ModelFacts(**facts),
+            model=_model(data["model"]),
             precision=Precision.from_json(data["precision"]),
             backends=tuple(check_names(data["backends"], "backends")),
             graphs={name: _graph(f"graphs.{name}", value) for name, value in data["graphs"].items()},
@@ -175,7 +177,7 @@ _MODEL: dict[str, type] = {
     "prompt_rules": dict,
     "rope_parameters": dict,
 }
-_MODEL_OPTIONAL = ("intermediate_size", "weights_hash", "mmate", "prompt_rules", "rope_parameters")
+_MODEL_OPTIONAL = ("intermediate_size", "weights_hash", "rope_parameters")
 
 
 def own_hash(content: Mapping[str, Any]) -> str:
@@ -279,6 +281,13 @@ def _check_version(data: Any) -> None:
             expected=FORMAT_VERSION,
             fix="export the bundle again, or install the linmu that wrote it",
         )
+
+
+def _model(data: Any) -> ModelFacts:
+    check_keys(data, _MODEL, "model", optional=_MODEL_OPTIONAL)
+    with read_as_manifest():
+        mmate, rules = MMateConfig.from_json(data["mmate"]), PromptRules.from_json(data["prompt_rules"])
+    return ModelFacts(**{**data, "mmate": mmate, "prompt_rules": rules})
 
 
 def _tensor_fields(where: str, data: dict[str, Any]) -> None:

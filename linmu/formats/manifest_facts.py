@@ -10,12 +10,9 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from linmu.config import MMateConfig
-from linmu.errors import BundleError, InputError
 from linmu.families import get_family
 from linmu.formats.manifest import DTYPE_BYTES, WEIGHT_SUFFIXES, Manifest
-from linmu.formats.manifest_object import MANIFEST_NAME, refused
-from linmu.layout.rules import PromptRules
+from linmu.formats.manifest_object import read_as_manifest, refused
 from linmu.specs import TensorSpec
 
 LEAST_ROOM = 256 << 20  # bytes that a tensor or a state may have whatever the weights are
@@ -59,18 +56,12 @@ def _check_model(manifest: Manifest) -> None:
             f"{model.layers} layers, {model.heads} heads, {model.kv_heads} kv_heads",
             f"at most {MOST_LAYERS} layers, heads a multiple of kv_heads",
         )
-    try:
+    with read_as_manifest():
         family = get_family(model.family)
-        MMateConfig.from_json(model.mmate)
-        rules = PromptRules.from_json(model.prompt_rules) if model.prompt_rules or not family.text_only else None
-        if rules is not None and rules.family != family.name:
-            raise InputError("family of model.prompt_rules", got=rules.family, expected=family.name)
-        if rules is not None and family.vision == "tiles":
-            _ = rules.tile
-    except InputError as error:
-        raise BundleError(
-            f"{MANIFEST_NAME}: {error.what}", got=error.got, expected=error.expected, fix="export the bundle again"
-        ) from error
+        if family.vision == "tiles":
+            _ = model.prompt_rules.tile
+    if model.prompt_rules.family != family.name:
+        raise refused("family of model.prompt_rules", model.prompt_rules.family, family.name)
     if bool(manifest.vision) != (family.vision != "none"):
         raise refused("vision", sorted(manifest.vision), f"facts exactly where the family has a tower ({family.name})")
     if manifest.vision and (manifest.vision.get("kind"), manifest.vision.get("family")) != (family.vision, family.name):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from linmu.errors import BundleError
+from linmu.errors import BundleError, InputError
 
 MANIFEST_NAME = "manifest.json"
 
@@ -30,6 +31,17 @@ def check_names(values: list[Any], where: str, empty: bool = False) -> list[str]
     if not all(isinstance(value, str) and (value or empty) for value in values):
         raise refused(where, values, "a list of names")
     return values
+
+
+@contextmanager
+def read_as_manifest() -> Iterator[None]:
+    """What a reader of its own says of a part (InputError), as a BundleError that names the manifest."""
+    try:
+        yield
+    except InputError as error:
+        raise BundleError(
+            f"{MANIFEST_NAME}: {error.what}", got=error.got, expected=error.expected, fix="export the bundle again"
+        ) from error
 
 
 def refused(where: str, got: object, expected: object = None) -> BundleError:

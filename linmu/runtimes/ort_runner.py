@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from linmu.config import MMateConfig
 from linmu.errors import BundleError
 from linmu.formats.bundle import Bundle, check_graph_io
 from linmu.formats.decoder_file import embedding_rows, open_decoder
@@ -205,7 +204,7 @@ class OrtRunner:
         inputs = {s.name: np.zeros([1 if isinstance(d, str) else d for d in s.shape], s.dtype) for s in specs}
         if "layout.order" in inputs:
             alone = PromptLayout(1, (), np.zeros((1, 1), np.int64), 1)
-            inputs |= layout_tensors(alone, MMateConfig.from_json(facts.mmate), never_empty=True)
+            inputs |= layout_tensors(alone, facts.mmate, never_empty=True)
         return inputs
 
     def _step_binding(self, state: OrtState, source: int) -> ort.IOBinding:

@@ -101,7 +101,7 @@ def _bundle(folder: Path) -> Inspection:
         weight_bytes=weight_bytes,
         state_bytes=manifest.state_bytes,
         sizes=sizes,
-        mmate=model.mmate,
+        mmate=model.mmate.to_json(),
         graphs=content["graphs"],
         state=content["state"],
         files=files,

@@ -263,7 +263,7 @@ def _add_shown(out: _Vectors, made: _Vectors, name: str, always: bool = False) -
 def _media(manifest: Manifest) -> list[int]:
     """Ids that stand for pictures: no roll-out has them."""
     rules = manifest.model.prompt_rules
-    return [rules[name] for name in MEDIA_IDS if rules.get(name) is not None]
+    return [number for number in (getattr(rules, name) for name in MEDIA_IDS) if number is not None]
 
 
 def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Runners, manifest: Manifest) -> Players:
