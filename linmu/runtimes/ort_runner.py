@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -21,6 +21,9 @@ from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.contract import check_contract
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 TILES_AT_ONCE = 4  # of one vision call
 PROVIDER = "CPUExecutionProvider"
@@ -106,7 +109,7 @@ class OrtRunner:
         for name in {"prefill", self._decode}:
             self.session(name)
 
-    def __enter__(self) -> OrtRunner:
+    def __enter__(self) -> Self:
         """The runner itself."""
         return self
 

@@ -11,16 +11,15 @@ from linmu.errors import BundleError, InputError
 from linmu.files.atomic import check_file_target, write_bytes
 from linmu.formats.bundle import Bundle, open_bundle
 from linmu.formats.manifest_object import MANIFEST_NAME
-from linmu.runtimes.backends import BACKENDS, available_backends, open_runner, unusable
+from linmu.runtimes.backends import BACKENDS, available_backends, named, open_runner, unusable
 from linmu.runtimes.base import Runner
-from linmu.runtimes.ort_runner import OrtRunner
 from linmu.system.components import require
 from linmu.verification.compare import TOLERANCE
 from linmu.verification.float_inputs import golden_runner
 from linmu.verification.golden import Golden, read_golden
-from linmu.verification.graph_files import graph_files
+from linmu.verification.graph_files import GraphFiles
 from linmu.verification.hidden import hidden_runner
-from linmu.verification.levels import POSITIONS, GoldenLevels, graph_io_check, guarded, kernel_checks
+from linmu.verification.levels import POSITIONS, GoldenLevels, graph_io_check, guarded
 from linmu.verification.report import Check, Curve, VerifyReport
 
 Say = Callable[[str], None]
@@ -128,16 +127,17 @@ def _without_student(
     bundle: Bundle, golden: Golden | None, runner: Runner, steps: int, say: Say
 ) -> tuple[list[Check], list[Curve]]:
     """Everything that one backend can show by itself: graph files, golden vectors, golden prompts."""
-    checks, curves = list[Check](), list[Curve]()
+    checks, curves, row = list[Check](), list[Curve](), BACKENDS[runner.backend]
     with ExitStack() as stack:
         try:
             opened = runner if golden is None else stack.enter_context(golden_runner(bundle, golden, runner))
         except BundleError as error:
             return [Check("contract", runner.backend, "opening the graphs", False, note=str(error))], curves
-        if isinstance(opened, OrtRunner):
+        if (files := named(row.graph_files)) is not None:
             say(f"{runner.backend}: graph files")
-            checks, curves = _graph_file_checks(bundle, golden, opened, steps)
-            checks = [*kernel_checks(bundle, golden), *checks]
+            checks, curves = _graph_file_checks(bundle, golden, opened, files, steps)
+        if (kernels := named(row.kernels)) is not None:
+            checks = [*kernels(bundle, golden), *checks]
         if golden is not None:
             say(f"{runner.backend}: golden vectors")
             found, drawn = graph_checks(bundle, golden, opened, steps)
@@ -145,11 +145,9 @@ def _without_student(
     if golden is not None:
         say(f"{runner.backend}: golden prompts")
         checks += prompt_checks(bundle, golden, runner)
-    if golden is not None and runner.backend == "executorch":
-        from linmu.verification.stock import stock_plan
-
+    if golden is not None and (plan := named(row.stock)) is not None:
         say(f"{runner.backend}: the stock runner")
-        checks += [guarded(level, runner.backend, name, check) for level, name, check in stock_plan(bundle, golden)]
+        checks += [guarded(level, runner.backend, name, check) for level, name, check in plan(bundle, golden)]
     return checks, curves
 
 
@@ -198,10 +196,10 @@ def prompt_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Check]
 
 
 def _graph_file_checks(
-    bundle: Bundle, golden: Golden | None, runner: OrtRunner, steps: int
+    bundle: Bundle, golden: Golden | None, runner: Runner, opener: Callable[[Runner], GraphFiles], steps: int
 ) -> tuple[list[Check], list[Curve]]:
     """Each graph file: inputs and outputs, then (the runner may decode without them) embeddings and steps."""
-    with graph_files(runner) as files:
+    with opener(runner) as files:
         checks = [
             guarded("contract", runner.backend, spec.file, partial(graph_io_check, runner, bundle, name))
             for name, spec in bundle.manifest.graphs.items()
