@@ -50,7 +50,7 @@ def program_theory_bytes(bundle: Bundle, student: Path, record: Path | None) -> 
     tower = build_vision(model, form.family.name).parameters() if form.vision else ()
     if record is not None:
         known = record_of(record, bundle.manifest.model.weights_hash)
-        form = preset_form(form, known, find_preset(bundle.manifest.target, precision["weights"])).form
+        form = preset_form(form, known, find_preset(bundle.manifest.target, precision.weights)).form
     needed = 4 * sum(parameter.numel() for parameter in tower)
     for name, thunk in form.weights.items():
         matrix, _, kind = name.rpartition(".")
@@ -70,7 +70,7 @@ def measure(folder: Path, student: Path | None, record: Path | None) -> dict[str
         stored, theory = (folder / PROGRAM).stat().st_size, program_theory_bytes(bundle, student, record)
         return {
             "bundle": folder.name,
-            "quant": bundle.manifest.precision["weights"],
+            "quant": bundle.manifest.precision.weights,
             "weights_bytes": stored,
             "theory_bytes": theory,
             "ratio": stored / theory,
@@ -83,7 +83,7 @@ def measure(folder: Path, student: Path | None, record: Path | None) -> dict[str
     vision = sum(size for name, size in sizes.items() if name.startswith("vision"))
     return {
         "bundle": folder.name,
-        "quant": bundle.manifest.precision["weights"],
+        "quant": bundle.manifest.precision.weights,
         "weights_bytes": stored,
         "theory_bytes": quantized + rest,
         "ratio": stored / (quantized + rest),

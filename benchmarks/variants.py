@@ -17,6 +17,7 @@ from torch import Tensor
 
 from linmu.calibration.record import CalibrationRecord
 from linmu.formats.manifest import Manifest
+from linmu.formats.precision import Precision
 from linmu.formats.state_precision import STATE_PRECISIONS
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_form
@@ -59,16 +60,18 @@ def open_variant(folder: Path, variant: Variant, record: CalibrationRecord) -> t
     """The reference that a bundle of this preset is held to, and a manifest of the student to place prompts with."""
     model = load_student(folder)
     half = variant.target == "jetson"
-    precision: dict[str, Any] = {
-        "weights": "fp32" if variant == FLOAT else "fp16",
-        "activations": "fp16" if half else "fp32",
-        "float32_matrices": list(too_wide(model, folder)) if half else [],
-    }
+    weights = "fp32" if variant == FLOAT else "fp16"
+    precision = Precision(
+        weights=weights,
+        floats=weights,
+        activations="fp16" if half else "fp32",
+        float32_matrices=too_wide(model, folder) if half else (),
+    )
     manifest = replace(student_manifest(folder, model, decoder_form(model)), precision=precision)
     if variant.preset in ("fp32", "fp16"):
         round_student(model, precision)
         return StudentRunner(model, precision=precision), manifest
-    precision |= {"weights": variant.preset, "floats": "fp16"}
+    precision = replace(precision, weights=variant.preset)
     quantized = preset_form(decoder_form(model), record, PRESETS[variant.target][variant.preset])
     round_vision(model, precision)
     return StudentRunner(model, precision=precision, form=stored_form(quantized.form, precision)), manifest

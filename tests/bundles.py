@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from linmu.config import MMateConfig
 from linmu.formats.bundle import write_manifest
 from linmu.formats.manifest import Manifest, ModelFacts, state_bytes
+from linmu.formats.precision import Precision
+from linmu.layout.rules import PromptRules
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
 # Pairwise distinct sizes: hidden 30, heads 6, kv heads 2, head size 5, channels (6 + 2 * 2) * 5 = 50, taps - 1 = 3.
@@ -26,13 +29,15 @@ def step_graph(states: tuple[StateSpec, ...] = STATES) -> GraphSpec:
 
 
 def tiny_manifest(states: tuple[StateSpec, ...] = STATES, **changes: object) -> Manifest:
-    model = ModelFacts("tiny", "llama", 30, 1, 6, 2, 5, 11, 1234, intermediate_size=64, mmate={"taps": 4})
+    model = ModelFacts(
+        "tiny", "llama", 30, 1, 6, 2, 5, 11, 1234, MMateConfig(), PromptRules("llama"), intermediate_size=64
+    )
     values = {
         "created_with": {"linmu": "0.1.0"},
         "model": model,
         "target": "onnx",
         "backends": ("onnxruntime",),
-        "precision": {"weights": "float32", "state": "float32"},
+        "precision": Precision(),
         "graphs": {"step": step_graph(states)},
         "state": states,
         "state_bytes": state_bytes(states),

@@ -163,6 +163,27 @@ def test_nothing_unpickles_or_trusts_remote_code(path):
             assert isinstance(node.value, ast.Constant) and node.value.value is False
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name + ".") in ("verification", "proof", "tools")])
+def test_backends_are_told_apart_by_their_rows_only(name):
+    """What verification needs of a backend stands in BACKENDS: a new one is one row."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text("utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            assert not ast.unparse(node.args[1]).endswith("Runner"), ast.unparse(node)
+        if isinstance(node, ast.Compare):
+            assert not ast.unparse(node.left).endswith(".backend"), ast.unparse(node)
+
+
+def test_kinds_of_input_are_asked_of_the_precision_only():
+    """The text "int8" is part of "int8_blocks"; Precision has them in a tuple and answers for it."""
+    kinds, found = {"int8", "int4", "fp8", "int8_blocks", "int8_rows"}, set()
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+                if isinstance(node.left, ast.Constant) and node.left.value in kinds:
+                    found.add(name)
+    assert found == {"linmu.formats.precision"}
+
+
 def test_broad_except_only_where_there_is_a_reason():
     # main() of the command line, and the tokenizers library: a bare Exception, and panics, which are not even that.
     allowed = {"cli.py", "processing/tokens.py"}

@@ -125,6 +125,11 @@ def _took(seconds: float, peak: int, model: int, what: str) -> str:
     return f"{seconds:.1f} s; peak memory {size(peak)}, {peak / model:.1f} times {what}"
 
 
+def _named(value: str | int | list[str]) -> str:
+    """A number or name, or names with slashes between them."""
+    return "/".join(value) if isinstance(value, list) else str(value)
+
+
 def _summary(found: Inspection) -> Table:
     table = Table(show_header=False, title=f"{found.kind} {found.folder}", title_justify="left")
     sizes = found.sizes
@@ -133,7 +138,7 @@ def _summary(found: Inspection) -> Table:
         "decoder": f"{sizes.layers} layers, hidden {sizes.hidden_size}, heads {sizes.heads}/{sizes.kv_heads}"
         f" of {sizes.head_dim}",
         "target": found.target or "",
-        "precision": ", ".join(f"{key} {value}" for key, value in found.precision.items() if value is not None),
+        "precision": ", ".join(f"{key} {_named(value)}" for key, value in found.precision.items() if value),
         "weights": size(found.weight_bytes),
         "state": f"{size(found.state_bytes)} for one sequence, at any context length",
         "state tensors": f"{len(found.state)} (past.* and present.*)" if found.state else "",

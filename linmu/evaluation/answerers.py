@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from linmu.errors import InputError
 from linmu.evaluation.questions import Question
 from linmu.formats.bundle import file_sha256
-from linmu.formats.manifest import MANIFEST_NAME
+from linmu.formats.manifest_object import MANIFEST_NAME
 from linmu.formats.model_files import find_gguf, is_student, read_config, read_model_folder
 from linmu.processing import Processor
 from linmu.runtimes.session import load

@@ -14,7 +14,6 @@ from linmu.files.atomic import write_bytes
 from linmu.files.regular import inside
 from linmu.files.strict_json import read_json
 from linmu.formats.manifest import (
-    MANIFEST_NAME,
     FileEntry,
     Manifest,
     check_own_hash,
@@ -23,6 +22,7 @@ from linmu.formats.manifest import (
     model_hash,
 )
 from linmu.formats.manifest_facts import check_facts
+from linmu.formats.manifest_object import MANIFEST_NAME
 from linmu.specs import GraphSpec, TensorSpec
 
 ENGINES = "engines"  # made on the device by `linmu build`: neither hashed nor expected

@@ -150,7 +150,7 @@ def open_decoder(folder: Path, manifest: Manifest) -> tuple[DecoderFile, dict[st
         raise _differs("data", decoder.data, "a file that the manifest lists")
     for name, wanted in (
         ("family", model.family),
-        ("mmate", model.mmate),
+        ("mmate", model.mmate.to_json()),
         ("layers", model.layers),
         ("hidden", model.hidden_size),
         ("heads", model.heads),

@@ -10,13 +10,16 @@ from hashlib import sha256
 from math import prod
 from typing import Any
 
+from linmu.config import MMateConfig
 from linmu.errors import BundleError
+from linmu.formats.manifest_object import MANIFEST_NAME, check_keys, check_names, read_as_manifest, refused
+from linmu.formats.precision import Precision
 from linmu.formats.state_precision import exact_specs
+from linmu.layout.rules import PromptRules
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
 FORMAT = "linmu-bundle"
-FORMAT_VERSION = 1
-MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 2
 OWN_HASH = "manifest_sha256"
 WEIGHT_SUFFIXES = (".onnx", ".data", ".pte")
 
@@ -41,9 +44,11 @@ CANONICAL_AXES = {
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the manifest says of the model; `parameters` counts elements, the dicts are plain JSON.
+    """What the manifest says of the model; `parameters` counts elements, `rope_parameters` is plain JSON.
 
-    `weights_hash` names the student's weights, so that a state fits every bundle made of them ("" = unknown).
+    `mmate` are the settings of its blocks, `prompt_rules` how its prompts are read (nothing but the family where there
+    are no pictures). `weights_hash` names the student's weights, so that a state fits every bundle made of them
+    ("" = unknown).
     """
 
     name: str
@@ -55,10 +60,10 @@ class ModelFacts:
     head_dim: int
     vocab_size: int
     parameters: int
+    mmate: MMateConfig
+    prompt_rules: PromptRules
     intermediate_size: int = 0
     weights_hash: str = ""
-    mmate: dict[str, Any] = field(default_factory=dict)
-    prompt_rules: dict[str, Any] = field(default_factory=dict)
     rope_parameters: dict[str, Any] = field(default_factory=dict)
 
 
@@ -74,8 +79,8 @@ class FileEntry:
 class Manifest:
     """Everything manifest.json holds (format and format_version are constants of this version).
 
-    `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `tolerances` go by backend;
-    `profiles` hold the shape range of every dynamic input, by graph and input, where the target needs them;
+    `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `profiles` hold
+    the shape range of every dynamic input, by graph and input, where the target needs them;
     `program` says of an ExecuTorch program how many tokens a piece has and what its delegate took of each method.
     """
 
@@ -83,14 +88,13 @@ class Manifest:
     model: ModelFacts
     target: str
     backends: tuple[str, ...]
-    precision: dict[str, Any]
+    precision: Precision
     graphs: dict[str, GraphSpec]
     state: tuple[StateSpec, ...]
     state_bytes: int
     vision: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, str] = field(default_factory=dict)
-    tolerances: dict[str, dict[str, Any]] = field(default_factory=dict)
     profiles: dict[str, Any] = field(default_factory=dict)
     program: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -106,6 +110,7 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             **plain,
             "model": asdict(self.model),
+            "precision": self.precision.to_json(),
             "backends": list(self.backends),
             "graphs": {name: graph.to_json() for name, graph in self.graphs.items()},
             "state": [spec.to_json() for spec in self.state],
@@ -117,16 +122,15 @@ class Manifest:
     def from_json(cls, data: Any) -> Manifest:
         """Read `to_json`'s form; raises BundleError on anything unknown, missing, of a wrong type or inconsistent."""
         _check_version(data)
-        _check_keys(data, _TOP, MANIFEST_NAME, optional=_TOP_OPTIONAL)
-        facts = data["model"]
-        _check_keys(facts, _MODEL, "model", optional=_MODEL_OPTIONAL)
+        check_keys(data, _TOP, MANIFEST_NAME, optional=_TOP_OPTIONAL)
         for name in ("created_with", "golden"):
-            _strings(list(data[name].values()), name, empty=True)
+            check_names(list(data[name].values()), name, empty=True)
         manifest = cls(
             **{name: data[name] for name in _PLAIN},
             **{name: data.get(name, {}) for name in _TOP_OPTIONAL},
-            model=ModelFacts(**facts),
-            backends=tuple(_strings(data["backends"], "backends")),
+            model=_model(data["model"]),
+            precision=Precision.from_json(data["precision"]),
+            backends=tuple(check_names(data["backends"], "backends")),
             graphs={name: _graph(f"graphs.{name}", value) for name, value in data["graphs"].items()},
             state=tuple(_state(f"state[{index}]", value) for index, value in enumerate(data["state"])),
             files={path: _file(f"files.{path}", value) for path, value in data["files"].items()},
@@ -136,7 +140,7 @@ class Manifest:
         return manifest
 
 
-_PLAIN = ("created_with", "target", "precision", "state_bytes", "vision", "generation", "golden", "tolerances")
+_PLAIN = ("created_with", "target", "state_bytes", "vision", "generation", "golden")
 _TOP: dict[str, type] = {
     "format": str,
     "format_version": int,
@@ -151,7 +155,6 @@ _TOP: dict[str, type] = {
     "vision": dict,
     "generation": dict,
     "golden": dict,
-    "tolerances": dict,
     "profiles": dict,
     "program": dict,
     "files": dict,
@@ -174,7 +177,7 @@ _MODEL: dict[str, type] = {
     "prompt_rules": dict,
     "rope_parameters": dict,
 }
-_MODEL_OPTIONAL = ("intermediate_size", "weights_hash", "mmate", "prompt_rules", "rope_parameters")
+_MODEL_OPTIONAL = ("intermediate_size", "weights_hash", "rope_parameters")
 
 
 def own_hash(content: Mapping[str, Any]) -> str:
@@ -215,7 +218,7 @@ def model_hash(manifest: Manifest) -> str:
     """
     weights: Any = {path: entry.sha256 for path, entry in manifest.files.items() if path.endswith(WEIGHT_SUFFIXES)}
     if manifest.model.weights_hash:
-        weights = [manifest.model.weights_hash, manifest.precision.get("weights")]
+        weights = [manifest.model.weights_hash, manifest.precision.weights]
     states = []
     for spec in exact_specs(manifest.state):
         shape = dict(zip(spec.axes, spec.shape, strict=True))
@@ -228,13 +231,13 @@ def check_state(manifest: Manifest) -> None:
     """Raise BundleError unless the states are distinct, sum up, and stand in the prefill and step graphs."""
     for names in ([spec.name for spec in manifest.state], [spec.output for spec in manifest.state]):
         if len(set(names)) != len(names):
-            raise _bad("state", "a name that occurs twice")
+            raise refused("state", "a name that occurs twice")
     for spec in manifest.state:  # an output that belongs to another state would be loaded and saved as that one
         past = _STATE_NAME.fullmatch(spec.name)
         if past is None or int(past[1]) >= manifest.model.layers or spec.output != f"present.{past[1]}.{past[2]}":
-            raise _bad("state", f"{spec.name} -> {spec.output}", "past.LAYER.KIND -> present.LAYER.KIND")
+            raise refused("state", f"{spec.name} -> {spec.output}", "past.LAYER.KIND -> present.LAYER.KIND")
     if (total := state_bytes(manifest.state)) != manifest.state_bytes:
-        raise _bad("state_bytes", manifest.state_bytes, str(total))
+        raise refused("state_bytes", manifest.state_bytes, str(total))
     for name, graph in manifest.graphs.items():
         if name not in ("prefill", "step"):
             continue
@@ -245,7 +248,7 @@ def check_state(manifest: Manifest) -> None:
                 wanted = TensorSpec(own, spec.dtype, spec.shape)
                 single = TensorSpec(own, spec.dtype, (1, *spec.shape[1:]))  # a graph may take one sequence only
                 if found.get(own) not in (wanted, single):
-                    raise _bad(f"graphs.{name}", found.get(own, f"no {own}"), wanted)
+                    raise refused(f"graphs.{name}", found.get(own, f"no {own}"), wanted)
 
 
 def check_profiles(manifest: Manifest) -> None:
@@ -253,94 +256,77 @@ def check_profiles(manifest: Manifest) -> None:
     for name, profile in manifest.profiles.items():
         where = f"profiles.{name}"
         if name not in manifest.graphs or not isinstance(profile, dict):
-            raise _bad(where, "no graph of that name")
+            raise refused(where, "no graph of that name")
         inputs = {spec.name: spec for spec in manifest.graphs[name].inputs}
         for key, shapes in profile.items():
-            _check_keys(shapes, {"min": list, "opt": list, "max": list}, f"{where}.{key}")
+            check_keys(shapes, {"min": list, "opt": list, "max": list}, f"{where}.{key}")
             spec, rows = inputs.get(key), (shapes["min"], shapes["opt"], shapes["max"])
             if spec is None or any(len(row) != len(spec.shape) for row in rows):
-                raise _bad(f"{where}.{key}", rows, "shapes of an input of the graph")
+                raise refused(f"{where}.{key}", rows, "shapes of an input of the graph")
             for dim, *sizes in zip(spec.shape, *rows, strict=True):
                 whole = all(type(size) is int and size > 0 for size in sizes)
                 if not whole or sizes != sorted(sizes) or (isinstance(dim, int) and set(sizes) != {dim}):
-                    raise _bad(f"{where}.{key}", sizes, f"rising sizes of {dim}")
+                    raise refused(f"{where}.{key}", sizes, f"rising sizes of {dim}")
 
 
 def _check_version(data: Any) -> None:
     if not isinstance(data, dict):
-        raise _bad("content", type(data).__name__, "a JSON object")
+        raise refused("content", type(data).__name__, "a JSON object")
     if data.get("format") != FORMAT:
-        raise _bad("format", repr(data.get("format")), repr(FORMAT))
+        raise refused("format", repr(data.get("format")), repr(FORMAT))
     if type(data.get("format_version")) is not int or data["format_version"] != FORMAT_VERSION:
         raise BundleError(
             f"{MANIFEST_NAME}: format_version",
             got=repr(data.get("format_version")),
             expected=FORMAT_VERSION,
-            fix="export the bundle again or install the linmu version that wrote it",
+            fix="export the bundle again, or install the linmu that wrote it",
         )
 
 
-def _check_keys(data: Any, kinds: Mapping[str, type], where: str, optional: Iterable[str] = ()) -> None:
-    if not isinstance(data, dict):
-        raise _bad(where, type(data).__name__, "a JSON object")
-    if unknown := sorted(set(data) - set(kinds)):
-        raise _bad(where, "unknown key " + ", ".join(map(repr, unknown)))
-    if missing := sorted(set(kinds) - set(data) - set(optional)):
-        raise _bad(where, "no key " + ", ".join(map(repr, missing)))
-    for name, value in data.items():
-        if type(value) is not kinds[name]:  # exact: True is no int here
-            raise _bad(f"{where}.{name}", f"{type(value).__name__} {value!r:.60}", kinds[name].__name__)
-        if type(value) is int and value < 0:
-            raise _bad(f"{where}.{name}", value, "a count")
-
-
-def _strings(values: list[Any], where: str, empty: bool = False) -> list[str]:
-    if not all(isinstance(value, str) and (value or empty) for value in values):
-        raise _bad(where, values, "a list of names")
-    return values
+def _model(data: Any) -> ModelFacts:
+    check_keys(data, _MODEL, "model", optional=_MODEL_OPTIONAL)
+    with read_as_manifest():
+        mmate, rules = MMateConfig.from_json(data["mmate"]), PromptRules.from_json(data["prompt_rules"])
+    return ModelFacts(**{**data, "mmate": mmate, "prompt_rules": rules})
 
 
 def _tensor_fields(where: str, data: dict[str, Any]) -> None:
     if data["dtype"] not in DTYPE_BYTES:
-        raise _bad(f"{where}.dtype", data["dtype"], "one of " + ", ".join(sorted(DTYPE_BYTES)))
+        raise refused(f"{where}.dtype", data["dtype"], "one of " + ", ".join(sorted(DTYPE_BYTES)))
     for dim in data["shape"]:
         if not (type(dim) is int and dim >= 0) and not (isinstance(dim, str) and dim):
-            raise _bad(f"{where}.shape", repr(dim), "a size or a dimension's name")
+            raise refused(f"{where}.shape", repr(dim), "a size or a dimension's name")
 
 
 def _tensor(where: str, data: Any) -> TensorSpec:
-    _check_keys(data, {"name": str, "dtype": str, "shape": list}, where)
+    check_keys(data, {"name": str, "dtype": str, "shape": list}, where)
     _tensor_fields(where, data)
     return TensorSpec.from_json(data)
 
 
 def _graph(where: str, data: Any) -> GraphSpec:
-    _check_keys(data, {"file": str, "inputs": list, "outputs": list}, where)
+    check_keys(data, {"file": str, "inputs": list, "outputs": list}, where)
     for side in ("inputs", "outputs"):
         names = [_tensor(f"{where}.{side}[{index}]", value).name for index, value in enumerate(data[side])]
         if len(set(names)) != len(names):
-            raise _bad(f"{where}.{side}", "a name that occurs twice")
+            raise refused(f"{where}.{side}", "a name that occurs twice")
     return GraphSpec.from_json(data)
 
 
 def _state(where: str, data: Any) -> StateSpec:
     kinds = {"name": str, "output": str, "dtype": str, "shape": list, "axes": list, "init": str}
-    _check_keys(data, kinds, where)
+    check_keys(data, kinds, where)
     _tensor_fields(where, data)
     canonical = CANONICAL_AXES[state_kind(data["name"])]
     if sorted(map(str, data["axes"])) != sorted(canonical) or len(data["axes"]) != len(data["shape"]):
-        raise _bad(f"{where}.axes", data["axes"], f"an order of {', '.join(canonical)}, one per dimension")
+        raise refused(f"{where}.axes", data["axes"], f"an order of {', '.join(canonical)}, one per dimension")
     if data["init"] != "zeros":
-        raise _bad(f"{where}.init", data["init"], "zeros")
+        raise refused(f"{where}.init", data["init"], "zeros")
     return StateSpec.from_json(data)
 
 
 def _file(where: str, data: Any) -> FileEntry:
-    _check_keys(data, {"sha256": str, "bytes": int}, where)
+    check_keys(data, {"sha256": str, "bytes": int}, where)
     if len(data["sha256"]) != 64 or set(data["sha256"]) - set("0123456789abcdef"):
-        raise _bad(f"{where}.sha256", repr(data["sha256"]), "64 hexadecimal digits")
+        raise refused(f"{where}.sha256", repr(data["sha256"]), "64 hexadecimal digits")
     return FileEntry(data["sha256"], data["bytes"])
-
-
-def _bad(where: str, got: object, expected: object = None) -> BundleError:
-    return BundleError(f"{MANIFEST_NAME}: {where}", got=got, expected=expected, fix="export the bundle again")

@@ -7,14 +7,12 @@ under. Which files exist and what they hash to is checked elsewhere (linmu.forma
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
-from linmu.config import MMateConfig
-from linmu.errors import BundleError, InputError
 from linmu.families import get_family
-from linmu.formats.manifest import DTYPE_BYTES, MANIFEST_NAME, WEIGHT_SUFFIXES, Manifest
-from linmu.layout.rules import PromptRules
+from linmu.formats.manifest import DTYPE_BYTES, WEIGHT_SUFFIXES, Manifest
+from linmu.formats.manifest_object import read_as_manifest, refused
 from linmu.specs import TensorSpec
 
 LEAST_ROOM = 256 << 20  # bytes that a tensor or a state may have whatever the weights are
@@ -34,7 +32,7 @@ def check_facts(manifest: Manifest) -> None:
     _check_model(manifest)
     most = room(manifest)
     if manifest.state_bytes > most:
-        raise _bad("state_bytes", manifest.state_bytes, f"at most {most} for weights of this size")
+        raise refused("state_bytes", manifest.state_bytes, f"at most {most} for weights of this size")
     for name, graph in manifest.graphs.items():
         for spec in (*graph.inputs, *graph.outputs):
             _check_tensor(f"graphs.{name}", spec, most)
@@ -45,45 +43,36 @@ def check_facts(manifest: Manifest) -> None:
     ids = _within(0, MOST_TOKENS)
     _optional(generation, "generation", "eos_token_ids", lambda value: isinstance(value, list) and all(map(ids, value)))
     _optional(manifest.program, "program", "piece_tokens", _within(1, MOST_TOKENS))
-    for backend, given in manifest.tolerances.items():
-        if not isinstance(given, dict) or not all(_is_number(value) and value > 0 for value in given.values()):
-            raise _bad(f"tolerances.{backend}", given, "positive numbers by name")
 
 
 def _check_model(manifest: Manifest) -> None:
     model = manifest.model
     for name in _COUNTS:
         if not 1 <= getattr(model, name) < MOST_TOKENS:
-            raise _bad(f"model.{name}", getattr(model, name), "a count of at least 1")
+            raise refused(f"model.{name}", getattr(model, name), "a count of at least 1")
     if model.layers > MOST_LAYERS or model.heads % model.kv_heads:
-        raise _bad(
+        raise refused(
             "model",
             f"{model.layers} layers, {model.heads} heads, {model.kv_heads} kv_heads",
             f"at most {MOST_LAYERS} layers, heads a multiple of kv_heads",
         )
-    try:
+    with read_as_manifest():
         family = get_family(model.family)
-        MMateConfig.from_json(model.mmate)
-        rules = PromptRules.from_json(model.prompt_rules) if model.prompt_rules or not family.text_only else None
-        if rules is not None and rules.family != family.name:
-            raise InputError("family of model.prompt_rules", got=rules.family, expected=family.name)
-        if rules is not None and family.vision == "tiles":
-            _ = rules.tile
-    except InputError as error:
-        raise BundleError(
-            f"{MANIFEST_NAME}: {error.what}", got=error.got, expected=error.expected, fix="export the bundle again"
-        ) from error
+        if family.vision == "tiles":
+            _ = model.prompt_rules.tile
+    if model.prompt_rules.family != family.name:
+        raise refused("family of model.prompt_rules", model.prompt_rules.family, family.name)
     if bool(manifest.vision) != (family.vision != "none"):
-        raise _bad("vision", sorted(manifest.vision), f"facts exactly where the family has a tower ({family.name})")
+        raise refused("vision", sorted(manifest.vision), f"facts exactly where the family has a tower ({family.name})")
     if manifest.vision and (manifest.vision.get("kind"), manifest.vision.get("family")) != (family.vision, family.name):
-        raise _bad("vision", manifest.vision.get("kind"), f"{family.vision} of {family.name}")
+        raise refused("vision", manifest.vision.get("kind"), f"{family.vision} of {family.name}")
 
 
 def _check_tensor(where: str, spec: TensorSpec, most: int) -> None:
     """Sizes that are fixed must fit; named ones count as 1."""
     size = prod(dim for dim in spec.shape if isinstance(dim, int)) * DTYPE_BYTES[spec.dtype]
     if len(spec.shape) > 8 or size > most:
-        raise _bad(f"{where}: {spec.name}", list(spec.shape), f"at most {most} bytes in 8 dimensions")
+        raise refused(f"{where}: {spec.name}", list(spec.shape), f"at most {most} bytes in 8 dimensions")
 
 
 def _check_vision(vision: dict[str, Any], most: int) -> None:
@@ -94,35 +83,27 @@ def _check_vision(vision: dict[str, Any], most: int) -> None:
     names.append("tokens_per_tile" if vision["kind"] == "tiles" else "temporal_patch")
     for name in names:
         if not _within(1, MOST_SIDE * 16)(vision.get(name)):
-            raise _bad(f"vision.{name}", repr(vision.get(name)), "a count")
+            raise refused(f"vision.{name}", repr(vision.get(name)), "a count")
     for name in ("window", "table_side"):
         _optional(vision, "vision", name, _within(1, MOST_SIDE))
     if vision["kind"] == "grid":
         if not {"window", "table_side"} <= vision.keys():
-            raise _bad("vision", sorted(vision), "window and table_side, or null")
+            raise refused("vision", sorted(vision), "window and table_side, or null")
         pixels = vision["temporal_patch"] * vision["patch"] ** 2
     else:
         sides = vision.get("tile_size")
         if not isinstance(sides, list) or len(sides) != 2 or not all(map(_within(1, MOST_SIDE), sides)):
-            raise _bad("vision.tile_size", repr(sides), "height and width in pixels")
+            raise refused("vision.tile_size", repr(sides), "height and width in pixels")
         pixels = prod(sides)
     if pixels * vision["channels"] * DTYPE_BYTES["float32"] > most:
-        raise _bad("vision", f"{pixels} pixels of {vision['channels']} channels", f"at most {most} bytes")
+        raise refused("vision", f"{pixels} pixels of {vision['channels']} channels", f"at most {most} bytes")
 
 
 def _optional(data: dict[str, Any], where: str, name: str, fits: Callable[[Any], bool]) -> None:
     """A value that may be absent or null."""
     if data.get(name) is not None and not fits(data[name]):
-        raise _bad(f"{where}.{name}", f"{data[name]!r:.60}", "another value")
+        raise refused(f"{where}.{name}", f"{data[name]!r:.60}", "another value")
 
 
 def _within(low: int, high: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and low <= value <= high
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value)
-
-
-def _bad(where: str, got: object, expected: object) -> BundleError:
-    return BundleError(f"{MANIFEST_NAME}: {where}", got=got, expected=expected, fix="export the bundle again")

@@ -7,7 +7,9 @@ should be those that run. The codes follow from a value: round(x / scale), half 
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path as FilePath
 
 import numpy as np
 import onnx
@@ -18,8 +20,11 @@ from linmu.errors import BundleError
 from linmu.export.onnx.quantized_ops import INT8_INPUTS
 from linmu.formats.bundle import Bundle
 from linmu.formats.matrix_format import part
+from linmu.proof.paths import FILES, SESSION, Path
 from linmu.runtimes.ort_runner import EXPOSED, OrtRunner
+from linmu.step.form import DecoderForm
 from linmu.verification.float_inputs import FOLDER_OPTION
+from linmu.verification.graph_files import GraphFiles
 
 SCALE, CODES = part("", "input_scale"), part("", "q")
 
@@ -34,7 +39,7 @@ class ExposedRunner(OrtRunner):
         self.seen: dict[str, np.ndarray] = {}
         super().__init__(bundle, threads)
 
-    def _source(self, path: Path, options: ort.SessionOptions) -> str | bytes:
+    def _source(self, path: FilePath, options: ort.SessionOptions) -> str | bytes:
         if path.stem not in ("prefill", "step"):
             return super()._source(path, options)
         options.add_session_config_entry(FOLDER_OPTION, str(path.parent.resolve()))
@@ -88,6 +93,14 @@ def expose_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
         graph.node.append(helper.make_node("Identity", [node.input[0]], [EXPOSED + matrix]))
         graph.output.append(helper.make_tensor_value_info(EXPOSED + matrix, TensorProto.FLOAT, None))
     return tuple(found)
+
+
+@contextmanager
+def exposed_graphs(bundle: Bundle, runner: OrtRunner, form: DecoderForm) -> Iterator[list[Path]]:
+    """The paths of an ONNX Runtime runner: the graph files one by one, and a session's (linmu.runtimes.backends)."""
+    with ExposedRunner(bundle, runner.threads) as shown:
+        files = Path(FILES, GraphFiles(shown), lambda: shown.seen, GraphFiles(runner))
+        yield [files, Path(SESSION, shown, lambda: shown.seen, runner)]
 
 
 def _level(node: onnx.NodeProto) -> int:

@@ -6,8 +6,10 @@ these outputs besides. That they give the bundle's own bits is checked beside (l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from linmu.export.phone.lowering import lower
 from linmu.export.phone.methods import Method, Prefill, Step, decoder_methods
 from linmu.export.phone.weights import program_weights
 from linmu.formats.bundle import Bundle
+from linmu.proof.paths import SESSION, Path
 from linmu.runtimes.et_runner import EtRunner, open_program
 from linmu.step.form import DecoderForm
 
@@ -44,7 +47,7 @@ class ExposedEtRunner(EtRunner):
     form: the very integers of the bundle; the program is written to `folder`.
     """
 
-    def __init__(self, bundle: Bundle, form: DecoderForm, folder: Path):
+    def __init__(self, bundle: Bundle, form: DecoderForm, folder: FilePath):
         super().__init__(bundle)
         self.seen: dict[str, np.ndarray] = {}
         # windows take tokens of an input that is exposed
@@ -69,3 +72,10 @@ class ExposedEtRunner(EtRunner):
         own = len(self.bundle.manifest.graphs[name].outputs)
         self.seen = {matrix: value.numpy().copy() for matrix, value in zip(self.matrices, outputs[own:], strict=True)}
         return outputs[:own]
+
+
+@contextmanager
+def exposed_program(bundle: Bundle, runner: EtRunner, form: DecoderForm) -> Iterator[list[Path]]:
+    """The one path of a phone's program: it is lowered again from the integers of `form` (linmu.runtimes.backends)."""
+    with TemporaryDirectory() as folder, ExposedEtRunner(bundle, form, FilePath(folder)) as shown:
+        yield [Path(SESSION, shown, lambda: shown.seen, runner)]

@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path as FilePath
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from linmu.errors import InputError
 from linmu.formats.bundle import Bundle
-from linmu.formats.matrix_format import MatrixFormat
-from linmu.proof.exposed import ExposedRunner
-from linmu.proof.exposed_phone import ExposedEtRunner
-from linmu.proof.followed import Mirror, Seen
+from linmu.proof.followed import Mirror
+from linmu.proof.paths import FILES, Path
 from linmu.proof.student_reference import Reference
-from linmu.reference.torch_runner import TorchRunner
+from linmu.runtimes.backends import BACKENDS, named
 from linmu.runtimes.base import Runner
-from linmu.runtimes.et_runner import EtRunner
-from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
-from linmu.step.torch_formats import round_input, round_named
 from linmu.verification.compare import TINY, Meter, Tolerance, Worst
 from linmu.verification.golden import forced_ids, forced_token
-from linmu.verification.graph_files import GraphFiles
 from linmu.verification.levels import guarded
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
 from linmu.verification.report import Check, Curve, metered
-
-FILES, SESSION = "graph files", "session"
-
-
-class Recorder:
-    """The rounding of an eager backend that shows its inputs in `seen`."""
-
-    def __init__(self) -> None:
-        self.seen: Seen = {}
-
-    def __call__(self, weight: str, x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
-        """X rounded by itself."""
-        self.seen[weight] = x.numpy()
-        return round_input(x, format, scale)
-
-
-@dataclass(frozen=True)
-class Path:
-    """A way through a backend: the runner that shows its inputs, how it shows them, and the same as it really runs."""
-
-    name: str
-    shown: Runner
-    seen: Callable[[], Seen]
-    bare: Runner | None = None
 
 
 def rounded_checks(
@@ -84,27 +50,15 @@ def rounded_checks(
 @contextmanager
 def _paths(bundle: Bundle, reference: Reference, runner: Runner) -> Iterator[list[Path]]:
     """The paths of a backend; the last one is a session's."""
-    with ExitStack() as stack:
-        if isinstance(runner, OrtRunner):
-            shown = stack.enter_context(ExposedRunner(bundle, runner.threads))
-            seen = lambda: shown.seen  # noqa: E731
-            files = Path(FILES, GraphFiles(shown), seen, GraphFiles(runner))
-            yield [files, Path(SESSION, shown, seen, runner)]
-        elif isinstance(runner, TorchRunner):
-            recorder = Recorder()
-            runner.ops.rounding = recorder
-            stack.callback(setattr, runner.ops, "rounding", round_named)
-            yield [Path(SESSION, runner, lambda: recorder.seen)]
-        elif isinstance(runner, EtRunner):
-            folder = stack.enter_context(TemporaryDirectory())
-            exposed = stack.enter_context(ExposedEtRunner(bundle, reference.runner.form, FilePath(folder)))
-            yield [Path(SESSION, exposed, lambda: exposed.seen, runner)]
-        else:
-            raise InputError(
-                f"--student with backend {runner.backend} and a bundle that rounds inputs",
-                got="a backend that does not show what it rounds",
-                fix="--backend onnxruntime, or without --student",
-            )
+    exposer = named(BACKENDS[runner.backend].exposer)
+    if exposer is None:
+        raise InputError(
+            f"--student with backend {runner.backend} and a bundle that rounds inputs",
+            got="a backend that does not show what it rounds",
+            fix="--backend onnxruntime, or without --student",
+        )
+    with exposer(bundle, runner, reference.runner.form) as paths:
+        yield paths
 
 
 def _player(bundle: Bundle, reference: Reference, path: Path, runner: Any) -> Player:

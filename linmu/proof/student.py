@@ -19,8 +19,8 @@ from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import ModelInputs
 from linmu.proof.rounded import rounded_checks
 from linmu.proof.student_reference import Reference, open_reference
+from linmu.runtimes.backends import BACKENDS, named
 from linmu.runtimes.base import Runner
-from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import Session
 from linmu.verification.compare import (
     Meter,
@@ -33,13 +33,11 @@ from linmu.verification.compare import (
     top_gap,
 )
 from linmu.verification.golden import forced_ids, forced_token
-from linmu.verification.graph_files import GraphFiles
 from linmu.verification.hidden import hidden_runner, hidden_states, whole_prompt
 from linmu.verification.levels import greedy_note, guarded, run_errors
 from linmu.verification.players import Player, RunnerPlayer, SessionPlayer
 from linmu.verification.report import Check, Curve, metered
 
-GRAPHS = "graph files [onnxruntime]"
 EVERY = "every position of the prompt"
 KINDS = ("conv", "recurrent", "key", "value")
 
@@ -142,8 +140,8 @@ def _stages(bundle: Bundle, reference: Reference, runner: Runner) -> list[Stage]
     players: list[Player] = [step_form]
     if not reference.runner.lossy:
         players.insert(0, _first_player(reference, manifest))
-    if isinstance(runner, OrtRunner):
-        players.append(RunnerPlayer(GraphFiles(runner), manifest, reference.inputs, GRAPHS))
+    if (files := named(BACKENDS[runner.backend].graph_files)) is not None:
+        players.append(RunnerPlayer(files(runner), manifest, reference.inputs, f"graph files [{runner.backend}]"))
     players += [
         RunnerPlayer(runner, manifest, reference.inputs),
         SessionPlayer(Session(bundle, runner), reference.prompt, reference.images),

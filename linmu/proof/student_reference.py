@@ -54,7 +54,7 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path, calibration: Pat
     if (bundle.folder / DECODER_FILE).is_file() and read_decoder_file(bundle.folder).packing:
         form = bundle_form(bundle)  # the very integers: calibration is not repeated here
         round_vision(student, bundle.manifest.precision)
-    elif bundle.manifest.program and "floats" in bundle.manifest.precision:
+    elif bundle.manifest.program and bundle.manifest.precision.quantized:
         form = _quantized_again(bundle, student, calibration)
     else:
         round_student(student, bundle.manifest.precision)
@@ -70,7 +70,7 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path, calibration: Pat
 
 
 def _quantized_again(bundle: Bundle, student: PreTrainedModel, calibration: Path | None) -> DecoderForm:
-    preset, target = str(bundle.manifest.precision["weights"]), bundle.manifest.target
+    preset, target = bundle.manifest.precision.weights, bundle.manifest.target
     if calibration is None:
         raise InputError(
             f"--student with a bundle of preset {preset}",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from linmu.formats.precision import Precision
 from linmu.formats.state_precision import LARGEST_HALF
 from linmu.layout.vision_grid import vision_inputs
 from linmu.reference.half_range import packed_linears
@@ -22,6 +22,7 @@ from linmu.step.half_ops import HalfOps, half_matrices
 from linmu.step.pack import decoder_form
 from linmu.step.torch_ops import TorchOps
 
+FLOAT32 = Precision()
 VISION_NOISE = 1e-5  # float32 implementations of one tower differ by this much of their output's std (7e-6 measured)
 HALF_QUANTUM = 2.0**-10  # of float16
 SMALLEST_HALF = 1024  # vision weights below this stay in float32 (linmu.export.vision.passes.store_weights_fp16)
@@ -79,13 +80,12 @@ class StudentRunner(TorchRunner):
         self,
         student: PreTrainedModel,
         other: StudentRunner | None = None,
-        precision: Mapping[str, Any] | None = None,
+        precision: Precision = FLOAT32,
         form: DecoderForm | None = None,
     ):
         self.other = other
-        state = (precision or {}).get("state", "fp32")
-        self.form = replace(form or decoder_form(student), state=state) if other is None else other.form
-        own = half_matrices(self.form, precision or {})
+        self.form = replace(form or decoder_form(student), state=precision.state) if other is None else other.form
+        own = half_matrices(self.form, precision)
         self.halves: frozenset[str] = own if other is None else other.halves
         if other is not None:
             size = self.form.mmate.chunk_size
@@ -145,11 +145,11 @@ class StudentRunner(TorchRunner):
 
 
 @torch.no_grad()
-def round_student(student: PreTrainedModel, precision: Mapping[str, Any]) -> None:
+def round_student(student: PreTrainedModel, precision: Precision) -> None:
     """Round a student's weights, in place, as a bundle of this precision (manifest) stores them."""
-    if not _half_floats(precision):
+    if precision.floats != "fp16":
         return
-    whole = set(precision.get("float32_matrices", ()))
+    whole = set(precision.float32_matrices)
     for name, linears in packed_linears(student).items():
         for linear in linears if name not in whole else ():
             linear.weight.copy_(_half(linear.weight))
@@ -160,27 +160,22 @@ def round_student(student: PreTrainedModel, precision: Mapping[str, Any]) -> Non
 
 
 @torch.no_grad()
-def round_vision(student: PreTrainedModel, precision: Mapping[str, Any]) -> None:
+def round_vision(student: PreTrainedModel, precision: Precision) -> None:
     """The part of `round_student` that concerns the vision tower."""
-    if student.linmu_family.text_only or not _half_floats(precision):
+    if student.linmu_family.text_only or precision.floats != "fp16":
         return
     for weight in build_vision(student, student.linmu_family.name).parameters():
         if weight.numel() >= SMALLEST_HALF and float(weight.abs().max()) <= LARGEST_HALF:
             weight.copy_(_half(weight))
 
 
-def stored_form(form: DecoderForm, precision: Mapping[str, Any]) -> DecoderForm:
+def stored_form(form: DecoderForm, precision: Precision) -> DecoderForm:
     """A quantized form with the matrices that stayed float as a bundle of this precision stores them."""
-    if not _half_floats(precision):
+    if precision.floats != "fp16":
         return form
-    whole = set(precision.get("float32_matrices", ()))
+    whole = set(precision.float32_matrices)
     halved = {name: _rounded(thunk) for name, thunk in form.weights.items() if is_matrix(name) and name not in whole}
     return replace(form, weights={**form.weights, **halved})
-
-
-def _half_floats(precision: Mapping[str, Any]) -> bool:
-    """Whether matrices that are not quantized are stored as float16."""
-    return precision.get("floats", precision.get("weights")) == "fp16"
 
 
 def _rounded(thunk: Callable[[], Tensor]) -> Callable[[], Tensor]:

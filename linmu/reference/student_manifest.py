@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 from linmu import __version__
 from linmu.formats.manifest import Manifest, ModelFacts, state_bytes
 from linmu.formats.model_files import read_json_object
+from linmu.formats.precision import Precision
 from linmu.formats.weights_hash import student_weights_hash
+from linmu.layout.rules import PromptRules
 from linmu.model.folders import CONVERSION_FILE
 from linmu.specs import GraphSpec
 from linmu.step.call_specs import manifest_states, prefill_inputs
@@ -34,8 +36,8 @@ def model_facts(student: Path, model: PreTrainedModel, form: DecoderForm) -> Mod
         parameters=sum(weight.numel() for weight in model.parameters()),
         intermediate_size=text.intermediate_size,
         weights_hash=student_weights_hash(student),
-        mmate=form.mmate.to_json(),
-        prompt_rules={"family": form.family.name} if rules is None else rules.to_json(),
+        mmate=form.mmate,
+        prompt_rules=PromptRules(form.family.name) if rules is None else rules,
         rope_parameters=dict(text.to_dict()["rope_parameters"]),
     )
 
@@ -48,7 +50,7 @@ def student_manifest(student: Path, model: PreTrainedModel, form: DecoderForm) -
         model=model_facts(student, model, form),
         target="student",
         backends=("torch",),
-        precision={"weights": "fp32"},
+        precision=Precision(),
         graphs={"prefill": GraphSpec("", tuple(prefill_inputs(form)), ())},
         state=states,
         state_bytes=state_bytes(states),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,18 @@ def bundle_form(bundle: Bundle) -> DecoderForm:
 
 def _held(x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: x
+
+
+@contextmanager
+def float_inputs(bundle: Bundle, runner: TorchRunner) -> Iterator[TorchRunner]:
+    """The runner, rounding no inputs of products until it is left (linmu.runtimes.backends: float_inputs)."""
+    inputs = runner.ops.inputs
+    held = dict(inputs)
+    inputs.clear()
+    try:
+        yield runner
+    finally:
+        inputs.update(held)
 
 
 def open_torch(bundle: Bundle, threads: int | None, student: Path | None = None) -> TorchRunner:

@@ -1,4 +1,4 @@
-"""Which backends exist: one literal table, name -> module, what it needs, and how it is opened."""
+"""Which backends exist: one literal table, name -> how it is opened, what it needs, and what it shows when verified."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from linmu.errors import InputError, MissingComponentError
 from linmu.formats.bundle import Bundle
@@ -20,6 +21,14 @@ class Backend:
 
     packages: importable names; a tuple among them means any one of these. extra: what installs them, or `fix`: what
     else to do. probe: a function of the module, bundle -> why it cannot run here, or None.
+
+    What verification sees of it besides its answers, each "module:function", or None where there is no such thing. They
+    are names, as `module` is: what needs torch is imported when it is asked for (`named`).
+    graph_files: runner -> a Runner, and context manager, on the very graph files; with `kernels`: (bundle, golden) ->
+    checks of this machine's kernels. hidden: (bundle, runner, float_inputs) -> a context manager whose runner keeps
+    hidden states (linmu.verification.hidden). float_inputs: (bundle, runner) -> a context manager whose runner rounds
+    no inputs of products. exposer: (bundle, runner, form) -> a context manager with the paths whose rounded inputs are
+    shown (linmu.proof.paths). stock: (bundle, golden) -> (level, name, check) of the runtime's own programs.
     """
 
     module: str
@@ -28,6 +37,12 @@ class Backend:
     extra: str | None = None
     fix: str | None = None
     probe: str | None = None
+    graph_files: str | None = None
+    kernels: str | None = None
+    hidden: str | None = None
+    float_inputs: str | None = None
+    exposer: str | None = None
+    stock: str | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -44,12 +59,43 @@ BACKENDS: dict[str, Backend] = {  # in order of preference for "auto"
         probe="unusable",
         fix="pip install 'linmu[jetson]' on a Jetson with JetPack's TensorRT (docs/jetson.md)",
     ),
-    "onnxruntime": Backend("linmu.runtimes.ort_runner", "open_ort", ("onnxruntime",)),
-    "executorch": Backend(
-        "linmu.runtimes.et_runner", "open_et", ("executorch", "torch"), extra="mobile", probe="unusable"
+    "onnxruntime": Backend(
+        "linmu.runtimes.ort_runner",
+        "open_ort",
+        ("onnxruntime",),
+        graph_files="linmu.verification.graph_files:GraphFiles",
+        kernels="linmu.verification.levels:kernel_checks",
+        hidden="linmu.verification.hidden:shown_by_graphs",
+        float_inputs="linmu.verification.float_inputs:graphs_with_float_inputs",
+        exposer="linmu.proof.exposed:exposed_graphs",
     ),
-    "torch": Backend("linmu.reference.torch_runner", "open_torch", ("torch",), extra="convert"),
+    "executorch": Backend(
+        "linmu.runtimes.et_runner",
+        "open_et",
+        ("executorch", "torch"),
+        extra="mobile",
+        probe="unusable",
+        exposer="linmu.proof.exposed_phone:exposed_program",
+        stock="linmu.verification.stock:stock_plan",
+    ),
+    "torch": Backend(
+        "linmu.reference.torch_runner",
+        "open_torch",
+        ("torch",),
+        extra="convert",
+        hidden="linmu.verification.hidden:shown_by_itself",
+        float_inputs="linmu.reference.torch_runner:float_inputs",
+        exposer="linmu.proof.exposed_eager:exposed_operations",
+    ),
 }
+
+
+def named(place: str | None) -> Any:
+    """What a row's "module:function" names, imported now; None for None."""
+    if place is None:
+        return None
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def unusable(bundle: Bundle, name: str) -> str | None:

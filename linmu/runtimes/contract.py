@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from linmu.errors import BundleError
-from linmu.formats.manifest import MANIFEST_NAME, Manifest
+from linmu.formats.manifest import Manifest
+from linmu.formats.manifest_object import MANIFEST_NAME
 from linmu.specs import GraphSpec
 
 NUMPY = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")  # numpy has no bfloat16

@@ -245,7 +245,7 @@ def _first_line(error: Exception) -> str:
 
 def unusable(bundle: Bundle) -> str | None:
     """Why the ExecuTorch that is installed cannot run a bundle's program, or None."""
-    delegate = str(bundle.manifest.precision.get("delegate", XNNPACK))
+    delegate = bundle.manifest.precision.delegate or XNNPACK
     if delegate == XNNPACK:
         return None
     import torch  # noqa: F401  # first: ExecuTorch's library needs it in the process

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 
-from linmu.config import MMateConfig
 from linmu.errors import BundleError
 from linmu.formats.bundle import Bundle, check_graph_io
 from linmu.formats.decoder_file import embedding_rows, open_decoder
@@ -23,11 +22,14 @@ from linmu.runtimes.base import PromptPiece, VisionFeatures
 from linmu.runtimes.contract import check_contract
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
+
 TILES_AT_ONCE = 4  # of one vision call
 PROVIDER = "CPUExecutionProvider"
 EXPOSED = "exposed/"
-# Off where matrices have int8 inputs: it makes Gemm of a product with a bias, and ONNX Runtime's change of int8 weights
-# to uint8 then breaks the graph (the zero points that it adds are one scalar beside a scale per column).
+# Off where inputs are rounded to int8 with one scale: it makes Gemm of a product with a bias, and then ONNX Runtime's
+# change of int8 weights to uint8 breaks the graph (its zero points are one scalar, beside a scale for every column).
 UNWANTED = ["MatMulAddFusion"]
 ORT_TYPES = {
     "tensor(float)": "float32",
@@ -95,7 +97,7 @@ class OrtRunner:
         self.state_specs = bundle.manifest.state
         check_contract(bundle.manifest)
         self._decoder, self._weights = open_decoder(bundle.folder, bundle.manifest)
-        self._one_graph = bundle.manifest.precision.get("ops") == "fused"
+        self._one_graph = bundle.manifest.precision.ops == "fused"
         # numpy has no int4 and no fp8: ONNX Runtime reads packed integers from the file itself
         packed = {part(name, "q") for name in self._decoder.packing}
         floats = () if self._one_graph else self._weights.keys() - packed
@@ -107,7 +109,7 @@ class OrtRunner:
         for name in {"prefill", self._decode}:
             self.session(name)
 
-    def __enter__(self) -> OrtRunner:
+    def __enter__(self) -> Self:
         """The runner itself."""
         return self
 
@@ -205,7 +207,7 @@ class OrtRunner:
         inputs = {s.name: np.zeros([1 if isinstance(d, str) else d for d in s.shape], s.dtype) for s in specs}
         if "layout.order" in inputs:
             alone = PromptLayout(1, (), np.zeros((1, 1), np.int64), 1)
-            inputs |= layout_tensors(alone, MMateConfig.from_json(facts.mmate), never_empty=True)
+            inputs |= layout_tensors(alone, facts.mmate, never_empty=True)
         return inputs
 
     def _step_binding(self, state: OrtState, source: int) -> ort.IOBinding:
@@ -238,10 +240,10 @@ class OrtRunner:
         """What sessions of this bundle are opened with."""
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        inputs = str(self.bundle.manifest.precision.get("matrix_inputs"))
-        if "fp8" in inputs:  # it would make integer products of them, which it has for int8 only, and then refuse
+        precision = self.bundle.manifest.precision
+        if precision.static_fp8:  # it would make integer products of them, which it has for int8 only, and then refuse
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if "int8" in inputs:  # without VNNI its kernel saturates sums of pairs: another function
+        if precision.static_int8:  # without VNNI its kernel saturates sums of pairs: another function
             options.add_session_config_entry("session.x64quantprecision", "1")
         # by default int4 matrices behind DequantizeLinear are multiplied with inputs rounded to int8: another function
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
@@ -264,7 +266,7 @@ class OrtRunner:
         places = {} if name == "vision" else self._decoder.places
         check_graph_file(self.bundle.folder, spec.file, self.bundle.manifest, places)
         options, path = self._options(name), self.bundle.folder / spec.file
-        unwanted = UNWANTED if "int8" in str(self.bundle.manifest.precision.get("matrix_inputs")) else []
+        unwanted = UNWANTED if self.bundle.manifest.precision.static_int8 else []
         try:
             session = ort.InferenceSession(
                 self._source(path, options), options, providers=[PROVIDER], disabled_optimizers=unwanted

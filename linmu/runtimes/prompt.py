@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from linmu.config import MMateConfig
 from linmu.errors import BundleError, InputError
 from linmu.families import get_family
 from linmu.formats.manifest import Manifest
-from linmu.layout import PromptLayout, PromptRules, layout_tensors, pieces, prompt_layout
+from linmu.layout import PromptLayout, layout_tensors, pieces, prompt_layout
 from linmu.processing import ModelInputs
 from linmu.runtimes.base import PromptPiece, Runner
 
@@ -38,8 +37,7 @@ def place_prompt(inputs: ModelInputs, manifest: Manifest, position: int = 0) -> 
     if get_family(manifest.model.family).text_only:
         layout = PromptLayout(len(ids), (), np.arange(len(ids), dtype=np.int64)[None], len(ids))
     else:
-        rules = PromptRules.from_json(manifest.model.prompt_rules)
-        frames = MMateConfig.from_json(manifest.model.mmate).max_span_frames
+        rules, frames = manifest.model.prompt_rules, manifest.model.mmate.max_span_frames
         layout = prompt_layout(rules, ids, inputs.media, frames)
     shifted = PromptLayout(layout.length, layout.spans, layout.position_ids + position, layout.next_position + position)
     return PlacedPrompt(shifted, shifted.next_position)
@@ -57,7 +55,7 @@ def prompt_pieces(
 
     max_tokens: of a piece (default: `piece_tokens`).
     """
-    layout, mmate = placed.layout, MMateConfig.from_json(manifest.model.mmate)
+    layout, mmate = placed.layout, manifest.model.mmate
     text_only = get_family(manifest.model.family).text_only
     vision = _VisionRows(inputs, runner, manifest, layout)
     depth, row = _deepstack_layers(manifest), window_row(manifest)

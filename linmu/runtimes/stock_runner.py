@@ -65,7 +65,7 @@ def stock_answer(bundle: Bundle, prompt: str, images: Sequence[Any] = (), max_ne
             if text_only:
                 stock.TextLLMRunner(*files).generate(inputs.text, config, token_callback=said.append)
                 return said
-            image_token = bundle.manifest.model.prompt_rules.get("image_token_id")
+            image_token = bundle.manifest.model.prompt_rules.image_token_id
             pieces = stock_pieces(inputs, image_token, piece_tokens(bundle.manifest))
             given = [
                 stock.make_token_input(piece.tolist())

@@ -6,12 +6,12 @@ float32: residual stream, norms, gates, decay, conv, scan, state. `linmu.export.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from linmu.formats.precision import Precision
 from linmu.step.form import DecoderForm, is_matrix
 from linmu.step.streamed import StreamedWeights
 from linmu.step.torch_ops import TorchOps
@@ -77,13 +77,13 @@ class HalfOps(TorchOps):
         return y.transpose(1, 2).reshape(1, rows * length, -1)
 
 
-def half_matrices(form: DecoderForm, precision: Mapping[str, Any]) -> frozenset[str]:
+def half_matrices(form: DecoderForm, precision: Precision) -> frozenset[str]:
     """The matrices whose products a bundle of this precision computes in half precision.
 
     Not those whose inputs are quantized: their integers are summed exactly.
     """
-    if precision.get("activations") != "fp16":
+    if precision.activations != "fp16":
         return frozenset()
     exact = {name for name, format in form.quantized.items() if format.input}
     names = {name for name in (*form.weights, *form.quantized) if is_matrix(name)}
-    return frozenset(names - exact - set(precision.get("float32_matrices", ())))
+    return frozenset(names - exact - set(precision.float32_matrices))

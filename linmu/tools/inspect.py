@@ -10,7 +10,8 @@ from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.families import get_family
 from linmu.formats.bundle import open_bundle
-from linmu.formats.manifest import MANIFEST_NAME, WEIGHT_SUFFIXES
+from linmu.formats.manifest import WEIGHT_SUFFIXES
+from linmu.formats.manifest_object import MANIFEST_NAME
 from linmu.formats.model_files import Weights, find_weights, is_student, read_config
 from linmu.formats.safetensors_file import read_header
 from linmu.tools.decoder_sizes import DecoderSizes, decoder_sizes
@@ -95,12 +96,12 @@ def _bundle(folder: Path) -> Inspection:
         name=model.name,
         family=model.family,
         target=manifest.target,
-        precision=manifest.precision,
+        precision=manifest.precision.to_json(),
         parameters=model.parameters,
         weight_bytes=weight_bytes,
         state_bytes=manifest.state_bytes,
         sizes=sizes,
-        mmate=model.mmate,
+        mmate=model.mmate.to_json(),
         graphs=content["graphs"],
         state=content["state"],
         files=files,

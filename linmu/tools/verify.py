@@ -10,17 +10,16 @@ from pathlib import Path
 from linmu.errors import BundleError, InputError
 from linmu.files.atomic import check_file_target, write_bytes
 from linmu.formats.bundle import Bundle, open_bundle
-from linmu.formats.manifest import MANIFEST_NAME
-from linmu.runtimes.backends import BACKENDS, available_backends, open_runner, unusable
+from linmu.formats.manifest_object import MANIFEST_NAME
+from linmu.runtimes.backends import BACKENDS, available_backends, named, open_runner, unusable
 from linmu.runtimes.base import Runner
-from linmu.runtimes.ort_runner import OrtRunner
 from linmu.system.components import require
-from linmu.verification.compare import tolerance_of
+from linmu.verification.compare import TOLERANCE
 from linmu.verification.float_inputs import golden_runner
 from linmu.verification.golden import Golden, read_golden
-from linmu.verification.graph_files import graph_files
+from linmu.verification.graph_files import GraphFiles
 from linmu.verification.hidden import hidden_runner
-from linmu.verification.levels import POSITIONS, GoldenLevels, graph_io_check, guarded, kernel_checks
+from linmu.verification.levels import POSITIONS, GoldenLevels, graph_io_check, guarded
 from linmu.verification.report import Check, Curve, VerifyReport
 
 Say = Callable[[str], None]
@@ -116,8 +115,7 @@ def _verify(
             from linmu.proof.student import student_checks
 
             say("the student in lockstep")
-            tolerance = tolerance_of(bundle.manifest, runners[0].backend)
-            found, drawn, culprit = student_checks(bundle, Path(student), runners, tolerance, steps, calibration)
+            found, drawn, culprit = student_checks(bundle, Path(student), runners, TOLERANCE, steps, calibration)
             checks, curves = checks + found, curves + drawn
     reference = " and ".join(
         ["its golden vectors"] * (golden is not None) + [f"student {student}"] * (student is not None)
@@ -129,16 +127,17 @@ def _without_student(
     bundle: Bundle, golden: Golden | None, runner: Runner, steps: int, say: Say
 ) -> tuple[list[Check], list[Curve]]:
     """Everything that one backend can show by itself: graph files, golden vectors, golden prompts."""
-    checks, curves = list[Check](), list[Curve]()
+    checks, curves, row = list[Check](), list[Curve](), BACKENDS[runner.backend]
     with ExitStack() as stack:
         try:
             opened = runner if golden is None else stack.enter_context(golden_runner(bundle, golden, runner))
         except BundleError as error:
             return [Check("contract", runner.backend, "opening the graphs", False, note=str(error))], curves
-        if isinstance(opened, OrtRunner):
+        if (files := named(row.graph_files)) is not None:
             say(f"{runner.backend}: graph files")
-            checks, curves = _graph_file_checks(bundle, golden, opened, steps)
-            checks = [*kernel_checks(bundle, golden), *checks]
+            checks, curves = _graph_file_checks(bundle, golden, opened, files, steps)
+        if (kernels := named(row.kernels)) is not None:
+            checks = [*kernels(bundle, golden), *checks]
         if golden is not None:
             say(f"{runner.backend}: golden vectors")
             found, drawn = graph_checks(bundle, golden, opened, steps)
@@ -146,17 +145,15 @@ def _without_student(
     if golden is not None:
         say(f"{runner.backend}: golden prompts")
         checks += prompt_checks(bundle, golden, runner)
-    if golden is not None and runner.backend == "executorch":
-        from linmu.verification.stock import stock_plan
-
+    if golden is not None and (plan := named(row.stock)) is not None:
         say(f"{runner.backend}: the stock runner")
-        checks += [guarded(level, runner.backend, name, check) for level, name, check in stock_plan(bundle, golden)]
+        checks += [guarded(level, runner.backend, name, check) for level, name, check in plan(bundle, golden)]
     return checks, curves
 
 
 def graph_checks(bundle: Bundle, golden: Golden, runner: Runner, steps: int) -> tuple[list[Check], list[Curve]]:
     """All golden graph vectors of one backend, in order; each runs whatever the ones before it found."""
-    levels = GoldenLevels(bundle, golden, runner, tolerance_of(bundle.manifest, runner.backend))
+    levels = GoldenLevels(bundle, golden, runner, TOLERANCE)
     plan: list[tuple[str, str, Callable[[], Check]]] = [("graph", "token_embedding", levels.embedding)]
     if "vision/embeddings" in golden.graphs:
         plan.append(("graph", "vision", levels.vision))
@@ -179,7 +176,7 @@ def position_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Chec
         with hidden_runner(bundle, runner, float_inputs=golden.float_inputs) as shown:
             if shown is None:
                 return []
-            levels = GoldenLevels(bundle, golden, shown, tolerance_of(bundle.manifest, runner.backend))
+            levels = GoldenLevels(bundle, golden, shown, TOLERANCE)
             plan = [(f"{POSITIONS[name]}, every position", partial(levels.positions, name)) for name in vectors]
             return [guarded("graph", runner.backend, name, check) for name, check in plan]
     except BundleError as error:
@@ -188,7 +185,7 @@ def position_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Chec
 
 def prompt_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Check]:
     """The golden prompts, as a user asks them."""
-    levels = GoldenLevels(bundle, golden, runner, tolerance_of(bundle.manifest, runner.backend))
+    levels = GoldenLevels(bundle, golden, runner, TOLERANCE)
     plan: list[tuple[str, str, Callable[[], Check]]] = []
     for prompt in golden.prompts:
         plan.append(("greedy", str(prompt["name"]), partial(levels.greedy, prompt)))
@@ -199,17 +196,17 @@ def prompt_checks(bundle: Bundle, golden: Golden, runner: Runner) -> list[Check]
 
 
 def _graph_file_checks(
-    bundle: Bundle, golden: Golden | None, runner: OrtRunner, steps: int
+    bundle: Bundle, golden: Golden | None, runner: Runner, opener: Callable[[Runner], GraphFiles], steps: int
 ) -> tuple[list[Check], list[Curve]]:
     """Each graph file: inputs and outputs, then (the runner may decode without them) embeddings and steps."""
-    with graph_files(runner) as files:
+    with opener(runner) as files:
         checks = [
             guarded("contract", runner.backend, spec.file, partial(graph_io_check, runner, bundle, name))
             for name, spec in bundle.manifest.graphs.items()
         ]
         if golden is None:
             return checks, []
-        levels = GoldenLevels(bundle, golden, files, tolerance_of(bundle.manifest, runner.backend), "graph files")
+        levels = GoldenLevels(bundle, golden, files, TOLERANCE, "graph files")
         plan: list[tuple[str, str, Callable[[], Check]]] = [
             ("graph", "token_embedding.onnx", partial(levels.embedding, "token_embedding.onnx")),
             ("rollout", "step.onnx", partial(levels.rollout, steps, "step.onnx, ")),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from linmu.errors import BundleError
+from linmu.runtimes.backends import BACKENDS, named
 from linmu.runtimes.base import Runner
 from linmu.runtimes.ort_runner import OrtRunner
 from linmu.verification.golden import Golden
@@ -40,19 +41,27 @@ class FloatInputsRunner(OrtRunner):
         return content.replace(ROUNDED, FLOAT)
 
 
+def graphs_with_float_inputs(bundle: Bundle, runner: OrtRunner) -> FloatInputsRunner:
+    """The graphs of a runner, opened once more (linmu.runtimes.backends: float_inputs)."""
+    return FloatInputsRunner(bundle, runner.threads)
+
+
 @contextmanager
 def golden_runner(bundle: Bundle, golden: Golden, runner: Runner) -> Iterator[Runner]:
-    """`runner`, or the same backend with the inputs that the golden graph vectors were made with."""
+    """`runner`, or the same backend with the inputs that the golden graph vectors were made with.
+
+    Raises BundleError for a backend that cannot run products without rounding their inputs.
+    """
     if not golden.float_inputs:
         yield runner
-    elif isinstance(runner, OrtRunner):
-        with FloatInputsRunner(bundle, runner.threads) as opened:
-            yield opened
-    else:
-        inputs = runner.ops.inputs  # type: ignore[attr-defined]  # torch: the only other backend of such bundles
-        held = dict(inputs)
-        inputs.clear()
-        try:
-            yield runner
-        finally:
-            inputs.update(held)
+        return
+    opener = named(BACKENDS[runner.backend].float_inputs)
+    if opener is None:
+        raise BundleError(
+            f"golden vectors on backend {runner.backend}",
+            got="vectors of inputs that are not rounded",
+            expected="a backend that can leave that out",
+            fix="--backend onnxruntime",
+        )
+    with opener(bundle, runner) as opened:
+        yield opened

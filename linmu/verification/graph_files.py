@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 
 from linmu.runtimes.base import PromptPiece, RunnerState, VisionFeatures
@@ -12,12 +9,15 @@ from linmu.runtimes.ort_runner import OrtRunner
 
 
 class GraphFiles:
-    """A Runner on the very files: embeddings from token_embedding.onnx, steps from step.onnx, the rest as `runner`."""
+    """A Runner on the very files: embeddings from token_embedding.onnx, steps from step.onnx, the rest as `runner`.
 
-    backend = "onnxruntime"
+    Leaving it drops the sessions that only it needed, with their weights.
+    """
 
     def __init__(self, runner: OrtRunner):
+        self.backend = runner.backend
         self.runner, self.state_specs = runner, runner.state_specs
+        self._before = runner.open_graphs
 
     def new_state(self) -> RunnerState:
         """A zero state for one sequence."""
@@ -49,22 +49,14 @@ class GraphFiles:
         return found["logits"][0, 0]
 
     def close(self) -> None:
-        """Nothing of its own."""
+        """Drop what was opened since; the runner is closed by who opened it."""
+        for name in self.runner.open_graphs - self._before - {"vision"}:
+            self.runner.drop(name)
 
     def __enter__(self) -> GraphFiles:
         """The graphs."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to close: the runner is closed by who opened it."""
-
-
-@contextmanager
-def graph_files(runner: OrtRunner) -> Iterator[GraphFiles]:
-    """The files of an open runner; sessions that only this needed are dropped afterwards, with their weights."""
-    before = runner.open_graphs
-    try:
-        yield GraphFiles(runner)
-    finally:
-        for name in runner.open_graphs - before - {"vision"}:
-            runner.drop(name)
+        """Close."""
+        self.close()

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from linmu.formats.bundle import Bundle
 from linmu.formats.manifest import Manifest
 from linmu.processing import ModelInputs
+from linmu.runtimes.backends import BACKENDS, named
 from linmu.runtimes.base import PromptPiece, Runner
 from linmu.runtimes.ort_runner import EXPOSED, OrtRunner
 from linmu.runtimes.prompt import place_prompt, prompt_pieces
@@ -88,9 +89,23 @@ def hidden_runner(bundle: Bundle, runner: Runner, *, float_inputs: bool = False)
     ONNX Runtime and torch do. A compiled engine or program has the outputs that it was compiled with; bundles exported
     before values had this name show none either.
     """
-    if not isinstance(runner, OrtRunner):
-        yield runner if hasattr(runner, "hidden") else None
+    shower = named(BACKENDS[runner.backend].hidden)
+    if shower is None:
+        yield None
         return
+    with shower(bundle, runner, float_inputs) as shown:
+        yield shown
+
+
+@contextmanager
+def shown_by_itself(bundle: Bundle, runner: ShowsHidden, float_inputs: bool) -> Iterator[ShowsHidden]:
+    """A runner that keeps hidden states anyway, as it is."""
+    yield runner
+
+
+@contextmanager
+def shown_by_graphs(bundle: Bundle, runner: OrtRunner, float_inputs: bool) -> Iterator[HiddenRunner | None]:
+    """A copy of the prefill graph with a further output; None where no value of the graph has the name."""
     if HIDDEN.encode() not in (bundle.folder / bundle.manifest.graphs["prefill"].file).read_bytes():
         yield None
         return

@@ -62,7 +62,7 @@ def kernel_checks(bundle: Bundle, golden: Golden | None) -> list[Check]:
 
     None where inputs are not rounded, nor for golden vectors without rounding: they are what such a CPU computes.
     """
-    if "int8_blocks" not in str(bundle.manifest.precision.get("matrix_inputs")) or (golden and golden.float_inputs):
+    if not bundle.manifest.precision.rounds_by_block or (golden and golden.float_inputs):
         return []
     rounds = rounds_by_block()
     return [Check("contract", "onnxruntime", "kernels round by block", rounds, note="" if rounds else NO_KERNEL)]

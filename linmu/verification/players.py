@@ -92,7 +92,7 @@ class SessionPlayer:
 
     def __init__(self, session: Session, prompt: str, images: Sequence[Path], name: str = ""):
         self.session, self.prompt, self.images = session, prompt, list(images)
-        exact = session.bundle.manifest.precision.get("state", "fp32") == "fp32"
+        exact = session.bundle.manifest.precision.state == "fp32"
         self.piece_tokens = PIECE_TOKENS if exact else MAX_PIECE_TOKENS
         self.name = name or f"session [{session.runner.backend}]"
 

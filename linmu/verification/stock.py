@@ -10,7 +10,7 @@ from linmu.formats.bundle import Bundle
 from linmu.processing import Processor
 from linmu.runtimes.et_runner import EtRunner
 from linmu.runtimes.stock_runner import stock_answer, tokenizer_ids
-from linmu.verification.compare import tolerance_of
+from linmu.verification.compare import TOLERANCE
 from linmu.verification.golden import Golden
 from linmu.verification.report import Check
 
@@ -53,7 +53,7 @@ def _answer(bundle: Bundle, prompt: dict[str, Any]) -> Check:
         note = "" if count == len(ids) else f"{count} of {len(ids)} tokens: the next one is part of a character"
         return Check("stock", EtRunner.backend, name, True, note=note)
     step = _first_difference(processor, prompt, said)
-    limit = tolerance_of(bundle.manifest, EtRunner.backend).widened((prompt["noise"][step], 0.0)).logits
+    limit = TOLERANCE.widened((prompt["noise"][step], 0.0)).logits
     tie = prompt["gaps"][step] <= 2 * limit
     what = ", a tie of the reference" if tie else f": {said!r:.80} instead of {wanted!r:.80}"
     note = f"token {step} differs{what}"

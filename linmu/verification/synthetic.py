@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from linmu.config import MMateConfig
 from linmu.formats.manifest import Manifest
-from linmu.layout import MediaGrid, PromptRules, layout_tensors
+from linmu.layout import MediaGrid, layout_tensors
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.base import PromptPiece
 from linmu.runtimes.prompt import PlacedPrompt, place_prompt, window_row
@@ -25,7 +24,7 @@ def text_ids(processor: Processor) -> np.ndarray:
 
 def picture_inputs(processor: Processor, manifest: Manifest) -> ModelInputs:
     """Text, a picture, text, another picture, text: ids and grids (no pixels)."""
-    rules = PromptRules.from_json(manifest.model.prompt_rules)
+    rules = manifest.model.prompt_rules
     grids = GRIDS if rules.facts.vision == "grid" else (rules.tile,) * 2
     first, second, third = np.split(text_ids(processor), TEXT_PARTS)
     pictures = [np.full(int(np.prod(grid)), rules.image_token_id, np.int64) for grid in grids]
@@ -50,8 +49,8 @@ def golden_piece(inputs: ModelInputs, manifest: Manifest, embeds: np.ndarray, la
         deepstack[:, 0, vision] = values * np.float32(0.5) * embeds.std()
     layout: dict[str, np.ndarray] = {}
     if any(spec.name == "layout.vision" for spec in manifest.graphs["prefill"].inputs):
-        mmate, row = MMateConfig.from_json(manifest.model.mmate), window_row(manifest)
-        layout = layout_tensors(placed.layout, mmate, never_empty=True, row=row)
+        row = window_row(manifest)
+        layout = layout_tensors(placed.layout, manifest.model.mmate, never_empty=True, row=row)
     return PromptPiece(embeds[None], placed.layout.position_ids, layout, deepstack, 0), placed
 
 

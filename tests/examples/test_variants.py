@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.drift import Course, compare, window
 from benchmarks.variants import Sequences
+from linmu.formats.precision import Precision
 from linmu.formats.state_precision import STATE_PRECISIONS
 from linmu.model.folders import load_student
 from linmu.processing import ModelInputs
@@ -35,7 +36,7 @@ def test_grouped_rows_are_the_references_of_each_precision(tmp_path) -> None:
         sequences.begin(players)
         found = [sequences.step(torch.tensor(tokens * groups)).numpy() for tokens in TOKENS]
     for group, precision in enumerate(STATE_PRECISIONS):
-        reference = StudentRunner(student, precision={"state": precision})
+        reference = StudentRunner(student, precision=Precision(state=precision))
         for place, one in enumerate(inputs):
             player = RunnerPlayer(reference, manifest, one)
             player.start()

@@ -64,7 +64,7 @@ def test_the_smallest_budget_rounds_the_state_and_verifies(place, tmp_path, targ
         place[0], tmp_path / "bundle", precision="auto", calibration=place[1], budget_bytes=budget, **options
     )
     manifest = open_bundle(tmp_path / "bundle").manifest
-    assert manifest.precision["state"] == "fp16"
+    assert manifest.precision.state == "fp16"
     assert {spec.dtype for spec in manifest.state if spec.name.endswith("recurrent")} == {"float16"}
     rows = [row for row in report.matrices if target == "onnx" or row.name.startswith("layers.")]
     assert sum(row.stored_bytes for row in rows) + manifest.state_bytes == budget
@@ -88,7 +88,7 @@ def test_where_everything_fits_nothing_is_rounded(place, tmp_path, capsys) -> No
     assert told["state"] == "fp32" and told["outcomes"][0]["error"] == 0
     assert "rounding it would cost more" in told["reason"]
     assert "state fp32: rounding it would cost more" in " ".join(said.err.split())
-    assert open_bundle(tmp_path / "bundle").manifest.precision["state"] == "fp32"
+    assert open_bundle(tmp_path / "bundle").manifest.precision.state == "fp32"
     found = verify(tmp_path / "bundle", student=place[0], steps=4)
     assert found.ok, found.to_text()
 
@@ -96,11 +96,11 @@ def test_where_everything_fits_nothing_is_rounded(place, tmp_path, capsys) -> No
 def test_a_state_that_was_asked_for_wins(place, tmp_path, capsys) -> None:
     options = {"precision": "auto", "calibration": place[1]}
     report = write_bundle(place[0], tmp_path / "fp16", budget_bytes=PLENTY, state="fp16", **options)
-    assert report.manifest.precision["state"] == "fp16" and report.budget.reason == "--state asked for it"
+    assert report.manifest.precision.state == "fp16" and report.budget.reason == "--state asked for it"
     least, exact = smallest(place, tmp_path), smallest(place, tmp_path, state="fp32")
     assert least < exact
     report = write_bundle(place[0], tmp_path / "fp32", budget_bytes=exact, state="fp32", **options)
-    assert report.manifest.precision["state"] == "fp32" and len(report.budget.outcomes) == 1
+    assert report.manifest.precision.state == "fp32" and len(report.budget.outcomes) == 1
     arguments = [str(place[0]), "--quant", "auto", "--calib", str(place[1]), "-o", str(tmp_path / "none")]
     assert main(["export", *arguments, "--budget", str(exact - 1), "--state", "fp32"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -117,5 +117,5 @@ def test_a_record_that_never_looked_at_float16_states_leaves_them_alone(place, t
     with pytest.raises(InputError, match="of an fp32 state.*fix: calibrate again, or --state fp16"):
         write_bundle(place[0], tmp_path / "none", precision="auto", calibration=old, budget_bytes=least - 1)
     report = write_bundle(place[0], tmp_path / "bundle", precision="auto", calibration=old, budget_bytes=least)
-    assert report.manifest.precision["state"] == "fp32"
+    assert report.manifest.precision.state == "fp32"
     assert "does not say what float16 states cost" in report.budget.reason

@@ -106,14 +106,14 @@ def check_facts(manifest, student: Path, vision: bool, plain: bool) -> None:
     assert (model.name, model.family) == ("teacher", config["model_type"].removeprefix("linmu_"))
     assert (model.layers, model.heads, model.kv_heads) == (3, 4, 2)
     assert (model.hidden_size, model.intermediate_size, model.vocab_size) == (48, 80, text["vocab_size"])
-    assert model.mmate == MMateConfig(**SMALL).to_json() and model.weights_hash == student_weights_hash(student)
+    assert model.mmate == MMateConfig(**SMALL) and model.weights_hash == student_weights_hash(student)
     tensors = load_file(student / "model.safetensors")
     assert model.parameters == sum(value.numel() for value in tensors.values())
-    assert model.rope_parameters["rope_theta"] == 10000.0 and PromptRules.from_json(model.prompt_rules)
+    assert model.rope_parameters["rope_theta"] == 10000.0 and model.prompt_rules == PromptRules.from_config(config)
     assert manifest.target == "onnx" and manifest.backends == ("onnxruntime", "torch")
-    assert manifest.precision["weights"] == "fp32" and manifest.precision["ops"] == ("plain" if plain else "fused")
+    assert manifest.precision.weights == "fp32" and manifest.precision.ops == ("plain" if plain else "fused")
     assert manifest.generation["eos_token_ids"] == [2] and manifest.generation["max_position_embeddings"] == 4096
-    assert len(manifest.state) == 6 and set(manifest.tolerances) == {"onnxruntime", "torch"}
+    assert len(manifest.state) == 6
     recurrent = model.heads * model.head_dim**2
     conv = 3 * (model.heads + 2 * model.kv_heads) * model.head_dim
     assert manifest.state_bytes == 3 * 4 * (recurrent + conv)
@@ -134,7 +134,7 @@ def test_the_same_student_gives_the_same_bytes(family, student_of, tmp_path):
 def test_half_precision(family, student_of, tmp_path):
     whole = export_bundle(student_of(family), tmp_path / "whole", precision="none")
     half = export_bundle(student_of(family), tmp_path / "half", precision="fp16")
-    assert (whole.precision["weights"], half.precision["weights"]) == ("fp32", "fp16")
+    assert (whole.precision.weights, half.precision.weights) == ("fp32", "fp16")
     assert whole.model.weights_hash == half.model.weights_hash
     bundles = [open_bundle(tmp_path / name) for name in ("whole", "half")]
     assert bundles[0].model_hash != bundles[1].model_hash

@@ -77,9 +77,9 @@ def test_the_files_hold_the_integers_of_the_reference(bundle, place) -> None:
 def test_the_bundle_says_what_it_is(bundle) -> None:
     target, out, _ = bundle
     precision = open_bundle(out).manifest.precision
-    assert precision["weights"] == "int4" and precision["floats"] == "fp16"
-    assert precision["matrix_inputs"] == {"onnx": "int8_blocks", "jetson": None}[target]
-    assert precision["group_size"] >= 16
+    assert precision.weights == "int4" and precision.floats == "fp16"
+    assert precision.matrix_inputs == {"onnx": ("int8_blocks",), "jetson": ()}[target]
+    assert precision.group_size >= 16
     with load(out, backend="onnxruntime") as session:
         assert session.generate("Say yes.", max_new_tokens=3).token_ids
 

@@ -48,7 +48,7 @@ def test_a_reference_that_does_not_round_is_told_apart(bundles) -> None:
 
 def test_the_manifest_counts_what_is_stored(bundles) -> None:
     whole, half = (open_bundle(bundles["onnx", state]).manifest for state in ("fp32", "fp16"))
-    assert (whole.precision["state"], half.precision["state"]) == ("fp32", "fp16")
+    assert (whole.precision.state, half.precision.state) == ("fp32", "fp16")
     dtypes = {spec.name.rpartition(".")[2]: spec.dtype for spec in half.state}
     assert dtypes == {"conv": "float32", "recurrent": "float16", "key": "float32", "value": "float32"}
     recurrent = sum(4 * int(np.prod(spec.shape[1:])) for spec in whole.state if spec.name.endswith("recurrent"))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from linmu.config import MMateConfig
 from linmu.errors import BundleError
 from linmu.formats.decoder_file import (
     TABLE,
@@ -24,7 +25,7 @@ from tests.bundles import tiny_manifest
 VALUES = np.arange(11 * 30, dtype=np.float32)
 FORM = {
     "family": "llama",
-    "mmate": {"taps": 4},
+    "mmate": MMateConfig().to_json(),
     "layers": 1,
     "hidden": 30,
     "heads": 6,

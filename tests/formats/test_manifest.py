@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from linmu.config import MMateConfig
 from linmu.errors import BundleError
 from linmu.formats.manifest import FileEntry, Manifest, model_hash, state_bytes
+from linmu.layout.rules import PromptRules
 from linmu.specs import TensorSpec
 from tests.bundles import CONV_FIRST, CONV_LAST, RECURRENT, step_graph, tiny_manifest
 
 
 def test_round_trip_through_json():
-    manifest = tiny_manifest(files={"step.onnx": FileEntry("0" * 64, 5)}, tolerances={"onnxruntime": {"logits": 1e-4}})
+    manifest = tiny_manifest(files={"step.onnx": FileEntry("0" * 64, 5)})
     again = Manifest.from_json(json.loads(json.dumps(manifest.to_json())))
     assert again == manifest
 
@@ -50,10 +52,16 @@ def test_state_bytes_count_one_sequence():
 
 CHANGES = [
     (("format",), "other", "format"),
-    (("format_version",), 2, "format_version"),
+    (("format_version",), 1, "format_version; got 1; expected 2; fix: export the bundle again"),
+    (("tolerances",), {"torch": {"logits": 0.5}}, "unknown key 'tolerances'"),
     (("format_version",), True, "format_version"),
     (("surprise",), 1, "unknown key 'surprise'"),
     (("model", "surprise"), 1, "unknown key 'surprise'"),
+    (("model", "mmate"), {"surprise": 1}, "^manifest.json: unknown M-MATE setting; got surprise"),
+    (("model", "mmate"), {"taps": "4"}, "^manifest.json: mmate.taps"),
+    (("model", "mmate"), None, "model.mmate"),
+    (("model", "prompt_rules"), {}, "^manifest.json: prompt rules without a family"),
+    (("model", "prompt_rules"), {"family": "llama", "merge_size": 0}, "^manifest.json: prompt rule merge_size"),
     (("model", "layers"), "3", "model.layers"),
     (("model", "layers"), True, "model.layers"),
     (("model", "layers"), -1, "model.layers"),
@@ -82,6 +90,23 @@ def test_each_contradiction_is_named(path, value, message):
     with pytest.raises(BundleError, match=message) as caught:
         Manifest.from_json(data)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["mmate", "prompt_rules", "family", "parameters"])
+def test_every_fact_of_the_model_is_needed(key):
+    data = tiny_manifest().to_json()
+    del data["model"][key]
+    with pytest.raises(BundleError, match=f"model; got no key '{key}'"):
+        Manifest.from_json(data)
+
+
+def test_settings_and_rules_are_read_into_their_own_types():
+    model = tiny_manifest().model
+    smaller = replace(model, mmate=MMateConfig(taps=3), prompt_rules=PromptRules("llama", image_token_id=7))
+    data = json.loads(json.dumps(tiny_manifest(model=smaller).to_json()))
+    assert data["model"]["mmate"] == MMateConfig(taps=3).to_json()
+    assert data["model"]["prompt_rules"]["image_token_id"] == 7
+    assert Manifest.from_json(data).model == smaller
 
 
 @pytest.mark.parametrize("key", [key for key in tiny_manifest().to_json() if key != "format"])

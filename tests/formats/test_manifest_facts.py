@@ -50,7 +50,7 @@ def larger(data):
         model(mmate={"taps": 5}),
         model(name="tinx"),
         lambda data: data["created_with"].update(linmu="0.1.1"),
-        lambda data: data["tolerances"].update(torch={"logits": 0.5}),
+        lambda data: data["golden"].update({"golden/step.safetensors": "another step"}),
     ],
 )
 def test_every_number_is_covered_by_a_hash(tmp_path, change):
@@ -81,7 +81,6 @@ def test_every_number_is_covered_by_a_hash(tmp_path, change):
         lambda data: data["generation"].update(eos_token_ids=[[2]]),
         lambda data: data.update(program={"piece_tokens": 0}),
         lambda data: data.update(vision={"kind": "tiles"}),
-        lambda data: data["tolerances"].update(torch={"logits": "wide"}),
         lambda data: data["golden"].update({"golden/step.safetensors": 1}),
         lambda data: data["graphs"]["step"]["outputs"][0].update(shape=[1 << 20, 1 << 20, 11]),
     ],
@@ -93,7 +92,21 @@ def test_numbers_that_no_exporter_writes(tmp_path, change):
     assert "\n" not in str(caught.value)
 
 
-def test_a_manifest_without_its_hash_is_of_an_earlier_version(tmp_path):
+def first_version(data):
+    data.update(format_version=1, tolerances={"onnxruntime": {"logits": 9.0}})
+
+
+def test_a_bundle_of_the_first_version_is_refused_by_its_version(tmp_path):
+    folder = edited(tiny_bundle(tmp_path / "b"), first_version)
+    with pytest.raises(BundleError) as caught:
+        open_bundle(folder)
+    assert str(caught.value) == (
+        "manifest.json: format_version; got 1; expected 2; "
+        "fix: export the bundle again, or install the linmu that wrote it"
+    )
+
+
+def test_a_manifest_without_its_hash_is_refused(tmp_path):
     folder = edited(tiny_bundle(tmp_path / "b"), lambda data: data.pop(OWN_HASH), hashed=False)
     with pytest.raises(BundleError, match="no key 'manifest_sha256'; fix: export the bundle again"):
         open_bundle(folder)

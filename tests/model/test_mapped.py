@@ -163,7 +163,7 @@ def test_the_same_record_and_the_same_quantized_bundle(student, tmp_path, monkey
         options = {"precision": "int4", "compile_check": False, "calibration": record}
         manifests.append(write_bundle(student, tmp_path / place, **options).manifest)
     assert records[0] == records[1] and manifests[0] == manifests[1]
-    assert manifests[1].precision["weights"] == "int4"
+    assert manifests[1].precision.weights == "int4"
 
 
 @pytest.mark.parametrize("parameters", [1, LARGE_PARAMETERS])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
@@ -21,6 +22,7 @@ from linmu.proof.exposed import ExposedRunner, expose_inputs
 from linmu.proof.rounded import rounded_checks
 from linmu.reference.eager import StudentRunner
 from linmu.reference.torch_runner import bundle_form
+from linmu.runtimes.ort_runner import OrtRunner
 from linmu.runtimes.session import load
 from linmu.tools.verify import verify
 from linmu.verification import levels
@@ -180,12 +182,42 @@ def test_inputs_are_exposed_once_by_matrix(place) -> None:
 
 def test_it_runs_and_says_what_it_is(place) -> None:
     precision = open_bundle(place[1]).manifest.precision
-    inputs = {"int4": "int8_blocks", "int8": "int8" if place[2] == "jetson" else "int8/int8_blocks", "fp8": "fp8"}
-    assert (precision["weights"], precision["matrix_inputs"]) == (place[3], inputs[place[3]])
+    int8 = ("int8",) if place[2] == "jetson" else ("int8", "int8_blocks")
+    inputs = {"int4": ("int8_blocks",), "int8": int8, "fp8": ("fp8",)}
+    assert (precision.weights, precision.matrix_inputs) == (place[3], inputs[place[3]])
     if place[2] == "jetson":  # no product in front of a rounding is in half precision
-        assert {f"layers.{i}.controls" for i in range(3)} <= set(precision["float32_matrices"])
+        assert {f"layers.{i}.controls" for i in range(3)} <= set(precision.float32_matrices)
     with load(place[1], backend="onnxruntime") as session:
         assert session.generate("Say yes.", max_new_tokens=3).token_ids
+
+
+def config_entry(options: ort.SessionOptions, key: str) -> str | None:
+    try:
+        return options.get_session_config_entry(key)
+    except RuntimeError:  # not set
+        return None
+
+
+def test_sessions_have_the_switches_that_are_meant_for_their_inputs(place, monkeypatch) -> None:
+    """A bundle whose inputs are rounded by block has none of those of one static scale, whose name is alike."""
+    opened = []
+
+    class Recorded(ort.InferenceSession):
+        def __init__(self, source, options, **given) -> None:
+            super().__init__(source, options, **given)
+            opened.append((options, given["disabled_optimizers"]))
+
+    monkeypatch.setattr(ort, "InferenceSession", Recorded)
+    bundle = open_bundle(place[1])
+    with OrtRunner(bundle) as runner:
+        for name in bundle.manifest.graphs:
+            runner.session(name)
+    assert len(opened) == len(bundle.manifest.graphs)
+    switches = {"session.x64quantprecision": place[3] == "int8", "session.disable_quant_qdq": place[3] == "fp8"}
+    for options, disabled in opened:
+        for key, wanted in switches.items():
+            assert config_entry(options, key) == ("1" if wanted else None), key
+        assert disabled == (["MatMulAddFusion"] if place[3] == "int8" else [])
 
 
 def test_tokens_are_chosen_where_no_tie_matters(place) -> None:
@@ -220,7 +252,7 @@ def test_tokens_are_chosen_where_no_tie_matters(place) -> None:
 def test_a_cpu_whose_kernels_do_not_round_is_named(place, monkeypatch) -> None:
     """As on x86 without AVX2, where ONNX Runtime multiplies unrounded inputs without a word."""
     bundle = open_bundle(place[1])
-    golden, blocks = read_golden(bundle), "int8_blocks" in bundle.manifest.precision["matrix_inputs"]
+    golden, blocks = read_golden(bundle), bundle.manifest.precision.rounds_by_block
     monkeypatch.setattr(levels, "rounds_by_block", lambda: False)
     for reference, asked in ((golden, blocks and not golden.float_inputs), (None, blocks)):
         found = levels.kernel_checks(bundle, reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from linmu.formats.precision import Precision
 from linmu.reference.eager import round_student
 from linmu.reference.half_range import packed_linears, too_wide
 from linmu.step.half_ops import half_matrices
@@ -17,7 +18,7 @@ def test_every_packed_matrix_is_made_of_its_linears():
     for family in FAMILY_NAMES:
         student, _ = shared_student(family)
         form, linears = decoder_form(student), packed_linears(student)
-        names = {name for name in half_matrices(form, {"activations": "fp16"}) if not name.startswith("token")}
+        names = {name for name in half_matrices(form, Precision(activations="fp16")) if not name.startswith("token")}
         assert names <= set(linears) <= names | {"token_embedding"}
         for name in names - {"head"}:
             columns = torch.cat([linear.weight.T for linear in linears[name]], 1)
@@ -37,10 +38,10 @@ def test_a_matrix_out_of_range_is_named_and_kept(tmp_path):
     assert "layers.1.gate_up" in found and "layers.1.down" in found and "layers.2.in_proj" in found
     assert "layers.0.down" not in found and "layers.0.gate_up" not in found
     kept = student.get_decoder().layers[2].self_attn.flex.k_proj.weight.clone()
-    precision = {"weights": "fp16", "activations": "fp16", "float32_matrices": list(found)}
+    precision = Precision("fp16", "fp16", "fp16", float32_matrices=found)
     round_student(student, precision)
     assert torch.equal(student.get_decoder().layers[2].self_attn.flex.k_proj.weight, kept)
     rounded = student.get_decoder().layers[0].mlp.down_proj.weight
     assert torch.equal(rounded, rounded.half().float())
     assert half_matrices(decoder_form(student), precision).isdisjoint(found)
-    assert not half_matrices(decoder_form(student), {"weights": "fp16"})
+    assert not half_matrices(decoder_form(student), Precision("fp16", "fp16"))

@@ -101,9 +101,7 @@ def write_golden(
     form = replace(stored_form(decoder_form(student) if form is None else form, precision), scratch=folder)
     round_vision(student, precision)
     steps, new_tokens = golden.lengths(manifest.model.parameters)
-    stored = "weights {weights}, products {activations}, state {state}".format(
-        **{"activations": "fp32", "state": "fp32", **precision}
-    )
+    stored = f"weights {precision.weights}, products {precision.activations}, state {precision.state}"
     processor = Processor.from_folder(folder)
     metadata = {
         "format": "linmu-golden",
@@ -265,7 +263,7 @@ def _add_shown(out: _Vectors, made: _Vectors, name: str, always: bool = False) -
 def _media(manifest: Manifest) -> list[int]:
     """Ids that stand for pictures: no roll-out has them."""
     rules = manifest.model.prompt_rules
-    return [rules[name] for name in MEDIA_IDS if rules.get(name) is not None]
+    return [number for number in (getattr(rules, name) for name in MEDIA_IDS) if number is not None]
 
 
 def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Runners, manifest: Manifest) -> Players:

@@ -68,7 +68,7 @@ def bundle_readme(folder: Path, manifest: Manifest) -> str:
         target=manifest.target,
         parameters=model.parameters / 1e6,
         layers=model.layers,
-        weights=manifest.precision["weights"],
+        weights=manifest.precision.weights,
         version=__version__,
         package=f"'linmu[mobile]=={__version__}'" if manifest.program else f"linmu=={__version__}",
         state=f"{manifest.state_bytes / 2**20:.2f} MiB",

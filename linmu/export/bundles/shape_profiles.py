@@ -8,7 +8,6 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
-from linmu.config import MMateConfig
 from linmu.formats.manifest import Manifest
 from linmu.runtimes.ort_runner import TILES_AT_ONCE
 from linmu.runtimes.prompt import MAX_PIECE_TOKENS, window_row
@@ -24,7 +23,7 @@ def most_prefill_tokens(manifest: Manifest) -> int:
     """The longest prefill call: a full piece, or one span of a video at the largest frames that are supported."""
     if manifest.vision.get("kind") != "grid":
         return MAX_PIECE_TOKENS
-    span = MMateConfig.from_json(manifest.model.mmate).max_span_frames * MOST_IMAGE_TOKENS
+    span = manifest.model.mmate.max_span_frames * MOST_IMAGE_TOKENS
     return max(MAX_PIECE_TOKENS, ceil(span / SPAN_STEP) * SPAN_STEP)
 
 
@@ -50,7 +49,7 @@ def shape_profiles(manifest: Manifest, most: int | None = None) -> dict[str, Any
 def _prompt_sizes(manifest: Manifest, most: int) -> dict[str, Range]:
     """Sizes of token_embedding, prefill and step."""
     usual = min(USUAL_TOKENS, most)
-    mmate = MMateConfig.from_json(manifest.model.mmate)
+    mmate = manifest.model.mmate
     smallest = _smallest_span(manifest.vision)
     gaps = (mmate.taps - 1) * (most // smallest)  # zero elements between two spans of the backward sequence
     row = window_row(manifest) or 1

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from linmu.formats.bundle import write_manifest
 from linmu.formats.graph_check import check_graph_files
 from linmu.formats.manifest import Manifest, state_bytes
 from linmu.formats.model_files import require_student
+from linmu.formats.precision import Precision
 from linmu.formats.steady_header import steady_header
 from linmu.model.mapped import open_student
 from linmu.processing import Processor
@@ -44,7 +45,6 @@ from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
 from linmu.system.meter import peak_bytes
-from linmu.verification.compare import TOLERANCES
 
 WEIGHTS = "weights.data"
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
@@ -99,7 +99,7 @@ class ExportReport:
         """Plain JSON values, without the manifest (which stands in the bundle)."""
         return {
             "target": self.manifest.target,
-            "precision": self.manifest.precision,
+            "precision": self.manifest.precision.to_json(),
             "graphs": {name: _plain(report) for name, report in self.graphs.items()},
             "state_bytes": self.manifest.state_bytes,
             "seconds": self.seconds,
@@ -222,7 +222,6 @@ def write_graphs(
         state_bytes=state_bytes(manifest_states(form)),
         vision=vision,
         generation=generation_facts(model, Processor.from_folder(folder)),
-        tolerances={backend: asdict(TOLERANCES[plan.weights]) for backend in plan.backends},
     )
     if plan.profiles:
         manifest = replace(manifest, profiles=shape_profiles(manifest))
@@ -251,28 +250,31 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def stored_precision(plan: Plan, form: DecoderForm) -> dict[str, Any]:
-    """How matrices are stored and multiplied, for the manifest."""
-    found: dict[str, Any] = {"weights": plan.weights, "group_size": None, "activations": plan.activations}
-    if plan.quantization is not None:
-        formats = form.quantized.values()
-        found |= {
-            "weights": plan.quantization.preset,
-            "floats": plan.weights,
-            "group_size": max((format.group for format in formats), default=0) or None,
-            "matrix_inputs": "/".join(sorted({format.input for format in formats} - {""})) or None,
-        }
-    return found
+def stored_precision(plan: Plan, form: DecoderForm) -> Precision:
+    """How matrices and states are stored and matrices multiplied, for the manifest."""
+    found = Precision(
+        weights=plan.weights, floats=plan.weights, activations=plan.activations, state=form.state, ops=plan.style.ops
+    )
+    if plan.quantization is None:
+        return found
+    formats = form.quantized.values()
+    return replace(
+        found,
+        weights=plan.quantization.preset,
+        group_size=max((format.group for format in formats), default=0) or None,
+        matrix_inputs=tuple(sorted({format.input for format in formats} - {""})),
+    )
 
 
-def _precision(plan: Plan, form: DecoderForm, whole: tuple[str, ...]) -> dict[str, Any]:
-    found = stored_precision(plan, form)
-    if plan.activations == "fp16":
-        found["float32_matrices"] = list(whole)
+def _precision(plan: Plan, form: DecoderForm, whole: tuple[str, ...]) -> Precision:
+    """The same of ONNX graphs, with their opsets and the matrices that stay in float32."""
     int4 = plan.style.ops == "plain" and any(format.weights == "int4" for format in form.quantized.values())
-    opset = max(plan.style.opset, INT4_OPSET) if int4 else plan.style.opset
-    found |= {"state": form.state, "ops": plan.style.ops, "opset": opset}
-    return found | ({"vision_opset": plan.vision_opset} if form.vision else {})
+    return replace(
+        stored_precision(plan, form),
+        float32_matrices=whole,
+        opset=max(plan.style.opset, INT4_OPSET) if int4 else plan.style.opset,
+        vision_opset=plan.vision_opset if form.vision else None,
+    )
 
 
 def vision_manifest(facts: dict[str, Any], processor: Processor) -> dict[str, Any]:

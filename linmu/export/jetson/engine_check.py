@@ -45,7 +45,7 @@ def check_engines(folder: Path, manifest: Manifest, compile_graphs: bool = True)
 
 def capability_of(manifest: Manifest) -> str:
     """The GPU generation to compile a bundle for: the first that has its kinds of products."""
-    return FP8_CAPABILITY if "fp8" in str(manifest.precision.get("matrix_inputs")) else CAPABILITY
+    return FP8_CAPABILITY if manifest.precision.static_fp8 else CAPABILITY
 
 
 def compile_graph(path: Path, profile: dict[str, Any], capability: str = CAPABILITY) -> dict[str, Any]:

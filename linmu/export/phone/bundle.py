@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from math import ceil
@@ -41,7 +41,6 @@ from linmu.reference.vision import build_vision
 from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
-from linmu.verification.compare import TOLERANCES
 
 PROGRAM = "model.pte"
 BACKENDS = ("executorch",)
@@ -108,13 +107,12 @@ def write_program(
         model=model_facts(student, model, form),
         target=plan.target,
         backends=plan.backends,
-        precision={**stored_precision(plan, form), "state": form.state, "ops": STYLE.ops, "delegate": delegate},
+        precision=replace(stored_precision(plan, form), delegate=delegate),
         graphs={name: method.spec for name, method in methods.items()},
         state=states,
         state_bytes=state_bytes(states),
         vision=vision,
         generation=generation_facts(model, processor),
-        tolerances={backend: asdict(TOLERANCES["fp32"]) for backend in plan.backends},
     )
     tokens = most_tokens(form, vision)
     manifest = replace(manifest, profiles=shape_profiles(manifest, tokens))

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import Any
 
-from linmu.config import MMateConfig
 from linmu.errors import BundleError, InputError
 from linmu.formats.manifest import Manifest
 from linmu.runtimes import prompt
@@ -104,7 +103,7 @@ def largest(shape: tuple[Dim, ...], ranges: Ranges) -> tuple[int, ...]:
 
 def window_row(manifest: Manifest) -> int:
     """L: the largest Local-Swin window of this model, in tokens."""
-    mmate = MMateConfig.from_json(manifest.model.mmate)
+    mmate = manifest.model.mmate
     rows, columns = mmate.window_rows, mmate.window_columns
     if side := isqrt(int(manifest.vision.get("tokens_per_tile") or 0)):
         rows, columns = min(rows, side), min(columns, side)
@@ -161,7 +160,7 @@ def _recorded(spec: GraphSpec, profile: dict[str, Any]) -> Ranges:
 
 
 def _layout_ranges(manifest: Manifest, usual: int, max_tokens: int) -> Ranges:
-    gap, row = int(manifest.model.mmate["taps"]) - 1, prompt.window_row(manifest) or window_row(manifest)
+    gap, row = manifest.model.mmate.taps - 1, prompt.window_row(manifest) or window_row(manifest)
     spans = max_tokens // min(smallest_span(manifest), max_tokens)
     rows = window_rows(max_tokens, row)
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -47,9 +48,7 @@ def manifest(kind: str) -> Manifest:
         "step": GraphSpec("step.onnx", (TensorSpec("input_ids", "int64", (1, 1)),), ()),
     }
     made = tiny_manifest(graphs=graphs, vision=facts, state=(), state_bytes=0)
-    made.model.mmate.clear()
-    made.model.mmate.update(MMATE.to_json())
-    return made
+    return replace(made, model=replace(made.model, mmate=MMATE))
 
 
 def fits(profile: dict, arrays: dict[str, np.ndarray]) -> bool:

@@ -13,6 +13,7 @@ from linmu.export.jetson import engine_check
 from linmu.export.jetson.bundle import BACKENDS, OPSET, export_bundle
 from linmu.export.onnx_bundle import export_bundle as export_onnx
 from linmu.formats.bundle import open_bundle
+from linmu.formats.precision import Precision
 from linmu.runtimes.session import load
 from linmu.runtimes.tensorrt import compiler
 from linmu.tools.verify import verify
@@ -40,9 +41,10 @@ def bundle(student, tmp_path_factory):
 def test_the_manifest(bundle):
     manifest = open_bundle(bundle).manifest
     assert manifest.target == "jetson" and manifest.backends == BACKENDS
-    precision = {"weights": "fp16", "activations": "fp16", "state": "fp32", "ops": "plain", "float32_matrices": []}
-    assert precision.items() <= manifest.precision.items()
-    assert manifest.precision["opset"] == manifest.precision["vision_opset"] == OPSET
+    precision = Precision(
+        weights="fp16", floats="fp16", activations="fp16", ops="plain", opset=OPSET, vision_opset=OPSET
+    )
+    assert manifest.precision == precision
     for spec in manifest.graphs.values():
         model = onnx.load(bundle / spec.file, load_external_data=False)
         assert [(item.domain, item.version) for item in model.opset_import] == [("", OPSET)]
@@ -86,7 +88,7 @@ def test_a_graph_that_rounds_elsewhere_is_told_apart(student, bundle, tmp_path):
 
 def test_float32_throughout(text_student, tmp_path):
     manifest = export_bundle(text_student, tmp_path / "bundle", precision="none", compile_check=False)
-    assert (manifest.precision["weights"], manifest.precision["activations"]) == ("fp32", "fp32")
+    assert (manifest.precision.weights, manifest.precision.activations) == ("fp32", "fp32")
     report = verify(tmp_path / "bundle", steps=8, backends=("onnxruntime",))
     assert report.ok and all(check.worst is None or check.worst.tolerance <= 1e-3 for check in report.checks)
 

@@ -9,6 +9,7 @@ from onnx import helper
 from linmu.errors import CheckFailed
 from linmu.export.jetson import engine_check
 from linmu.export.jetson.engine_check import ABSENT, SKIPPED, capability_of, check_engines, compile_graph
+from linmu.formats.precision import Precision
 from linmu.runtimes.tensorrt import compiler
 from linmu.specs import GraphSpec
 from tests.bundles import tiny_manifest
@@ -80,9 +81,9 @@ def test_without_a_compiler_the_operators_are_still_checked(wanted, note, tmp_pa
         check_engines(tmp_path, manifest, wanted)
 
 
-@pytest.mark.parametrize(("inputs", "capability"), [(None, "8.6"), ("int8", "8.6"), ("fp8", "8.9")])
+@pytest.mark.parametrize(("inputs", "capability"), [((), "8.6"), (("int8",), "8.6"), (("fp8",), "8.9")])
 def test_what_is_compiled_for_follows_from_the_products(inputs, capability):
-    assert capability_of(tiny_manifest(precision={"weights": "fp32", "matrix_inputs": inputs})) == capability
+    assert capability_of(tiny_manifest(precision=Precision(matrix_inputs=inputs))) == capability
 
 
 @needs_compiler

@@ -20,7 +20,8 @@ from linmu.export.phone.stock import EXTRA  # noqa: E402
 from linmu.export.phone.weights import program_weights  # noqa: E402
 from linmu.export.targets import write_bundle  # noqa: E402
 from linmu.formats.bundle import open_bundle, write_manifest  # noqa: E402
-from linmu.formats.manifest import MANIFEST_NAME, Manifest  # noqa: E402
+from linmu.formats.manifest import Manifest  # noqa: E402
+from linmu.formats.manifest_object import MANIFEST_NAME  # noqa: E402
 from linmu.model.folders import load_student  # noqa: E402
 from linmu.runtimes.et_runner import open_program  # noqa: E402
 from linmu.runtimes.session import load  # noqa: E402

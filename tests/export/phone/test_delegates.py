@@ -60,7 +60,7 @@ def test_core_ml_takes_a_whole_program_that_only_apple_runs(tmp_path, monkeypatc
     student = one_layer("llama", tmp_path, monkeypatch)
     write_bundle(student, tmp_path / "bundle", target="ios", backend="coreml")
     manifest = open_bundle(tmp_path / "bundle").manifest
-    assert manifest.precision["delegate"] == "coreml"
+    assert manifest.precision.delegate == "coreml"
     methods = manifest.program["methods"]
     assert set(methods) == {"token_embedding", "prefill", "step", "forward"}
     assert all(method["share"] == 1.0 and method["delegates"] for method in methods.values()), methods

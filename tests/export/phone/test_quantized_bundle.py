@@ -36,8 +36,8 @@ def place(tmp_path_factory):
 def test_the_manifest(place):
     manifest = open_bundle(place[2]).manifest
     found = manifest.precision
-    assert (found["weights"], found["floats"], found["group_size"]) == ("8da4w", "fp32", 32)
-    assert found["matrix_inputs"] == "int8_rows" and manifest.target == "ios"
+    assert (found.weights, found.floats, found.group_size) == ("8da4w", "fp32", 32)
+    assert found.matrix_inputs == ("int8_rows",) and manifest.target == "ios"
     assert all(method["share"] == 1.0 for method in manifest.program["methods"].values())
 
 
@@ -62,7 +62,7 @@ def test_other_integers_do_not_pass(place, tmp_path):
     student, record, bundle = place
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     manifest = open_bundle(copy).manifest
-    write_manifest(copy, replace(manifest, precision={**manifest.precision, "weights": "8da8w"}))
+    write_manifest(copy, replace(manifest, precision=replace(manifest.precision, weights="8da8w")))
     report = verify(copy, student=student, calibration=record, steps=2)
     failed = {check.name for check in report.checks if not check.ok}
     assert "session: the same bits when nothing is shown" in failed

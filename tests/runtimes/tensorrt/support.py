@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from linmu.config import MMateConfig
 from linmu.export.onnx_bundle import write_bundle
 from linmu.formats.bundle import open_bundle, write_manifest
-from linmu.formats.manifest import Manifest, ModelFacts
+from linmu.formats.manifest import Manifest
 from linmu.layout import LAYOUT_SPECS
 from linmu.specs import GraphSpec, TensorSpec
 from tests import tiny
@@ -51,7 +52,7 @@ def vision_manifest(vision: dict, **mmate: object) -> Manifest:
     """A manifest with the inputs that vision families have; no graph stands behind it."""
     manifest = tiny_manifest()
     settings = {"taps": 4, "window_frames": 2, "window_rows": 4, "window_columns": 3, "max_span_frames": 8, **mmate}
-    facts = {**vars(manifest.model), "family": vision["family"], "mmate": settings}
+    model = replace(manifest.model, family=vision["family"], mmate=MMateConfig.from_json(settings))
     past = tuple(TensorSpec(s.name, s.dtype, (1, *s.shape[1:])) for s in STATES)
     present = tuple(TensorSpec(s.output, s.dtype, (1, *s.shape[1:])) for s in STATES)
     embeds = TensorSpec("inputs_embeds", "float32", (1, "tokens", 30))
@@ -59,4 +60,4 @@ def vision_manifest(vision: dict, **mmate: object) -> Manifest:
         "prefill.onnx", (embeds, *LAYOUT_SPECS, *past), (TensorSpec("logits", "float32", (1, 1, 11)), *present)
     )
     graphs = {"vision": vision_graph(vision), "prefill": prefill, "step": manifest.graphs["step"]}
-    return replace(manifest, model=ModelFacts(**facts), vision=vision, graphs=graphs)
+    return replace(manifest, model=model, vision=vision, graphs=graphs)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linmu.config import MMateConfig
 from linmu.errors import BundleError, InputError
 from linmu.layout import PromptLayout, layout_tensors
 from linmu.layout.types import Span
@@ -80,7 +79,7 @@ def test_any_prompt_of_max_tokens_fits_and_keeps_its_windows(vision, data):
     manifest = vision_manifest(vision)
     ranges = bundle_ranges(manifest, N)["prefill"]
     layout = layout_of(data.draw(grids(vision)))
-    before = layout_tensors(layout, MMateConfig.from_json(manifest.model.mmate), never_empty=True)
+    before = layout_tensors(layout, manifest.model.mmate, never_empty=True)
     after = repack_windows(before, window_row(manifest))
     spec = manifest.graphs["prefill"]
     layout_only = GraphSpec(spec.file, tuple(s for s in spec.inputs if s.name.startswith("layout.")), ())
@@ -96,7 +95,7 @@ def test_the_bounds_are_reached():
     manifest = vision_manifest(TILES)
     ranges = bundle_ranges(manifest, N)["prefill"]
     full = layout_of([(0, (1, 4, 4))] * (N // 16))
-    tensors = layout_tensors(full, MMateConfig.from_json(manifest.model.mmate))
+    tensors = layout_tensors(full, manifest.model.mmate)
     assert tensors["layout.backward"].shape[1] == ranges["backward"].max == N + 3 * (N // 16 - 1)
     assert window_row(manifest) == 2 * 4 * 3 and smallest_span(manifest) == 16
     assert window_rows(10, 6) == 3  # 4 + 3, 3: rows that end early

@@ -12,7 +12,6 @@ import pytest
 
 import linmu
 from linmu.cli import main
-from linmu.config import MMateConfig
 from linmu.errors import BundleError, DeviceError, MissingComponentError
 from linmu.formats.bundle import open_bundle
 from linmu.layout import PromptLayout, layout_tensors
@@ -135,7 +134,7 @@ def test_repacked_windows_change_no_answer(folder):
             for name, value in states.items():
                 assert np.abs(other[name] - value).max() <= 1e-5 * np.abs(value).max(), name
     alone = PromptLayout(7, (), np.arange(7)[None], 7)
-    text = layout_tensors(alone, MMateConfig.from_json(bundle.manifest.model.mmate), never_empty=True)
+    text = layout_tensors(alone, bundle.manifest.model.mmate, never_empty=True)
     assert repack_windows(text, row)[WINDOWS].shape == (2, 1, row)
 
 
