@@ -19,11 +19,10 @@ from linmu.formats.graph_check import check_graph_file
 from linmu.formats.matrix_format import part
 from linmu.layout import PromptLayout, layout_tensors
 from linmu.layout.vision_grid import vision_inputs
-from linmu.runtimes.base import PromptPiece, VisionFeatures
+from linmu.runtimes.base import TILES_AT_ONCE, PromptPiece, VisionFeatures
 from linmu.runtimes.contract import check_contract
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
-TILES_AT_ONCE = 4  # of one vision call
 PROVIDER = "CPUExecutionProvider"
 EXPOSED = "exposed/"
 # Off where matrices have int8 inputs: it makes Gemm of a product with a bias, and ONNX Runtime's change of int8 weights

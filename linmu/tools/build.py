@@ -17,13 +17,13 @@ from linmu.errors import InputError
 from linmu.files.atomic import atomic_file
 from linmu.formats.bundle import ENGINES, Bundle, open_bundle
 from linmu.formats.graph_check import check_graph_files
+from linmu.runtimes.shape_ranges import Ranges, bundle_ranges, input_shapes
 from linmu.runtimes.tensorrt import cuda, engine_files
 from linmu.runtimes.tensorrt.builder import capability_name
 from linmu.runtimes.tensorrt.compiler import compile_engine
 from linmu.runtimes.tensorrt.engine_files import Engine, EngineParts
 from linmu.runtimes.tensorrt.forecast import MemoryForecast, forecast_build, require_memory
 from linmu.runtimes.tensorrt.onnx_weights import graph_weights
-from linmu.runtimes.tensorrt.profiles import Ranges, bundle_ranges, input_shapes
 from linmu.runtimes.tensorrt.toolkit import Toolkit, load_toolkit
 from linmu.system.device_facts import host_memory
 from linmu.system.units import size
