@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -124,6 +123,6 @@ def _held(x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: x
 
 
-def open_torch(bundle: Bundle, threads: int | None, student: Path | None = None) -> TorchRunner:
-    """Open the torch runner; `student` is not used: the bundle holds the weights."""
+def open_torch(bundle: Bundle, threads: int | None) -> TorchRunner:
+    """Open the torch runner."""
     return TorchRunner(bundle, threads)

@@ -309,11 +309,6 @@ def _value(array: np.ndarray) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def available() -> bool:
-    """Whether this backend can run here (onnxruntime is part of the base install)."""
-    return True
-
-
-def open_ort(bundle: Bundle, threads: int | None, student: Path | None = None) -> OrtRunner:
-    """Open the ONNX Runtime runner; `student` is not used."""
+def open_ort(bundle: Bundle, threads: int | None) -> OrtRunner:
+    """Open the ONNX Runtime runner."""
     return OrtRunner(bundle, threads)

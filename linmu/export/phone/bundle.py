@@ -48,11 +48,11 @@ PIECE_TOKENS = 256  # of a prompt, in one call: a piece is one chunk of the scan
 TOKEN_STEP, MOST_TOKENS = 64, 2048
 
 
-def write_phone_bundle(
-    target: str,
+def write_bundle(
     student: Path,
     out: Path,
     *,
+    target: str,
     precision: str | None = None,
     calibration: Path | None = None,
     backend: str | None = None,

@@ -6,7 +6,6 @@ copy of the weights; an engine is opened when it is first used.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -246,8 +245,8 @@ def _float32(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, np.float32)
 
 
-def open_trt(bundle: Bundle, threads: int | None, student: Path | None = None) -> TrtRunner:
-    """Open the TensorRT runner; `threads` and `student` are not used.
+def open_trt(bundle: Bundle, threads: int | None) -> TrtRunner:
+    """Open the TensorRT runner; `threads` is not used.
 
     Raises MissingComponentError when TensorRT, cuda-python, a GPU or an engine for it is missing.
     """

@@ -38,11 +38,6 @@ def installed_flavours() -> list[str]:
     return [name for name in FLAVOURS if _found(name)]
 
 
-def missing_toolkit() -> str | None:
-    """What to install when neither module is here, or None."""
-    return None if installed_flavours() else " or ".join(FLAVOURS)
-
-
 def load_toolkit(flavour: str = "auto", *, needed_for: str = "TensorRT engines") -> Toolkit:
     """Import a TensorRT ("auto": the best one here).
 
