@@ -105,7 +105,7 @@ def test_the_command_compiles_and_reports(text_student, tmp_path, capsys):
 
 def test_a_failed_check_leaves_nothing(text_student, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compiler, "PROGRAM", "tests.export.no_such_program")
-    monkeypatch.setattr(engine_check, "find_spec", lambda name: object())
+    monkeypatch.setattr(engine_check, "installed", lambda name: True)
     with pytest.raises(CheckFailed, match="died while"):
         export_bundle(text_student, tmp_path / "bundle", target="jetson")
     assert main(["export", str(text_student), "-o", str(tmp_path / "bundle"), "--target", "jetson"]) == 1

@@ -67,9 +67,9 @@ def test_verify_checks_what_is_here_and_tells_what_is_not(capsys, folder, no_gpu
 def test_either_tensorrt_is_enough(monkeypatch):
     entry = BACKENDS["tensorrt"]
     for here in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setattr(backends, "_installed", lambda name, here=here: name in (here, "cuda.bindings"))
+        monkeypatch.setattr(backends, "installed", lambda name, here=here: name in (here, "cuda.bindings"))
         assert entry.missing == []
-    monkeypatch.setattr(backends, "_installed", lambda name: name == "cuda.bindings")
+    monkeypatch.setattr(backends, "installed", lambda name: name == "cuda.bindings")
     assert entry.missing == ["tensorrt or tensorrt_rtx"]
 
 
