@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.harness import finish, table  # noqa: E402
-from linmu.export.onnx_bundle import export_bundle  # noqa: E402
+from linmu.export.onnx_bundle import write_bundle  # noqa: E402
 from linmu.model.folders import load_student  # noqa: E402
 from linmu.tools.verify import verify  # noqa: E402
 from tests.folders import student_folder  # noqa: E402
@@ -36,7 +36,7 @@ def measure(family: str, steps: int, plain: bool) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         folder = student_folder(family, Path(scratch))
         bundle = Path(scratch) / "bundle"
-        export_bundle(folder, bundle, plain_ops=plain)
+        write_bundle(folder, bundle, plain_ops=plain)
         report = verify(bundle, student=folder, backends=("onnxruntime",), steps=steps).to_json()
         student = load_student(folder)
         kind = "image" if family in VISION_NAMES else "text"

@@ -90,16 +90,14 @@ class GroupedOps:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ops, name)
 
-    def read_state(self, stored: dict[str, Tensor], form: DecoderForm) -> Tensor:
+    def read_state(self, stored: Tensor, form: DecoderForm) -> Tensor:
         """As it is."""
-        return stored["recurrent"]
+        return stored
 
-    def write_state(self, state: Tensor, form: DecoderForm) -> dict[str, Tensor]:
+    def write_state(self, state: Tensor, form: DecoderForm) -> Tensor:
         """Each part rounded by the real operations, and read back."""
         parts = zip(state.chunk(len(self.forms)), self.forms, strict=True)
-        return {
-            "recurrent": torch.cat([self.ops.read_state(self.ops.write_state(part, own), own) for part, own in parts])
-        }
+        return torch.cat([self.ops.read_state(self.ops.write_state(part, own), own) for part, own in parts])
 
 
 class Sequences:
@@ -116,7 +114,7 @@ class Sequences:
         past = {name: torch.cat([state[name] for state in states] * groups) for name in self.names}
         for name in past:
             if name.endswith(".recurrent"):  # a prompt ends in a rounding too
-                past[name] = self.ops.write_state(past[name], self.form)["recurrent"]
+                past[name] = self.ops.write_state(past[name], self.form)
         self.past = list(past.values())
         self.positions = torch.tensor([player.position for player in players] * groups)
         self.lengths = torch.tensor([player.tokens for player in players] * groups)

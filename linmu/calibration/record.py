@@ -25,9 +25,8 @@ from linmu.files.strict_json import parse_json
 from linmu.formats.safetensors_file import read_header
 from linmu.formats.steady_header import steady_header
 
-FORMAT, FORMAT_VERSION = "linmu-calibration", "3"
-READABLE = ("1", "2", FORMAT_VERSION)  # 1 has no float16_states, 1 and 2 have no sha256
-DTYPES = {"F32", "F64", "I64", "U64"}
+FORMAT, FORMAT_VERSION = "linmu-calibration", "4"
+DTYPES = {"F32", "F64", "I64", "U64"}  # F64: error curves
 
 
 @dataclass(frozen=True)
@@ -129,16 +128,13 @@ def read_record(path: Path) -> CalibrationRecord:
     metadata = header.metadata
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a calibration record", expected="a file made by `linmu calibrate`")
-    if (version := metadata.get("format_version")) not in READABLE:
-        raise InputError(
-            f"{path} has another version", got=version, expected=" or ".join(READABLE), fix="calibrate again"
-        )
+    if (version := metadata.get("format_version")) != FORMAT_VERSION:
+        raise InputError(f"{path} has another version", got=version, expected=FORMAT_VERSION, fix="calibrate again")
     try:
         if unknown := sorted({entry.dtype for entry in header.tensors.values()} - DTYPES):
             raise ValueError(f"values of type {unknown[0]}")
         tensors = load_file(path)
-        hashed = "sha256" in metadata or version == FORMAT_VERSION
-        if hashed and metadata.get("sha256") != digest(metadata, tensors):
+        if metadata.get("sha256") != digest(metadata, tensors):
             raise ValueError("values that were changed after they were written")
         return _parse(metadata, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:

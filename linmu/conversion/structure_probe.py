@@ -152,11 +152,11 @@ class _ProbeOps(TorchOps):
     def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm) -> tuple[Tensor, Any, Any]:
         return torch.zeros_like(q), past_key, past_value
 
-    def read_state(self, stored: dict[str, Any], form: DecoderForm) -> Any:
+    def read_state(self, stored: Any, form: DecoderForm) -> Any:
         return None
 
-    def write_state(self, state: Any, form: DecoderForm) -> dict[str, Any]:
-        return {}
+    def write_state(self, state: Any, form: DecoderForm) -> Any:
+        return state
 
     def last_token(self, x: Tensor) -> Tensor:
         return x

@@ -6,7 +6,6 @@ import csv
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import TrainerCallback
 
 from linmu.distill.recipe import LOSSES, Stage, Stop
 from linmu.files.atomic import atomic_file
+from linmu.system.components import installed
 from linmu.system.interrupts import raise_if_stopped
 from linmu.system.meter import peak_bytes
 
@@ -66,7 +66,7 @@ class CsvLog:
 
 def open_board(folder: Path, first_step: int) -> Any:
     """TensorBoard's writer, which hides earlier figures from `first_step` on; None where it is not installed."""
-    if find_spec("tensorboard") is None:
+    if not installed("tensorboard"):
         return None
     from torch.utils.tensorboard import SummaryWriter
 

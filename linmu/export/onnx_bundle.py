@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from linmu.errors import InputError
 from linmu.export.bundles.writer import ExportReport, Plan, Progress, write_planned
 from linmu.export.onnx.decoder_graphs import FUSED, PLAIN
 from linmu.export.targets import find_target, stored_precision
 from linmu.export.vision.graph import OPSET as VISION_OPSET
-from linmu.formats.manifest import Manifest
 from linmu.formats.state_precision import state_precision
 from linmu.quantize.presets import planned
 
 TARGET = "onnx"
 BACKENDS = ("onnxruntime", "torch")
-
-
-def export_bundle(student: Path, out: Path, **options: Any) -> Manifest:
-    """Write a bundle and return its manifest; `write_bundle` says what the options are and also reports costs."""
-    return write_bundle(student, out, **options).manifest
 
 
 def write_bundle(

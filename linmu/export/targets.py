@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ class Target:
     """Where a bundle is to run: default precision, and the module whose `write_bundle` makes it.
 
     options: what that function takes besides student, out, precision, overwrite and progress. packages: what it needs
-    besides what every export needs, and the extra that installs them.
+    besides what every export needs, and the extra that installs them. fixed: options that are the target's own.
     """
 
     precision: str
@@ -26,17 +26,19 @@ class Target:
     options: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str = "export"
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+def _phone(name: str) -> Target:
+    module, options = "linmu.export.phone.bundle", ("calibration", "backend")
+    return Target("fp32", module, options, packages=("executorch",), extra="mobile", fixed={"target": name})
 
 
 TARGETS: dict[str, Target] = {
     "onnx": Target("fp32", "linmu.export.onnx_bundle", ("plain_ops", "calibration", "budget_bytes", "state")),
     "jetson": Target("fp16", "linmu.export.jetson.bundle", ("compile_check", "calibration", "budget_bytes", "state")),
-    "android": Target(
-        "fp32", "linmu.export.android_bundle", ("calibration", "backend"), packages=("executorch",), extra="mobile"
-    ),
-    "ios": Target(
-        "fp32", "linmu.export.ios_bundle", ("calibration", "backend"), packages=("executorch",), extra="mobile"
-    ),
+    "android": _phone("android"),
+    "ios": _phone("ios"),
 }
 # Preset -> how matrices are stored. Target onnx computes everything in float32, jetson multiplies as it stores.
 PRECISIONS: dict[str, str] = {"none": "fp32", "fp32": "fp32", "fp16": "fp16"}
@@ -67,5 +69,5 @@ def write_bundle(student: Path, out: Path, *, target: str = "onnx", **options: A
     known = ("precision", "overwrite", "progress", *row.options)
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"option {unknown[0]} of target {target}", expected="one of " + ", ".join(known))
-    report: ExportReport = import_module(row.module).write_bundle(student, out, **given)
+    report: ExportReport = import_module(row.module).write_bundle(student, out, **given, **row.fixed)
     return report

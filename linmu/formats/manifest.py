@@ -35,7 +35,6 @@ _STATE_NAME = re.compile(r"past\.(0|[1-9][0-9]{0,5})\.(\w+)")
 # Axis order of a state in a saved file, by the last part of its name.
 CANONICAL_AXES = {
     "recurrent": ("batch", "heads", "key_dim", "value_dim"),
-    "recurrent_scale": ("batch", "heads", "key_dim", "scale"),  # of int8 states; not in files
     "conv": ("batch", "channels", "taps"),
     "key": ("batch", "heads", "window", "head_dim"),
     "value": ("batch", "heads", "window", "head_dim"),

@@ -26,7 +26,7 @@ from linmu.specs import StateSpec
 FORMAT = "linmu-state"
 FORMAT_VERSION = "2"  # 1: a sha256 of the tensors alone
 MOST_TOKENS = 1 << 53
-_NUMPY = {"F32": "float32", "F16": "float16", "I8": "int8"}
+_NUMPY = {"F32": "float32", "F16": "float16"}
 _RESERVED = ("format", "format_version", "model_hash", "sha256")
 
 

@@ -1,8 +1,6 @@
-"""What recurrent states are stored as between calls: float32, float16, or int8 with a scale for every row.
+"""What recurrent states are stored as between calls: float32 or float16.
 
 Glossary
-    row     the value_dim numbers of one key of one head: the last axis of a state [B, heads, key_dim, value_dim]
-    scale   largest |number| of a row / 127, float32; a row of zeros has scale 0 and codes 0
     exact   float32 in canonical axis order, whatever a backend stores: what saved states and comparisons are made of
 A call reads a state into float32, computes in float32, and rounds once at its end. Only `recurrent` is ever rounded:
 conv tails and the keys and values of a text window are a few per cent of it.
@@ -16,76 +14,44 @@ from dataclasses import replace
 import numpy as np
 
 from linmu.errors import InputError
-from linmu.specs import Dim, StateSpec
+from linmu.specs import StateSpec
 
-STATE_PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}  # preset -> dtype of `recurrent`
-# Graphs with int8 states are written and tested. Rounding to them at every step swallows what is smaller than half a
-# code, so that slowly forgetting heads neither learn nor forget: another model after 1,000 steps (quantization.md).
-EXPORTED = ("fp32", "fp16")
-SCALE = "_scale"  # behind the name of a state that is stored as codes
-SCALE_AXIS = "scale"  # the last axis of the scales, of size 1
-LARGEST_CODE = 127
-LARGEST_HALF = 65504.0  # float16 states saturate: an infinity would stay for good
+STATE_PRECISIONS = {"fp32": "float32", "fp16": "float16"}  # preset -> dtype of `recurrent`
+# Rounding to int8 at every step swallows what is smaller than half a code, so that slowly forgetting heads neither
+# learn nor forget: another model after 1,000 steps (quantization.md).
+RUINOUS = "int8"
+LARGEST_HALF = 65504.0  # float16's largest number. float16 states saturate: an infinity would stay for good
 
 
 def state_precision(name: str | None) -> str:
-    """The precision of an export (None: "fp32"); raises InputError for one that does not exist or is not exported."""
+    """The precision of an export (None: "fp32"); raises InputError for one that does not exist or ruins answers."""
     name = "fp32" if name is None else name
-    if name not in STATE_PRECISIONS:
-        raise InputError("state precision", got=repr(name), expected="one of " + ", ".join(EXPORTED))
-    if name not in EXPORTED:
+    if name == RUINOUS:
         raise InputError(
-            f"--state {name} is not exported: it ruins answers within a thousand steps", expected=" or ".join(EXPORTED)
+            f"--state {name} is not exported: it ruins answers within a thousand steps",
+            expected=" or ".join(STATE_PRECISIONS),
         )
+    if name not in STATE_PRECISIONS:
+        raise InputError("state precision", got=repr(name), expected="one of " + ", ".join(STATE_PRECISIONS))
     return name
 
 
-def recurrent_specs(layer: int, shape: tuple[Dim, ...], axes: tuple[str, ...], precision: str) -> list[StateSpec]:
-    """The tensors of one layer's recurrent state: one, or codes and scales."""
-    dtype = STATE_PRECISIONS[precision]
-    found = [StateSpec(f"past.{layer}.recurrent", f"present.{layer}.recurrent", dtype, shape, axes)]
-    if precision == "int8":
-        names = (f"past.{layer}.recurrent{SCALE}", f"present.{layer}.recurrent{SCALE}")
-        found.append(StateSpec(*names, "float32", (*shape[:-1], 1), (*axes[:-1], SCALE_AXIS)))
-    return found
-
-
-def is_scale(name: str) -> bool:
-    """Whether a state holds the scales of another one."""
-    return name.endswith(SCALE)
-
-
 def exact_specs(specs: Sequence[StateSpec]) -> tuple[StateSpec, ...]:
-    """The states as numbers: all float32, without scales."""
-    return tuple(replace(spec, dtype="float32") for spec in specs if not is_scale(spec.name))
-
-
-def round_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int8 [..., n] and scales float32 [..., 1] of float32 rows [..., n]; half to even, as the graphs do."""
-    scale = np.abs(values).max(axis=-1, keepdims=True) / np.float32(LARGEST_CODE)
-    codes = np.rint(values / np.where(scale > 0, scale, np.float32(1)))
-    return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int8), scale
+    """The states as numbers: all float32."""
+    return tuple(replace(spec, dtype="float32") for spec in specs)
 
 
 def read_exact(specs: Sequence[StateSpec], stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What stored states (axis order of `specs`) stand for: float32 by the names of `exact_specs`."""
-    found = {}
-    for spec in exact_specs(specs):
-        values = np.asarray(stored[spec.name], np.float32)
-        scale = stored.get(spec.name + SCALE)
-        found[spec.name] = values if scale is None else values * scale
-    return found
+    """What stored states (axis order of `specs`) stand for: float32 by name."""
+    return {spec.name: np.asarray(stored[spec.name], np.float32) for spec in specs}
 
 
 def store(specs: Sequence[StateSpec], exact: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of `read_exact`: float32 states rounded to what `specs` say."""
-    found = {}
+    rounded = {}
     for spec in specs:
-        values = exact[spec.name.removesuffix(SCALE)]
+        values = exact[spec.name]
         if spec.dtype == "float16":
-            found[spec.name] = np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
-        elif spec.dtype == "int8":
-            found[spec.name] = round_rows(values)[0]
-        else:
-            found[spec.name] = round_rows(values)[1] if is_scale(spec.name) else values
-    return found
+            values = np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+        rounded[spec.name] = values
+    return rounded

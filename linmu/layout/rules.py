@@ -55,11 +55,6 @@ class PromptRules:
         return get_family(self.family)
 
     @property
-    def position_axes(self) -> int:
-        """Rows of position_ids: 3 for M-RoPE (time, row, column), otherwise 1."""
-        return 1 if self.facts.rope == "plain" else 3
-
-    @property
     def tile(self) -> tuple[int, int, int]:
         """The grid of one tile; raises InputError when a tile is not square."""
         side = math.isqrt(self.tokens_per_tile)

@@ -58,7 +58,7 @@ def vision_inputs(family: str, vision: dict[str, Any], grid: Grid) -> dict[str, 
             "vision grid",
             got=f"{frames}x{height}x{width} patches",
             expected=f"one frame, height and width multiples of {merge}",
-            fix="call the graph once per grid frame (frame_slices)",
+            fix="call the graph once per grid frame",
         )
     positions = _block_positions(height, width, merge)
     inputs = {"vision.position_ids": positions}
@@ -70,13 +70,6 @@ def vision_inputs(family: str, vision: dict[str, Any], grid: Grid) -> dict[str, 
         index, weight = _table_taps(positions, (height, width), vision["table_side"])
         inputs["vision.table_index"], inputs["vision.table_weight"] = index, weight
     return inputs
-
-
-def frame_slices(grid: Grid) -> list[tuple[Grid, slice]]:
-    """Cut a video's grid into calls: each frame's grid (1, h, w) and its slice of the packed patches."""
-    frames, height, width = (int(size) for size in grid)
-    size = height * width
-    return [((1, height, width), slice(frame * size, (frame + 1) * size)) for frame in range(frames)]
 
 
 def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:

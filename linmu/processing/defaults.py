@@ -160,4 +160,3 @@ TOKEN_NAMES: dict[str, tuple[str, ...]] = {
     "fake_image": ("fake_image_token",),
     "global_image": ("global_image_token",),
 }
-STANDARD_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

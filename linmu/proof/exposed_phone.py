@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from linmu.export.phone.bundle import largest
 from linmu.export.phone.lowering import lower
 from linmu.export.phone.methods import Method, Prefill, Step, decoder_methods
 from linmu.export.phone.weights import program_weights
@@ -58,7 +57,7 @@ class ExposedEtRunner(EtRunner):
         exposed = {
             name: Method(ExposedMethod(methods[name].module, self.matrices), methods[name].spec) for name in METHODS
         }
-        program, _ = lower(exposed, {name: largest(bundle.manifest, name) for name in METHODS})
+        program, _ = lower(exposed, {name: self._most(name) for name in METHODS})
         path = folder / PROGRAM
         with path.open("wb") as file:
             program.write_to_file(file)

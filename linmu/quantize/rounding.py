@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from linmu.formats.matrix_format import LARGEST, MatrixFormat
+from linmu.formats.state_precision import LARGEST_HALF
 
 OWN_SCALES = ("int8_blocks", "int8_rows")  # inputs whose scales are found when they are there
 SMALLEST_SCALE = 2.0**-24  # the smallest float16 above zero
@@ -40,7 +41,7 @@ def half_scale(amax: np.ndarray, largest: float) -> np.ndarray:
     """Scales amax / largest, each the float16 number that is nearest (never 0), as float32."""
     with np.errstate(over="ignore"):
         scale = (np.asarray(amax, np.float64) / largest).astype(np.float16).astype(np.float32)
-    scale = np.minimum(scale, np.float32(np.finfo(np.float16).max))
+    scale = np.minimum(scale, np.float32(LARGEST_HALF))
     return np.maximum(scale, np.float32(SMALLEST_SCALE))
 
 

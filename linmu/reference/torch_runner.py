@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -137,6 +136,6 @@ def float_inputs(bundle: Bundle, runner: TorchRunner) -> Iterator[TorchRunner]:
         inputs.update(held)
 
 
-def open_torch(bundle: Bundle, threads: int | None, student: Path | None = None) -> TorchRunner:
-    """Open the torch runner; `student` is not used: the bundle holds the weights."""
+def open_torch(bundle: Bundle, threads: int | None) -> TorchRunner:
+    """Open the torch runner."""
     return TorchRunner(bundle, threads)

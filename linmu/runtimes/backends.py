@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from linmu.errors import InputError, MissingComponentError
 from linmu.formats.bundle import Bundle
 from linmu.runtimes.base import Runner
+from linmu.system.components import installed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Backend:
     def missing(self) -> list[str]:
         """Packages that are not installed."""
         wanted = [(item,) if isinstance(item, str) else item for item in self.packages]
-        return [" or ".join(names) for names in wanted if not any(map(_installed, names))]
+        return [" or ".join(names) for names in wanted if not any(map(installed, names))]
 
 
 BACKENDS: dict[str, Backend] = {  # in order of preference for "auto"
@@ -161,13 +161,6 @@ def _choose(bundle: Bundle, named: list[str], say: Callable[[str], None]) -> str
             return name
         reasons[name] = reason
     return named[0] if named else "onnxruntime"
-
-
-def _installed(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):  # its parent package is not there, or half-imported
-        return False
 
 
 def _to_stderr(text: str) -> None:

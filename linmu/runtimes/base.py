@@ -12,6 +12,8 @@ import numpy as np
 
 from linmu.specs import StateSpec
 
+TILES_AT_ONCE = 4  # of one vision call
+
 
 @dataclass(frozen=True)
 class VisionFeatures:

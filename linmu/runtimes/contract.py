@@ -5,10 +5,10 @@ from __future__ import annotations
 from linmu.errors import BundleError
 from linmu.formats.manifest import Manifest
 from linmu.formats.manifest_object import MANIFEST_NAME
+from linmu.formats.state_precision import STATE_PRECISIONS
 from linmu.specs import GraphSpec
 
 NUMPY = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")  # numpy has no bfloat16
-STORED = ("float32", "float16", "int8")  # states
 NEEDED = {  # inputs and their ranks; position_ids has one axis more with M-RoPE
     "prefill": {"inputs_embeds": (3,), "position_ids": (2, 3)},
     "step": {"input_ids": (2,), "position_ids": (2, 3)},
@@ -31,8 +31,8 @@ def check_contract(manifest: Manifest) -> None:
             if spec.dtype not in NUMPY:
                 raise _bad(f"{graph.file}: {spec.name}", spec.dtype, "a type that numpy has")
     for state in manifest.state:
-        if state.dtype not in STORED:
-            raise _bad(f"state {state.name}", state.dtype, "one of " + ", ".join(STORED))
+        if state.dtype not in STATE_PRECISIONS.values():
+            raise _bad(f"state {state.name}", state.dtype, " or ".join(STATE_PRECISIONS.values()))
         fixed = all(isinstance(dim, int) for dim in state.shape[1:])
         if not fixed or (isinstance(state.shape[0], int) and state.shape[0] != 1):
             raise _bad(f"state {state.name}", list(state.shape), "one sequence of fixed sizes")

@@ -20,6 +20,7 @@ from linmu.errors import BundleError, InputError, MissingComponentError
 from linmu.formats.bundle import Bundle
 from linmu.formats.pte_file import check_program_file
 from linmu.runtimes.base import PromptPiece, VisionFeatures
+from linmu.runtimes.shape_ranges import largest_sizes, recorded_ranges
 from linmu.runtimes.torch_state import TorchState
 from linmu.specs import GraphSpec, TensorSpec
 
@@ -134,13 +135,7 @@ class EtRunner:
         return self.bundle.folder / next(iter(self.bundle.manifest.graphs.values())).file
 
     def _most(self, name: str) -> dict[str, int]:
-        """The largest size of every symbolic dimension of a method's inputs."""
-        profile, found = self.bundle.manifest.profiles.get(name, {}), dict[str, int]()
-        for spec in self.bundle.manifest.graphs[name].inputs:
-            for dim, size in zip(spec.shape, profile.get(spec.name, {}).get("max", ()), strict=False):
-                if isinstance(dim, str):
-                    found[dim] = size
-        return found
+        return largest_sizes(recorded_ranges(self.bundle.manifest, name))
 
 
 def set_threads(count: int) -> None:

@@ -18,14 +18,13 @@ from linmu.formats.graph_check import check_graph_file
 from linmu.formats.matrix_format import part
 from linmu.layout import PromptLayout, layout_tensors
 from linmu.layout.vision_grid import vision_inputs
-from linmu.runtimes.base import PromptPiece, VisionFeatures
+from linmu.runtimes.base import TILES_AT_ONCE, PromptPiece, VisionFeatures
 from linmu.runtimes.contract import check_contract
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
 
-TILES_AT_ONCE = 4  # of one vision call
 PROVIDER = "CPUExecutionProvider"
 EXPOSED = "exposed/"
 # Off where inputs are rounded to int8 with one scale: it makes Gemm of a product with a bias, and then ONNX Runtime's
@@ -312,11 +311,6 @@ def _value(array: np.ndarray) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def available() -> bool:
-    """Whether this backend can run here (onnxruntime is part of the base install)."""
-    return True
-
-
-def open_ort(bundle: Bundle, threads: int | None, student: Path | None = None) -> OrtRunner:
-    """Open the ONNX Runtime runner; `student` is not used."""
+def open_ort(bundle: Bundle, threads: int | None) -> OrtRunner:
+    """Open the ONNX Runtime runner."""
     return OrtRunner(bundle, threads)

@@ -70,12 +70,11 @@ def _layers(ops: Ops, form: DecoderForm, x, tables, past, layout, deepstack, fil
         name = f"layers.{i}."
         ops.enter(name)
         u, x = ops.add_rms_norm(x, update, name + "norm_in", form.eps)
-        recurrent = {kind: past[f"past.{i}.{kind}"] for kind in form.recurrent_kinds}
-        own = {"conv": past[f"past.{i}.conv"], "recurrent": ops.read_state(recurrent, form)}
+        own = {"conv": past[f"past.{i}.conv"], "recurrent": ops.read_state(past[f"past.{i}.recurrent"], form)}
         if form.mmate.text_window:
             own |= {kind: past[f"past.{i}.{kind}"] for kind in ("key", "value")}
         y, state = _mmate(ops, form, i, u, tables, own, layout, fill)
-        state |= ops.write_state(state["recurrent"], form)
+        state["recurrent"] = ops.write_state(state["recurrent"], form)
         present |= {f"present.{i}.{kind}": value for kind, value in state.items()}
         u, x = ops.add_rms_norm(x, ops.linear(y, name + "out_proj"), name + "norm_post", form.eps)
         update = ops.linear(ops.silu_mul(ops.linear(u, name + "gate_up")), name + "down")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from linmu.config import MMateConfig
 from linmu.families import Family, get_family
 from linmu.formats.matrix_format import MatrixFormat
-from linmu.formats.state_precision import recurrent_specs
+from linmu.formats.state_precision import STATE_PRECISIONS
 from linmu.specs import StateSpec
 
 if TYPE_CHECKING:
@@ -131,11 +131,6 @@ class DecoderForm:
         """Whether a packed weight of this name exists."""
         return name in self.weights
 
-    @property
-    def recurrent_kinds(self) -> tuple[str, ...]:
-        """What one layer's recurrent state consists of."""
-        return ("recurrent", "recurrent_scale") if self.state == "int8" else ("recurrent",)
-
     def state_specs(self) -> tuple[StateSpec, ...]:
         """The whole recurrent state, layer by layer (bundle.md, "Graphs and state")."""
         specs = []
@@ -143,8 +138,9 @@ class DecoderForm:
         for i in range(self.layers):
             conv = (1, taps, self.channels), ("batch", "taps", "channels")
             recurrent = (1, self.state_heads, dim, dim), ("batch", "heads", "key_dim", "value_dim")
+            stored = STATE_PRECISIONS[self.state]
             specs.append(StateSpec(f"past.{i}.conv", f"present.{i}.conv", "float32", *conv))
-            specs += recurrent_specs(i, *recurrent, self.state)
+            specs.append(StateSpec(f"past.{i}.recurrent", f"present.{i}.recurrent", stored, *recurrent))
             if window := self.mmate.text_window:
                 ring = (1, self.kv_heads, window, dim)
                 for kind in ("key", "value"):

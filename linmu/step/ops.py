@@ -126,10 +126,10 @@ class Ops(Protocol):
         (the forward direction counts it). Its first element is set, and its state is not used.
         """
 
-    def read_state(self, stored: dict[str, T], form: DecoderForm) -> T:
-        """The float32 state [B,M,d,d] of what was stored, by the kinds of `form.recurrent_kinds`."""
+    def read_state(self, stored: T, form: DecoderForm) -> T:
+        """The float32 state [B,M,d,d] of what was stored as `form.state` says."""
 
-    def write_state(self, state: T, form: DecoderForm) -> dict[str, T]:
+    def write_state(self, state: T, form: DecoderForm) -> T:
         """What is stored of a float32 state: rounded once, at the end of a call (linmu.formats.state_precision)."""
 
     def window_attention(self, q: T, k: T, v: T, bias: T, form: DecoderForm) -> T:

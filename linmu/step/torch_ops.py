@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from linmu.formats.matrix_format import MatrixFormat, part
-from linmu.formats.state_precision import LARGEST_CODE, LARGEST_HALF
+from linmu.formats.state_precision import LARGEST_HALF
 from linmu.model import ssm
 from linmu.model.local_swin import sliding_attention
 from linmu.model.rotary import rope_tables, rotate
@@ -184,20 +184,11 @@ class TorchOps:
         y, state = ssm.chunked(q, k, v, g, past, scale, batched, form.mmate.chunk_size, strict=restart is not None)
         return y.flatten(2), state
 
-    def read_state(self, stored: dict[str, Tensor], form: DecoderForm) -> Tensor:
-        state = stored["recurrent"]
-        if form.state == "int8":
-            return state.float() * stored["recurrent_scale"]
-        return state.float() if form.state == "fp16" else state
+    def read_state(self, stored: Tensor, form: DecoderForm) -> Tensor:
+        return stored.float() if form.state == "fp16" else stored
 
-    def write_state(self, state: Tensor, form: DecoderForm) -> dict[str, Tensor]:
-        if form.state == "fp16":
-            return {"recurrent": state.clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16)}
-        if form.state == "fp32":
-            return {"recurrent": state}
-        scale = state.abs().amax(-1, keepdim=True) / LARGEST_CODE
-        codes = (state / torch.where(scale > 0, scale, 1.0)).round().clamp(-LARGEST_CODE, LARGEST_CODE)
-        return {"recurrent": codes.to(torch.int8), "recurrent_scale": scale}
+    def write_state(self, state: Tensor, form: DecoderForm) -> Tensor:
+        return state.clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16) if form.state == "fp16" else state
 
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:
         rows, length = bias.shape[0], bias.shape[-1]

@@ -7,7 +7,11 @@ from importlib import util
 
 from linmu.errors import MissingComponentError
 
-TARGETS = ("base", "onnx", "convert", "export", "jetson", "jetson-export", "mobile", "video", "bench")
+# The base install, ONNX Runtime's kernels, and every extra that people install for a purpose.
+TARGETS = (
+    *("base", "onnx", "convert", "export", "quantize", "jetson", "jetson-export", "mobile", "video", "bench", "eval"),
+    "demo",
+)
 # A target that takes either of two components: it is ready with one of them and everything else it needs.
 EITHER = {"jetson": ("tensorrt", "tensorrt-rtx-cu12")}
 
@@ -38,20 +42,24 @@ COMPONENTS: tuple[Component, ...] = (
     Component("typer", "typer", ("base",)),
     Component("rich", "rich", ("base",)),
     Component("onnxruntime", "onnxruntime", ("base",)),
-    Component("torch", "torch", ("convert", "export", "mobile"), extra="convert"),
-    Component("transformers", "transformers", ("convert", "export", "mobile"), extra="convert"),
+    Component("torch", "torch", ("convert", "export", "quantize", "mobile"), extra="convert"),
+    Component("transformers", "transformers", ("convert", "export", "quantize", "mobile"), extra="convert"),
     Component("peft", "peft", ("convert",), extra="convert"),
     Component("accelerate", "accelerate", ("convert",), extra="convert"),
     Component("gguf", "gguf", ("convert",), extra="convert"),
-    Component("onnx", "onnx", ("export", "mobile"), extra="export"),
-    Component("onnxscript", "onnxscript", ("export", "mobile"), extra="export"),
+    Component("onnx", "onnx", ("export", "quantize", "mobile"), extra="export"),
+    Component("onnxscript", "onnxscript", ("export", "quantize", "mobile"), extra="export"),
+    Component("modelopt", "nvidia-modelopt", ("quantize",), extra="quantize"),
+    Component("ml_dtypes", "ml_dtypes", ("quantize",), extra="quantize"),
     Component("tensorrt", "tensorrt", ("jetson",), fix="on the device: apt install tensorrt python3-libnvinfer"),
     Component("tensorrt_rtx", "tensorrt-rtx-cu12", ("jetson", "jetson-export"), extra="jetson-export"),
     Component("cuda.bindings", "cuda-bindings", ("jetson",), extra="jetson"),
     Component("executorch", "executorch", ("mobile",), extra="mobile"),
-    Component("av", "av", ("video",), extra="video"),
-    Component("matplotlib", "matplotlib", ("bench",), extra="bench"),
+    Component("av", "av", ("video", "demo"), extra="video"),
+    Component("matplotlib", "matplotlib", ("bench", "demo"), extra="bench"),
     Component("psutil", "psutil", ("bench",), extra="bench"),
+    Component("pyarrow", "pyarrow", ("eval",), extra="eval"),
+    Component("sklearn", "scikit-learn", ("demo",), extra="demo"),
 )
 
 

@@ -6,7 +6,6 @@ belongs to that length alone.
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 import subprocess
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,6 +25,7 @@ from linmu.files.atomic import atomic_file, check_file_target
 from linmu.processing import ModelInputs
 from linmu.runtimes.session import Session, load
 from linmu.system.components import require
+from linmu.system.console import plain_text
 from linmu.system.device_facts import DeviceLoad, LoadMonitor, board, power_mode
 from linmu.system.meter import peak_bytes
 from linmu.verification.golden import seeded_ids
@@ -101,10 +100,8 @@ class BenchReport:
                 f"{row.peak_bytes / 2**20:.0f}",
                 f"{row.state_bytes / 2**10:.1f}",
             )
-        console = Console(file=io.StringIO(), width=100, color_system=None)
-        console.print(table)
         lines = self.device.to_lines() if self.device else []
-        return console.file.getvalue() + "".join(line + "\n" for line in lines)  # type: ignore[attr-defined]
+        return plain_text(table, width=100) + "".join(line + "\n" for line in lines)
 
 
 def bench(

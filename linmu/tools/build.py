@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,14 +15,15 @@ from linmu.errors import InputError
 from linmu.files.atomic import atomic_file
 from linmu.formats.bundle import ENGINES, Bundle, open_bundle
 from linmu.formats.graph_check import check_graph_files
+from linmu.runtimes.shape_ranges import Ranges, bundle_ranges, input_shapes
 from linmu.runtimes.tensorrt import cuda, engine_files
 from linmu.runtimes.tensorrt.builder import capability_name
 from linmu.runtimes.tensorrt.compiler import compile_engine
 from linmu.runtimes.tensorrt.engine_files import Engine, EngineParts
 from linmu.runtimes.tensorrt.forecast import MemoryForecast, forecast_build, require_memory
 from linmu.runtimes.tensorrt.onnx_weights import graph_weights
-from linmu.runtimes.tensorrt.profiles import Ranges, bundle_ranges, input_shapes
 from linmu.runtimes.tensorrt.toolkit import Toolkit, load_toolkit
+from linmu.system.console import plain_text
 from linmu.system.device_facts import host_memory
 from linmu.system.units import size
 
@@ -70,10 +69,8 @@ class BuildReport:
             what = f"built: {row.reason}" if row.built else "up to date"
             costs = (f"{row.seconds:.1f}", size(row.forecast_bytes), size(row.peak_bytes)) if row.built else ("",) * 3
             table.add_row(row.graph, row.file, what, size(row.engine_bytes), *costs)
-        console = Console(file=io.StringIO(), width=140, color_system=None)
-        console.print(table)
         removed = "".join(f"removed {name}\n" for name in self.removed)
-        return console.file.getvalue() + removed  # type: ignore[attr-defined]
+        return plain_text(table, width=140) + removed
 
 
 @dataclass(frozen=True)

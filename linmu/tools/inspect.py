@@ -12,7 +12,7 @@ from linmu.families import get_family
 from linmu.formats.bundle import open_bundle
 from linmu.formats.manifest import WEIGHT_SUFFIXES
 from linmu.formats.manifest_object import MANIFEST_NAME
-from linmu.formats.model_files import Weights, find_weights, is_student, read_config
+from linmu.formats.model_files import Weights, find_weights, read_config, require_student
 from linmu.formats.safetensors_file import read_header
 from linmu.tools.decoder_sizes import DecoderSizes, decoder_sizes
 from linmu.tools.preset_memory import Decoder, PresetMemory, preset_memory
@@ -110,14 +110,8 @@ def _bundle(folder: Path) -> Inspection:
 
 
 def _student(folder: Path) -> Inspection:
+    require_student(folder)
     config = read_config(folder)
-    if not is_student(config):
-        raise InputError(
-            f"{folder} is not a student",
-            got=f"a model of type {config.get('model_type')!r}",
-            expected='config.json with "linmu"',
-            fix=f"linmu convert {folder} -o STUDENT",
-        )
     mmate = MMateConfig.from_json(config["linmu"])
     sizes = decoder_sizes(config, folder)
     weights = find_weights(folder)

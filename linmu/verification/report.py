@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
+from linmu.system.console import plain_text
 from linmu.verification.compare import NOISE_ROOM, Meter, Tolerance, Worst
 
 LEVELS = {
@@ -124,9 +123,7 @@ class VerifyReport:
         verdict = "agrees with its reference" if self.ok else "DOES NOT AGREE with its reference"
         if self.culprit:
             lines.append(f"first stage that differs: {self.culprit}")
-        console = Console(file=io.StringIO(), width=120, color_system=None)
-        console.print(Group(table, *(escape(line) for line in lines), f"{escape(self.bundle)} {verdict}"))
-        return console.file.getvalue()  # type: ignore[attr-defined]
+        return plain_text(table, *map(escape, lines), f"{escape(self.bundle)} {verdict}", width=120)
 
 
 def row(check: Check) -> tuple[str, str, str, str, str, str]:

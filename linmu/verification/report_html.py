@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from jinja2 import Environment
+from markupsafe import Markup
+
 from linmu.verification.report import LEVELS, Curve, VerifyReport, row
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 60, 26
@@ -20,43 +23,55 @@ STYLE = (
 )
 
 
+# Everything that is filled in is escaped, but for the plots, which are markup.
+DOCUMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>linmu verify</title><style>{{ style }}</style></head>
+<body>
+{% if report.ok %}
+<h1>{{ report.bundle }} <span class=ok>agrees with its reference</span></h1>
+{% else %}
+<h1>{{ report.bundle }} <span class=FAILED>does not agree with its reference</span></h1>
+{% endif %}
+<p>Reference: {{ report.reference }}. Backends: {{ report.backends | join(", ") }}.</p>
+{% if report.culprit %}
+<p>First stage that differs: <b class=FAILED>{{ report.culprit }}</b>.</p>
+{% endif %}
+{% for level in levels %}
+<h2>{{ level.name }} <small>{{ level.meaning }}</small></h2>
+<table><tr><th>backend</th><th>check</th><th></th><th>worst case</th><th>tolerance</th></tr>
+{% for (_, backend, name, verdict, worst, tolerance), note in level.rows %}
+<tr><td>{{ backend }}</td><td>{{ name }}{% if note %}<br><small>{{ note }}</small>{% endif %}</td>
+<td class={{ verdict }}>{{ verdict }}</td><td>{{ worst }}</td><td>{{ tolerance }}</td></tr>
+{% endfor %}
+</table>
+{% for plot in level.plots %}
+{{ plot }}
+{% endfor %}
+{% endfor %}
+</body></html>
+"""
+)
+
+
 def report_html(report: VerifyReport) -> str:
     """The whole document."""
-    verdict = "agrees with its reference" if report.ok else "does not agree with its reference"
-    parts = [
-        f"<h1>{escape(report.bundle)} <span class={'ok' if report.ok else 'FAILED'}>{verdict}</span></h1>",
-        f"<p>Reference: {escape(report.reference)}. Backends: {escape(', '.join(report.backends))}.</p>",
+    levels = [
+        {
+            "name": level,
+            "meaning": meaning,
+            "rows": [(row(check), check.note) for check in report.checks if check.level == level],
+            "plots": _plots([curve for curve in report.curves if curve.level == level]),
+        }
+        for level, meaning in LEVELS.items()
+        if any(check.level == level for check in report.checks)
     ]
-    if report.culprit:
-        parts.append(f"<p>First stage that differs: <b class=FAILED>{escape(report.culprit)}</b>.</p>")
-    for level, meaning in LEVELS.items():
-        if any(check.level == level for check in report.checks):
-            parts.append(f"<h2>{level} <small>{escape(meaning)}</small></h2>{_table(report, level)}")
-            parts += _plots([curve for curve in report.curves if curve.level == level])
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>linmu verify</title>'
-        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    return DOCUMENT.render(report=report, levels=levels, style=Markup(STYLE)) + "\n"
 
 
-def _table(report: VerifyReport, level: str) -> str:
-    rows = []
-    for check in report.checks:
-        if check.level == level:
-            _, backend, name, verdict, worst, tolerance = (escape(cell) for cell in row(check))
-            note = f"<br><small>{escape(check.note)}</small>" if check.note else ""
-            rows.append(
-                f"<tr><td>{backend}</td><td>{name}{note}</td><td class={verdict}>{verdict}</td><td>{worst}</td>"
-                f"<td>{tolerance}</td></tr>"
-            )
-    head = "<tr><th>backend</th><th>check</th><th></th><th>worst case</th><th>tolerance</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
-
-
-def _plots(curves: Sequence[Curve]) -> list[str]:
+def _plots(curves: Sequence[Curve]) -> list[Markup]:
     kinds = dict.fromkeys(curve.kind for curve in curves)
-    return [_plot([curve for curve in curves if curve.kind == kind], kind) for kind in kinds]
+    return [Markup(_plot([curve for curve in curves if curve.kind == kind], kind)) for kind in kinds]
 
 
 def _plot(curves: Sequence[Curve], kind: str) -> str:

@@ -52,7 +52,7 @@ def outputs(place: Place, layer: int, rounded: bool) -> np.ndarray:
     def write_state(state, form):
         if rounded and scope[0] == f"layers.{layer}.":
             state = torch.from_numpy(state.numpy().astype(np.float16).astype(np.float32))
-        return {"recurrent": state}
+        return state
 
     def watch(x, weight):
         if weight == f"layers.{layer}.out_proj":

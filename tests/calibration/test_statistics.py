@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linmu.calibration.statistics import BINS_PER_OCTAVE, InputStatistics, priorities
+from linmu.calibration.statistics import InputStatistics, priorities
 
 
 def spread_rows(seed: int, rows: int, channels: int = 5) -> np.ndarray:
@@ -31,12 +31,8 @@ def test_values_are_numpys_own() -> None:
     seen = InputStatistics(5)
     seen.add(x)
     np.testing.assert_array_equal(seen.amax, np.abs(x).max(0))
-    np.testing.assert_allclose(seen.mean_abs, np.abs(x.astype(np.float64)).mean(0), rtol=1e-6)
-    np.testing.assert_allclose(seen.values["sum_square"], (x.astype(np.float64) ** 2).sum(0), rtol=1e-6)
-    for share in (0.5, 0.9, 0.999):
-        exact = float(np.quantile(np.abs(x), share, method="inverted_cdf"))
-        assert exact <= seen.percentile(share) <= exact * 2 ** (1.01 / BINS_PER_OCTAVE)
-    assert seen.percentile(1.0) == float(np.abs(x).max())
+    np.testing.assert_array_equal(seen.values["min"], x.min(0))
+    np.testing.assert_array_equal(seen.values["max"], x.max(0))
 
 
 def test_the_sample_is_uniform_and_of_whole_rows() -> None:
@@ -49,11 +45,10 @@ def test_the_sample_is_uniform_and_of_whole_rows() -> None:
     assert set(np.argsort(priorities(0, 6400))[:64]) == {int(row) for row in rows}
 
 
-def test_what_is_not_finite_and_what_never_changes_shows() -> None:
-    broken, still = InputStatistics(2), InputStatistics(2)
-    broken.add(np.array([[1, 2], [np.nan, 3]], np.float32))
+def test_what_never_changes_shows() -> None:
+    still = InputStatistics(2)
     still.add(np.ones((3, 2), np.float32))
-    assert not broken.finite and still.finite and still.constant
+    assert still.constant
     still.add(np.array([[1, 2]], np.float32))
     assert not still.constant
 

@@ -11,8 +11,8 @@ import pytest
 
 from linmu.evaluation.benchmarks import read_questions
 from linmu.evaluation.questions import Question
-from linmu.export.onnx_bundle import export_bundle
 from tests.distill.samples import VIDEO, family_folder
+from tests.exports import export_bundle
 from tests.folders import student_folder
 
 

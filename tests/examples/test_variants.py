@@ -43,7 +43,7 @@ def test_grouped_rows_are_the_references_of_each_precision(tmp_path) -> None:
             for step, tokens in enumerate(TOKENS):
                 wanted, row = player.step(tokens[place]), found[step][group * len(inputs) + place]
                 assert np.abs(row - wanted).max() <= 1e-4 * wanted.std(), (precision, step)
-    assert np.abs(found[-1][:2] - found[-1][4:]).max() > 1e-3  # int8 is another function
+    assert np.abs(found[-1][:2] - found[-1][2:]).max() > 0  # float16 is another function
 
 
 @pytest.mark.parametrize(("moment", "steps"), [(1, [1]), (10, [10]), (100, list(range(91, 101)))])

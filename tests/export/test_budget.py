@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from linmu.calibration.collect import calibrate
-from linmu.calibration.record import read_record
+from linmu.calibration.record import digest, read_record
 from linmu.cli import main
 from linmu.errors import InputError
 from linmu.export.targets import write_bundle
@@ -111,8 +111,8 @@ def test_a_state_that_was_asked_for_wins(place, tmp_path, capsys) -> None:
 def test_a_record_that_never_looked_at_float16_states_leaves_them_alone(place, tmp_path) -> None:
     old = tmp_path / "old.safetensors"
     tensors = {name: x for name, x in load_file(place[1]).items() if not name.startswith("float16_states/")}
-    metadata = {name: text for name, text in read_header(place[1]).metadata.items() if name != "sha256"}
-    save_file(tensors, old, {**metadata, "format_version": "1"})
+    metadata = read_header(place[1]).metadata
+    save_file(tensors, old, {**metadata, "sha256": digest(metadata, tensors)})
     least = smallest((place[0], old), tmp_path, state="fp32")
     with pytest.raises(InputError, match="of an fp32 state.*fix: calibrate again, or --state fp16"):
         write_bundle(place[0], tmp_path / "none", precision="auto", calibration=old, budget_bytes=least - 1)

@@ -18,7 +18,7 @@ import linmu
 from linmu.cli import main
 from linmu.config import MMateConfig
 from linmu.errors import InputError
-from linmu.export.onnx_bundle import export_bundle, write_bundle
+from linmu.export.onnx_bundle import write_bundle
 from linmu.export.targets import write_bundle as write_for_target
 from linmu.formats.bundle import open_bundle
 from linmu.formats.steady_header import steady_header
@@ -27,6 +27,7 @@ from linmu.layout import PromptRules
 from linmu.model.folders import load_student
 from linmu.processing import Processor
 from linmu.runtimes.backends import open_runner
+from tests.exports import export_bundle
 from tests.folders import run_on_a_small_disk, student_folder, teacher_folder
 from tests.model.students import SMALL
 from tests.tiny import FAMILY_NAMES, VISION_NAMES, tiny_image

@@ -124,7 +124,9 @@ def test_text_has_no_spans_in_any_family(tiny, family):
     ids = tiny_inputs(family, model, tokenizer, "text")["input_ids"][0]
     layout = prompt_layout(rules, ids, media_from_grids(rules, ids), 8)
     assert layout.spans == () and layout.next_position == len(ids)
-    np.testing.assert_array_equal(layout.position_ids, np.tile(np.arange(len(ids)), (rules.position_axes, 1)))
+    np.testing.assert_array_equal(
+        layout.position_ids, np.tile(np.arange(len(ids)), (1 if rules.facts.rope == "plain" else 3, 1))
+    )
 
 
 def test_every_prompt_of_a_batch_takes_its_own_grids(tiny):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from linmu.errors import InputError
-from linmu.layout.vision_grid import frame_slices, vision_facts, vision_inputs
+from linmu.layout.vision_grid import vision_facts, vision_inputs
 
 MERGE, WINDOW, SIDE = 2, 3, 7
 QWEN25 = {"merge": MERGE, "window": WINDOW, "table_side": None}
@@ -68,14 +68,6 @@ def test_table_taps_interpolate_linearly_between_aligned_corners(grid):
 def test_grids_that_are_no_call_are_refused(grid):
     with pytest.raises(InputError, match="vision grid"):
         vision_inputs("qwen2_5_vl", QWEN25, grid)
-
-
-def test_a_video_is_cut_into_frames():
-    assert frame_slices((3, 4, 6)) == [
-        ((1, 4, 6), slice(0, 24)),
-        ((1, 4, 6), slice(24, 48)),
-        ((1, 4, 6), slice(48, 72)),
-    ]
 
 
 def test_tiles_need_no_indices():

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from linmu.export.onnx_bundle import export_bundle
+from tests.exports import export_bundle
 from tests.folders import student_folder
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from linmu.cli import main
 from linmu.errors import InputError, MissingComponentError
-from linmu.export.onnx_bundle import export_bundle
 from linmu.tools.bench import bench
+from tests.exports import export_bundle
 from tests.folders import student_folder
 
 

@@ -21,12 +21,12 @@ from linmu.cli import main
 from linmu.errors import BundleError, InputError, MissingComponentError
 from linmu.formats.bundle import open_bundle, write_manifest
 from linmu.formats.manifest import Manifest
+from linmu.runtimes.shape_ranges import bundle_ranges
 from linmu.runtimes.tensorrt.builder import capability_name, module_scope
 from linmu.runtimes.tensorrt.compiler import compile_engine
 from linmu.runtimes.tensorrt.engine import DTYPES
 from linmu.runtimes.tensorrt.engine_files import read_index
 from linmu.runtimes.tensorrt.plan import check_engine
-from linmu.runtimes.tensorrt.profiles import bundle_ranges
 from linmu.runtimes.tensorrt.toolkit import load_toolkit
 from linmu.specs import TensorSpec
 from linmu.system.device_facts import HostMemory

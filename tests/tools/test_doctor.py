@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from linmu.commands.tables import diagnosis_view, size
 from linmu.errors import MissingComponentError
 from linmu.system.components import COMPONENTS, EITHER, TARGETS, require
 from linmu.tools.doctor import Diagnosis, Finding, diagnose
+from tests.paths import ROOT
 
 
 def test_base_install_here_is_whole():
@@ -23,6 +25,18 @@ def test_table_names_known_targets_and_a_way_to_install():
     for component in COMPONENTS:
         assert set(component.needed_by) <= set(TARGETS) and component.install
         assert "base" in component.needed_by or component.extra or component.fix
+
+
+def test_every_extra_is_known_with_all_that_it_installs():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    by_name = {component.distribution: component for component in COMPONENTS}
+    for extra in set(extras) - {"all", "dev"}:
+        assert extra in TARGETS
+        for requirement in extras[extra]:
+            name = re.match(r"[\w.-]+", requirement)[0].replace("cuda-python", "cuda-bindings")  # what it installs
+            if name != "linmu":
+                assert extra in by_name[name].needed_by, (extra, name)
 
 
 def finding(name, ok, *needed_by):

@@ -12,7 +12,6 @@ import torch
 from linmu.cli import main
 from linmu.errors import InputError
 from linmu.export.bundles import golden as golden_writer
-from linmu.export.onnx_bundle import export_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.model.folders import load_student
 from linmu.processing import Processor
@@ -20,6 +19,7 @@ from linmu.runtimes.backends import open_runner
 from linmu.tools.verify import verify
 from linmu.verification.golden import read_golden
 from linmu.verification.hidden import HIDDEN, hidden_runner, hidden_states, whole_prompt
+from tests.exports import export_bundle
 from tests.folders import student_folder
 from tests.paths import ROOT
 from tests.verification import broken

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from linmu import __version__
 from linmu.export.bundles.golden import write_golden
 from linmu.export.bundles.readme import bundle_readme
-from linmu.export.bundles.shape_profiles import shape_profiles
 from linmu.export.onnx.decoder_graphs import GraphReport, GraphStyle, write_decoder_graphs
 from linmu.export.onnx.graph_builder import INT4_OPSET
 from linmu.export.onnx.weight_file import write_weights
@@ -40,6 +39,7 @@ from linmu.quantize.student import quantize_student
 from linmu.reference.half_range import too_wide
 from linmu.reference.student_manifest import model_facts
 from linmu.reference.vision import build_vision
+from linmu.runtimes.shape_ranges import profiles
 from linmu.specs import GraphSpec
 from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
@@ -224,7 +224,7 @@ def write_graphs(
         generation=generation_facts(model, Processor.from_folder(folder)),
     )
     if plan.profiles:
-        manifest = replace(manifest, profiles=shape_profiles(manifest))
+        manifest = replace(manifest, profiles=profiles(manifest))
     return manifest, reports
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from linmu.export.bundles.writer import ExportReport, Plan, Progress, write_planned
 from linmu.export.jetson.engine_check import check_engines
 from linmu.export.jetson.ops import JetsonOps
 from linmu.export.onnx.decoder_graphs import GraphStyle
 from linmu.export.targets import find_target, stored_precision
-from linmu.formats.manifest import Manifest
 from linmu.formats.state_precision import state_precision
 from linmu.quantize.presets import Quantization, planned
 
@@ -20,11 +18,6 @@ TARGET = "jetson"
 BACKENDS = ("tensorrt", "onnxruntime", "torch")
 OPSET = 19  # within what TensorRT 10.3 reads, and Gelu is still spelled out
 STYLE = GraphStyle("plain", JetsonOps, OPSET, batch=1, fixed_windows=True)
-
-
-def export_bundle(student: Path, out: Path, **options: Any) -> Manifest:
-    """Write a bundle and return its manifest; `write_bundle` says what the options are and also reports costs."""
-    return write_bundle(student, out, **options).manifest
 
 
 def write_bundle(

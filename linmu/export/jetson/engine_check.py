@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from linmu.export.jetson.trt_operators import check_operators
 from linmu.formats.manifest import Manifest
 from linmu.runtimes.tensorrt.builder import capability_name
 from linmu.runtimes.tensorrt.compiler import compile_engine
+from linmu.system.components import installed
 
 COMPILER = "tensorrt_rtx"
 CAPABILITY = "8.6"  # Ampere, as Orin's GPU is: TensorRT-RTX does not compile for Jetson's own SM87
@@ -29,7 +29,7 @@ def check_engines(folder: Path, manifest: Manifest, compile_graphs: bool = True)
     """
     for spec in manifest.graphs.values():
         check_operators(folder / spec.file)
-    if not compile_graphs or find_spec(COMPILER) is None:
+    if not compile_graphs or not installed(COMPILER):
         return {"compiler": None, "capability": None, "note": ABSENT if compile_graphs else SKIPPED, "graphs": {}}
     graphs: dict[str, Any] = {}
     version, capability = "", capability_of(manifest)

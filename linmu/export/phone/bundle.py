@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from transformers import PreTrainedModel
 
 from linmu import __version__
 from linmu.errors import CheckFailed, InputError
-from linmu.export.bundles.shape_profiles import shape_profiles
 from linmu.export.bundles.writer import (
     ExportReport,
     Plan,
@@ -33,11 +31,11 @@ from linmu.export.phone.weights import program_weights
 from linmu.export.vision.graph import OPSET
 from linmu.formats.manifest import Manifest, state_bytes
 from linmu.processing import Processor
-from linmu.processing.defaults import VIDEO_DEFAULTS
 from linmu.quantize.form import QuantizedForm
 from linmu.quantize.presets import find_preset, planned
 from linmu.reference.student_manifest import model_facts
 from linmu.reference.vision import build_vision
+from linmu.runtimes.shape_ranges import largest_sizes, longest_call, profiles, recorded_ranges
 from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
@@ -46,15 +44,14 @@ PROGRAM = "model.pte"
 BACKENDS = ("executorch",)
 PACKAGES = ("torch", "transformers", "executorch", "torchao")
 PIECE_TOKENS = 256  # of a prompt, in one call: a piece is one chunk of the scan, whose cost grows with its square
-TEXT_TOKENS, FRAME_TEXT_TOKENS = 128, 40  # text that stands beside pictures, and between two frames of a clip
 TOKEN_STEP, MOST_TOKENS = 64, 2048
 
 
-def write_phone_bundle(
-    target: str,
+def write_bundle(
     student: Path,
     out: Path,
     *,
+    target: str,
     precision: str | None = None,
     calibration: Path | None = None,
     backend: str | None = None,
@@ -114,9 +111,10 @@ def write_program(
         vision=vision,
         generation=generation_facts(model, processor),
     )
-    tokens = most_tokens(form, vision)
-    manifest = replace(manifest, profiles=shape_profiles(manifest, tokens))
-    most = {name: largest(manifest, name) for name in methods} | {name: {"tokens": tokens} for name in stock}
+    tokens = min(longest_call(manifest, PIECE_TOKENS, TOKEN_STEP), MOST_TOKENS)
+    manifest = replace(manifest, profiles=profiles(manifest, tokens))
+    most = {name: largest_sizes(recorded_ranges(manifest, name)) for name in methods}
+    most |= {name: {"tokens": tokens} for name in stock}
     most.pop("vision_encoder", None)
     say("lowering " + ", ".join(methods | stock))
     facts = metadata(form, tokens, _first_token(processor), processor.eos_token_ids)
@@ -144,25 +142,6 @@ def refuse(form: DecoderForm) -> None:
             expected="a text family, or one whose pictures are tiles",
             fix="--target onnx or jetson",
         )
-
-
-def most_tokens(form: DecoderForm, vision: dict[str, Any]) -> int:
-    """The longest prefill call: a piece of text, two pictures with their text, or one span of a clip's frames."""
-    tile = int(vision.get("tokens_per_tile") or 0)
-    wanted = [PIECE_TOKENS, 2 * tile + TEXT_TOKENS]
-    if form.family.name in VIDEO_DEFAULTS:
-        wanted.append(form.mmate.max_span_frames * (tile + FRAME_TEXT_TOKENS))
-    return min(ceil(max(wanted) / TOKEN_STEP) * TOKEN_STEP, MOST_TOKENS)
-
-
-def largest(manifest: Manifest, method: str) -> dict[str, int]:
-    """{symbolic dimension: largest size} of a method's inputs."""
-    profile, found = manifest.profiles.get(method, {}), dict[str, int]()
-    for spec in manifest.graphs[method].inputs:
-        for dim, size in zip(spec.shape, profile.get(spec.name, {}).get("max", ()), strict=False):
-            if isinstance(dim, str):
-                found[dim] = size
-    return found
 
 
 def require_delegated(reports: dict[str, MethodReport], delegate: str = XNNPACK) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from linmu.errors import BundleError, DeviceError
+from linmu.runtimes.shape_ranges import Ranges, largest
 from linmu.runtimes.tensorrt.cuda import Cuda
 from linmu.runtimes.tensorrt.fit import check_ranges
 from linmu.runtimes.tensorrt.plan import Arena, bind_dimensions, check_engine, plan_arena
-from linmu.runtimes.tensorrt.profiles import Ranges, largest
 from linmu.runtimes.tensorrt.toolkit import Toolkit
 from linmu.specs import GraphSpec, TensorSpec
 

@@ -16,7 +16,7 @@ from typing import Any
 from linmu.errors import BundleError
 from linmu.files.atomic import write_bytes
 from linmu.formats.bundle import ENGINES, Bundle
-from linmu.runtimes.tensorrt import profiles
+from linmu.runtimes import shape_ranges
 from linmu.runtimes.tensorrt.onnx_weights import graph_weights
 
 INDEX = "engines.json"
@@ -68,15 +68,15 @@ class Engine:
     peak_bytes: int = 0
 
     @property
-    def ranges(self) -> profiles.Ranges:
+    def ranges(self) -> shape_ranges.Ranges:
         """The ranges it was built for."""
-        return profiles.from_json(self.parts.ranges)
+        return shape_ranges.from_json(self.parts.ranges)
 
 
 def engine_parts(
     bundle: Bundle,
     graph: str,
-    ranges: profiles.Ranges,
+    ranges: shape_ranges.Ranges,
     *,
     flavour: str,
     version: str,
@@ -93,7 +93,7 @@ def engine_parts(
         if listed not in files:
             raise BundleError(f"{name} reads {item}, which the manifest does not list", fix="export the bundle again")
         data[listed] = files[listed].sha256
-    return EngineParts(files[name].sha256, data, flavour, version, gpu, capability, profiles.to_json(ranges), level)
+    return EngineParts(files[name].sha256, data, flavour, version, gpu, capability, shape_ranges.to_json(ranges), level)
 
 
 def engine_name(graph: str, parts: EngineParts) -> str:
@@ -151,7 +151,7 @@ def remove_stale(folder: Path, engines: Iterable[Engine]) -> list[str]:
 
 def _engine(graph: str, entry: dict[str, Any]) -> Engine:
     parts = EngineParts(**entry["parts"])
-    profiles.from_json(parts.ranges)
+    shape_ranges.from_json(parts.ranges)
     engine = Engine(
         graph, str(entry["file"]), int(entry["nbytes"]), parts, float(entry["seconds"]), int(entry["peak_bytes"])
     )

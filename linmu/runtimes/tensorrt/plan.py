@@ -8,7 +8,7 @@ from math import prod
 
 from linmu.errors import BundleError
 from linmu.formats.manifest import DTYPE_BYTES
-from linmu.runtimes.tensorrt.profiles import Range, Ranges, largest
+from linmu.runtimes.shape_ranges import Range, Ranges, largest
 from linmu.specs import GraphSpec, TensorSpec
 
 ALIGNMENT = 256  # bytes; what cudaMalloc guarantees for its own addresses

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-WORKING = (0, 1)
-
 
 class SetMemory(Protocol):
     """Where buffer sets of one size live."""

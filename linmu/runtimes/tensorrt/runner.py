@@ -6,7 +6,6 @@ copy of the weights; an engine is opened when it is first used.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,12 @@ from linmu.formats.bundle import ENGINES, Bundle
 from linmu.formats.decoder_file import open_decoder
 from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.base import PromptPiece, VisionFeatures
+from linmu.runtimes.shape_ranges import COMPILED
 from linmu.runtimes.tensorrt import cuda as cuda_runtime
 from linmu.runtimes.tensorrt.cuda import Cuda
 from linmu.runtimes.tensorrt.device_state import DeviceSets, DeviceState
 from linmu.runtimes.tensorrt.engine import OpenEngine
 from linmu.runtimes.tensorrt.engine_files import Engine, engine_parts, engine_problem, read_index
-from linmu.runtimes.tensorrt.fit import WINDOWS, repack_windows
-from linmu.runtimes.tensorrt.profiles import GRAPHS
 from linmu.runtimes.tensorrt.residency import Residency
 from linmu.runtimes.tensorrt.toolkit import Toolkit, load_toolkit
 
@@ -189,13 +187,10 @@ class DecodeStep:
 
 
 def prefill_feeds(piece: PromptPiece, engine: OpenEngine) -> dict[str, np.ndarray]:
-    """A piece as the inputs of the prefill engine, windows in rows of the length it was built for."""
+    """A piece as the inputs of the prefill engine."""
     ranks = {item.name: len(item.shape) for item in engine.spec.inputs}
     positions = piece.position_ids[:, None] if ranks["position_ids"] == 3 else piece.position_ids
-    layout = piece.layout
-    if WINDOWS in layout:
-        layout = repack_windows(layout, engine.largest(WINDOWS, -1))
-    feeds: dict[str, np.ndarray] = {"inputs_embeds": piece.inputs_embeds, "position_ids": positions, **layout}
+    feeds: dict[str, np.ndarray] = {"inputs_embeds": piece.inputs_embeds, "position_ids": positions, **piece.layout}
     if piece.deepstack is not None:
         feeds["deepstack"] = piece.deepstack
     if "past_length" in ranks:
@@ -207,7 +202,7 @@ def find_engines(bundle: Bundle, toolkit: Toolkit, gpu: str, capability: str) ->
     """The engines of all graphs for this GPU; raises MissingComponentError naming the first that cannot be used."""
     index = read_index(bundle.folder)
     found = {}
-    for graph in GRAPHS:
+    for graph in COMPILED:
         if graph not in bundle.manifest.graphs:
             continue
         engine = index.get(graph)
@@ -250,8 +245,8 @@ def _float32(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, np.float32)
 
 
-def open_trt(bundle: Bundle, threads: int | None, student: Path | None = None) -> TrtRunner:
-    """Open the TensorRT runner; `threads` and `student` are not used.
+def open_trt(bundle: Bundle, threads: int | None) -> TrtRunner:
+    """Open the TensorRT runner; `threads` is not used.
 
     Raises MissingComponentError when TensorRT, cuda-python, a GPU or an engine for it is missing.
     """

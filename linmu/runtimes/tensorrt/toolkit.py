@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from linmu.errors import InputError, MissingComponentError
+from linmu.system.components import installed
 
 # Module -> where it comes from.
 FLAVOURS: dict[str, str] = {
@@ -35,12 +35,7 @@ class Toolkit:
 
 def installed_flavours() -> list[str]:
     """Names of FLAVOURS that are installed, best first."""
-    return [name for name in FLAVOURS if _found(name)]
-
-
-def missing_toolkit() -> str | None:
-    """What to install when neither module is here, or None."""
-    return None if installed_flavours() else " or ".join(FLAVOURS)
+    return [name for name in FLAVOURS if installed(name)]
 
 
 def load_toolkit(flavour: str = "auto", *, needed_for: str = "TensorRT engines") -> Toolkit:
@@ -83,10 +78,3 @@ def _logger(trt: Any, errors: list[str]) -> Any:
                 errors.append(message)
 
     return Lines()
-
-
-def _found(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):  # blocked, or half-imported
-        return False

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from linmu.export.bundles import golden
-from linmu.export.onnx_bundle import export_bundle
 from linmu.formats.bundle import open_bundle
 from linmu.model.folders import load_student
 from linmu.processing import Processor
 from linmu.reference.eager import StudentRunner
 from linmu.verification.compare import NOISE_ROOM, WIDEST_LOGITS
 from linmu.verification.golden import TEXT_PROMPT
+from tests.exports import export_bundle
 from tests.folders import student_folder
 
 TOKENS = 12

@@ -10,13 +10,13 @@ import pytest
 from linmu.cli import main
 from linmu.errors import CheckFailed
 from linmu.export.jetson import engine_check
-from linmu.export.jetson.bundle import BACKENDS, OPSET, export_bundle
-from linmu.export.onnx_bundle import export_bundle as export_onnx
+from linmu.export.jetson.bundle import BACKENDS, OPSET
 from linmu.formats.bundle import open_bundle
 from linmu.formats.precision import Precision
 from linmu.runtimes.session import load
 from linmu.runtimes.tensorrt import compiler
 from linmu.tools.verify import verify
+from tests.exports import export_bundle
 from tests.folders import student_folder
 from tests.tiny import tiny_video
 
@@ -34,7 +34,7 @@ def text_student(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(student, tmp_path_factory):
     folder = tmp_path_factory.mktemp("jetson") / "bundle"
-    export_bundle(student, folder, compile_check=False)
+    export_bundle(student, folder, compile_check=False, target="jetson")
     return folder
 
 
@@ -78,7 +78,7 @@ def test_it_agrees_with_its_reference(bundle, student):
 
 def test_a_graph_that_rounds_elsewhere_is_told_apart(student, bundle, tmp_path):
     """Half precision costs something, and the reference pays it too: float32 products are not its function."""
-    whole = export_onnx(student, tmp_path / "onnx", precision="fp16", plain_ops=True)
+    whole = export_bundle(student, tmp_path / "onnx", precision="fp16", plain_ops=True)
     half = open_bundle(bundle).manifest
     assert whole.model.weights_hash == half.model.weights_hash
     assert open_bundle(tmp_path / "onnx").model_hash == open_bundle(bundle).model_hash  # states are exchanged
@@ -87,7 +87,7 @@ def test_a_graph_that_rounds_elsewhere_is_told_apart(student, bundle, tmp_path):
 
 
 def test_float32_throughout(text_student, tmp_path):
-    manifest = export_bundle(text_student, tmp_path / "bundle", precision="none", compile_check=False)
+    manifest = export_bundle(text_student, tmp_path / "bundle", precision="none", compile_check=False, target="jetson")
     assert (manifest.precision.weights, manifest.precision.activations) == ("fp32", "fp32")
     report = verify(tmp_path / "bundle", steps=8, backends=("onnxruntime",))
     assert report.ok and all(check.worst is None or check.worst.tolerance <= 1e-3 for check in report.checks)
@@ -107,9 +107,9 @@ def test_the_command_compiles_and_reports(text_student, tmp_path, capsys):
 
 def test_a_failed_check_leaves_nothing(text_student, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compiler, "PROGRAM", "tests.export.no_such_program")
-    monkeypatch.setattr(engine_check, "find_spec", lambda name: object())
+    monkeypatch.setattr(engine_check, "installed", lambda name: True)
     with pytest.raises(CheckFailed, match="died while"):
-        export_bundle(text_student, tmp_path / "bundle")
+        export_bundle(text_student, tmp_path / "bundle", target="jetson")
     assert main(["export", str(text_student), "-o", str(tmp_path / "bundle"), "--target", "jetson"]) == 1
     assert "error: prefill.onnx: tensorrt_rtx died while compiling" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

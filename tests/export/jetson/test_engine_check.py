@@ -16,7 +16,7 @@ from tests.bundles import tiny_manifest
 
 FLOAT = onnx.TensorProto.FLOAT
 needs_compiler = pytest.mark.skipif(
-    engine_check.find_spec(engine_check.COMPILER) is None, reason="tensorrt_rtx is not installed"
+    not engine_check.installed(engine_check.COMPILER), reason="tensorrt_rtx is not installed"
 )
 
 

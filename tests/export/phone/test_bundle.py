@@ -208,7 +208,7 @@ def test_the_commands_take_it(exported, capsys):
 def test_executorch_missing_is_exit_3(exported, capsys, monkeypatch):
     from linmu.runtimes import backends
 
-    monkeypatch.setattr(backends, "_installed", lambda name: name != "executorch")
+    monkeypatch.setattr(backends, "installed", lambda name: name != "executorch")
     assert main(["run", str(exported[0]), "-p", "What?"]) == 3
     said = capsys.readouterr().err
     assert "executorch is needed for backend executorch" in said and "linmu[mobile]" in said

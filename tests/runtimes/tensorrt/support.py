@@ -1,4 +1,4 @@
-"""Bundles that name TensorRT among their backends: real exports of one-layer students, in plain operators."""
+"""Bundles for TensorRT: real exports of one-layer students, and manifests without files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from linmu.config import MMateConfig
-from linmu.export.onnx_bundle import write_bundle
-from linmu.formats.bundle import open_bundle, write_manifest
+from linmu.export.jetson.bundle import write_bundle
 from linmu.formats.manifest import Manifest
 from linmu.layout import LAYOUT_SPECS
 from linmu.specs import GraphSpec, TensorSpec
@@ -17,20 +16,15 @@ from tests import tiny
 from tests.bundles import STATES, tiny_manifest
 from tests.folders import student_folder
 
-BACKENDS = ("tensorrt", "onnxruntime")
 CAPABILITY = "8.6"
+ROW = 2 * 4 * 3  # tokens of a window's row in `vision_manifest`
 
 
 def device_bundle(family: str, root: Path, layers: int = 1) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "LAYERS", layers)
-        write_bundle(student_folder(family, root), root / "bundle", plain_ops=True)
-    name_tensorrt(root / "bundle")
+        write_bundle(student_folder(family, root), root / "bundle", precision="none", compile_check=False)
     return root / "bundle"
-
-
-def name_tensorrt(folder: Path) -> None:
-    write_manifest(folder, replace(open_bundle(folder).manifest, backends=BACKENDS))
 
 
 TILES = {"kind": "tiles", "family": "smolvlm", "tile_size": [64, 64], "tokens_per_tile": 16, "patch": 8, "merge": 2}
@@ -56,8 +50,9 @@ def vision_manifest(vision: dict, **mmate: object) -> Manifest:
     past = tuple(TensorSpec(s.name, s.dtype, (1, *s.shape[1:])) for s in STATES)
     present = tuple(TensorSpec(s.output, s.dtype, (1, *s.shape[1:])) for s in STATES)
     embeds = TensorSpec("inputs_embeds", "float32", (1, "tokens", 30))
+    layout = [replace(s, shape=tuple(ROW if dim == "window_tokens" else dim for dim in s.shape)) for s in LAYOUT_SPECS]
     prefill = GraphSpec(
-        "prefill.onnx", (embeds, *LAYOUT_SPECS, *past), (TensorSpec("logits", "float32", (1, 1, 11)), *present)
+        "prefill.onnx", (embeds, *layout, *past), (TensorSpec("logits", "float32", (1, 1, 11)), *present)
     )
     graphs = {"vision": vision_graph(vision), "prefill": prefill, "step": manifest.graphs["step"]}
     return replace(manifest, model=model, vision=vision, graphs=graphs)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from linmu.errors import BundleError
 from linmu.formats.manifest import DTYPE_BYTES
+from linmu.runtimes.shape_ranges import Range
 from linmu.runtimes.tensorrt.plan import ALIGNMENT, bind_dimensions, check_engine, plan_arena
-from linmu.runtimes.tensorrt.profiles import Range
 from linmu.specs import GraphSpec, TensorSpec
 
 DIMS = {"tokens": Range(1, 5, 9), "batch": Range(1, 1, 1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,25 +11,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linmu.errors import BundleError, InputError
-from linmu.layout import PromptLayout, layout_tensors
+from linmu.formats.manifest import check_profiles
+from linmu.layout import PromptLayout, layout_tensors, pack_windows
 from linmu.layout.types import Span
 from linmu.layout.vision_grid import vision_inputs
-from linmu.runtimes.tensorrt.fit import SEGMENT, SLOT, WINDOWS, check_ranges, repack_windows
-from linmu.runtimes.tensorrt.plan import bind_dimensions
-from linmu.runtimes.tensorrt.profiles import (
-    MAX_TOKENS,
+from linmu.runtimes.prompt import MAX_PIECE_TOKENS
+from linmu.runtimes.shape_ranges import (
     Range,
     bundle_ranges,
     from_json,
     input_shapes,
+    largest_sizes,
+    longest_call,
+    profiles,
+    recorded_ranges,
     smallest_span,
     to_json,
-    window_row,
     window_rows,
 )
+from linmu.runtimes.tensorrt.fit import check_ranges
+from linmu.runtimes.tensorrt.plan import bind_dimensions
 from linmu.specs import GraphSpec
 from tests.bundles import tiny_manifest
-from tests.runtimes.tensorrt.support import GRID, TILES, vision_manifest
+from tests.runtimes.tensorrt.support import GRID, ROW, TILES, vision_manifest
 
 N = 192
 
@@ -63,42 +68,49 @@ def layout_of(spans: list) -> PromptLayout:
     return PromptLayout(length, tuple(places), np.zeros((1, length), np.int64), length)
 
 
-def windows_of(layout: dict, shift: int) -> list[tuple[int, ...]]:
-    found = {}
-    for row, (index, segment) in enumerate(zip(layout[WINDOWS][shift], layout[SEGMENT][shift], strict=True)):
-        for token, number in zip(index, segment, strict=True):
-            if number >= 0:
-                found.setdefault((row, int(number)), []).append(int(token))
-    return [tuple(tokens) for _, tokens in sorted(found.items())]
-
-
 @pytest.mark.parametrize("vision", [TILES, GRID], ids=["tiles", "grid"])
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_any_prompt_of_max_tokens_fits_and_keeps_its_windows(vision, data):
+def test_any_prompt_of_max_tokens_fits(vision, data):
     manifest = vision_manifest(vision)
     ranges = bundle_ranges(manifest, N)["prefill"]
     layout = layout_of(data.draw(grids(vision)))
-    before = layout_tensors(layout, manifest.model.mmate, never_empty=True)
-    after = repack_windows(before, window_row(manifest))
+    tensors = layout_tensors(layout, manifest.model.mmate, never_empty=True, row=ROW)
     spec = manifest.graphs["prefill"]
     layout_only = GraphSpec(spec.file, tuple(s for s in spec.inputs if s.name.startswith("layout.")), ())
-    check_ranges("prefill", bind_dimensions(layout_only, {k: v.shape for k, v in after.items()}), ranges)
-    for shift in (0, 1):
-        assert windows_of(after, shift) == windows_of(before, shift)
-        flat = after[WINDOWS][shift].reshape(-1)
-        vision_tokens = np.flatnonzero(before["layout.vision"])
-        assert np.array_equal(flat[after[SLOT][shift][vision_tokens]], vision_tokens)
+    check_ranges("prefill", bind_dimensions(layout_only, {k: v.shape for k, v in tensors.items()}), ranges)
 
 
 def test_the_bounds_are_reached():
     manifest = vision_manifest(TILES)
     ranges = bundle_ranges(manifest, N)["prefill"]
     full = layout_of([(0, (1, 4, 4))] * (N // 16))
-    tensors = layout_tensors(full, manifest.model.mmate)
+    tensors = layout_tensors(full, manifest.model.mmate, row=ROW)
     assert tensors["layout.backward"].shape[1] == ranges["backward"].max == N + 3 * (N // 16 - 1)
-    assert window_row(manifest) == 2 * 4 * 3 and smallest_span(manifest) == 16
-    assert window_rows(10, 6) == 3  # 4 + 3, 3: rows that end early
+    assert smallest_span(manifest) == 16
+
+
+@cache
+def most_rows(tokens: int, row: int, left: int) -> int:
+    """Rows that are begun at most where the last one has `left` free places: every next window that there can be."""
+    if tokens == 0:
+        return 0
+    return max(
+        (size > left) + most_rows(tokens - size, row, left - size if size <= left else row - size)
+        for size in range(1, min(row, tokens) + 1)
+    )
+
+
+@pytest.mark.parametrize("row", range(1, 8))
+def test_window_rows_are_what_the_worst_windows_take(row):
+    for tokens in range(1, 30):
+        assert window_rows(tokens, row) == most_rows(tokens, row, 0)
+
+
+@given(st.lists(st.integers(1, 9), max_size=40), st.integers(9, 12))
+def test_packed_windows_fit_their_rows(sizes, row):
+    index, _ = pack_windows([np.arange(size) for size in sizes], row)
+    assert len(index) <= window_rows(sum(sizes), row)
 
 
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 200))
@@ -110,6 +122,40 @@ def test_vision_windows_of_any_grid(height, width, tokens):
     if ranges["merged"].holds(height * width):
         assert ranges["patches"].holds(4 * height * width)
         assert ranges["windows"].holds(len(found["vision.window_slots"]))
+    if height == 1 and width == ranges["merged"].max:
+        assert ranges["windows"].max == len(found["vision.window_slots"])
+
+
+@pytest.mark.parametrize("vision", [TILES, GRID], ids=["tiles", "grid"])
+def test_build_finds_what_the_export_recorded(vision):
+    """With or without --max-tokens: one formula."""
+    manifest = vision_manifest(vision)
+    recorded = replace(manifest, profiles=profiles(manifest))
+    check_profiles(recorded)
+    assert bundle_ranges(recorded) == bundle_ranges(recorded, longest_call(manifest)) == bundle_ranges(manifest)
+    shorter = replace(manifest, profiles=profiles(manifest, 640))
+    assert bundle_ranges(shorter) == bundle_ranges(manifest, 640) != bundle_ranges(manifest)
+    prefill = recorded.profiles["prefill"]
+    assert prefill["inputs_embeds"] == {"min": [1, 1, 30], "opt": [1, 512, 30], "max": [1, longest_call(manifest), 30]}
+    assert largest_sizes(recorded_ranges(recorded, "prefill"))["windows"] == prefill["layout.windows"]["max"][1]
+
+
+def test_the_longest_call_holds_what_is_never_cut():
+    tiles, grid = vision_manifest(TILES), vision_manifest(GRID)
+    assert longest_call(tiles) == MAX_PIECE_TOKENS  # 8 frames of 16 tokens and their times are less
+    assert longest_call(tiles, 256, 64) == 448  # 8 * (16 + 40)
+    assert longest_call(grid) == 8 * 1024
+    large = replace(tiles, vision={**TILES, "tokens_per_tile": 1024})
+    assert longest_call(large) == 8 * (1024 + 40) + 64  # to a multiple of 128
+    still = replace(large, model=replace(large.model, family="llava"))
+    assert longest_call(still) == 2 * 1024 + 128
+    assert longest_call(tiny_manifest()) == MAX_PIECE_TOKENS
+
+
+def test_pictures_of_any_size_have_a_frames_share_of_a_call():
+    """A video of 8 frames of 1,024 tokens must not ask for one picture of 8,192."""
+    largest = {n: bundle_ranges(vision_manifest(GRID), n)["vision"]["merged"].max for n in (200, 2048, 8192, 16384)}
+    assert largest == {200: 200, 2048: 1024, 8192: 1024, 16384: 2048}
 
 
 def test_step_is_static_and_text_has_tokens_only():
@@ -117,7 +163,7 @@ def test_step_is_static_and_text_has_tokens_only():
     assert bundle_ranges(manifest) == {"step": {"batch": Range(1, 1, 1)}}
     shapes = input_shapes(manifest.graphs["step"], bundle_ranges(manifest)["step"])
     assert shapes["past.0.recurrent"] == ((1, 6, 5, 7),) * 3
-    assert bundle_ranges(vision_manifest(TILES))["prefill"]["tokens"].max == MAX_TOKENS
+    assert bundle_ranges(vision_manifest(TILES))["prefill"]["tokens"].max == MAX_PIECE_TOKENS
 
 
 def test_ranges_to_json_and_back():
