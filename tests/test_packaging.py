@@ -1,4 +1,4 @@
-"""What `pip install` brings to a device: the source archive and the wheel, and the wheel at work outside the checkout."""
+"""What `pip install` brings to a device: the source archive, the wheel, and the wheel at work outside the checkout."""
 
 from __future__ import annotations
 
