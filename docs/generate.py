@@ -122,8 +122,13 @@ def cell(text: str | None) -> str:
 
 
 def public_names() -> dict[str, str]:
-    """Name -> module that defines it, for every public name but the version."""
-    return {name: linmu._PUBLIC[name] for name in linmu.__all__ if name != "__version__"}
+    """Name -> dotted name where it is defined, for every public name but the version."""
+    found = {}
+    for name in linmu.__all__:
+        if name != "__version__":
+            row = linmu._PUBLIC[name]  # the module, or a row that begins with module and name there
+            found[name] = f"{row}.{name}" if isinstance(row, str) else ".".join(row[:2])
+    return found
 
 
 def python_api() -> str:
@@ -133,6 +138,6 @@ def python_api() -> str:
         "Everything that `import linmu` offers. A name is imported when it is first used, so a device needs what it "
         "uses only. `linmu.__version__` is the version. What else may change, and when: [versions](../versioning.md).",
     ]
-    for name, module in public_names().items():
-        parts.append(f"::: {module}.{name}\n    options:\n      heading: linmu.{name}\n      toc_label: linmu.{name}")
+    for name, place in public_names().items():
+        parts.append(f"::: {place}\n    options:\n      heading: linmu.{name}\n      toc_label: linmu.{name}")
     return "\n\n".join(parts) + "\n"
