@@ -1,12 +1,13 @@
 # make setup   a virtual environment with everything the workstation needs
 # make demo    export the shipped demo student, verify it, ask it about pictures and clips; then for Jetson and phones
 # make test    what CI runs: setup, check, then the tests
+# make docs    the site in site/, strictly: no dead link, no page that the navigation does not name
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check docs clean
 
 setup: $(STAMP)
 
@@ -28,6 +29,9 @@ check: setup
 test: check
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf out build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find linmu tests examples benchmarks optimum -name __pycache__ -prune -exec rm -rf {} +
