@@ -205,11 +205,6 @@ sys.meta_path.insert(0, Block())
 import linmu
 for name in {names!r}:
     importlib.import_module(name)
-from linmu.errors import MissingComponentError
-try:
-    linmu.convert
-except MissingComponentError as error:
-    print(error.exit_code, error)
 """
 
 
@@ -217,7 +212,6 @@ def test_device_side_imports_with_the_workstation_packages_blocked():
     script = BLOCKED.format(forbidden=FORBIDDEN, names=DEVICE)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("3 torch is needed for linmu.convert") and "linmu[convert]" in done.stdout
 
 
 def test_importing_linmu_is_light():

@@ -31,10 +31,10 @@ Progress = Callable[..., None]
 
 
 def calibrate(
-    student: Path,
-    out: Path,
+    student: Path | str,
+    out: Path | str,
     *,
-    data: Path | None = None,
+    data: Path | str | None = None,
     samples: int = SAMPLES,
     decode_tokens: int = DECODE_TOKENS,
     long_tokens: int = LONG_TOKENS,
@@ -51,6 +51,7 @@ def calibrate(
     naming the line, and for data that make activations constant or not finite.
     """
     student, out, say = Path(student), Path(out), progress or (lambda *_: None)
+    data = None if data is None else Path(data)
     if out.suffix != ".safetensors":
         raise InputError("name of the calibration record", got=out.name, expected="NAME.safetensors")
     check_file_target(out)

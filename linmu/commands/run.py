@@ -59,20 +59,22 @@ def command(
         }
         pictures = list(images or [])
         if json_output:
-            results.json(session.generate(prompt, pictures, video, **options))
+            answer = session.generate(prompt, pictures, video, **options)
+            results.json(answer)
+            notice = answer.notice
         else:
             for piece in session.stream(prompt, pictures, video, **options):
-                results.text(piece)
+                results.text(piece.text)
                 if results.gone:  # nobody reads: what was generated is in the state
                     break
             else:
                 results.text("\n")
-                found = session.result("")
                 say(
-                    f"{found.prompt_tokens} prompt tokens, first token after {found.timings['ttft_ms']:.0f} ms, "
-                    f"{found.timings['tokens_per_s']:.1f} tokens/s, state {session.state.nbytes / 2**20:.1f} MiB"
+                    f"{piece.prompt_tokens} prompt tokens, first token after {piece.timings['ttft_ms']:.0f} ms, "
+                    f"{piece.timings['tokens_per_s']:.1f} tokens/s, state {session.state.nbytes / 2**20:.1f} MiB"
                 )
-        if session.notice:
-            say(session.notice)
+            notice = piece.notice
+        if notice:
+            say(notice)
         if save_state is not None:
             session.state.save(save_state)

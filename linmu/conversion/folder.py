@@ -42,14 +42,14 @@ class FolderConversion(ConversionReport):
 
 
 def convert_folder(
-    teacher: Path,
-    out: Path,
+    teacher: Path | str,
+    out: Path | str,
     *,
     mmate: MMateConfig | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     dtype: str = "auto",
-    adapter: Path | None = None,
+    adapter: Path | str | None = None,
 ) -> FolderConversion:
     """Convert the model folder `teacher` (safetensors, or one GGUF file) and write the student folder `out`.
 
@@ -59,6 +59,7 @@ def convert_folder(
     Raises InputError for an unusable teacher or target; nothing is left behind then.
     """
     started = time.perf_counter()
+    teacher, out, adapter = Path(teacher), Path(out), None if adapter is None else Path(adapter)
     if dtype not in DTYPES:
         raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
     found = read_model_folder(teacher)

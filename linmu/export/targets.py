@@ -59,15 +59,20 @@ def stored_precision(preset: str | None, target: Target) -> str:
     return PRECISIONS[preset]
 
 
-def write_bundle(student: Path, out: Path, *, target: str = "onnx", **options: Any) -> ExportReport:
-    """Export a student folder through the target's own module, which says what the options are.
+def write_bundle(student: Path | str, out: Path | str, *, target: str = "onnx", **options: Any) -> ExportReport:
+    """Export the student folder `student` to the bundle folder `out`, through the target's own module.
 
-    Raises InputError for an unknown target and for an option that the target does not have (None counts as not given).
+    options: overwrite, progress(text) or progress(text, done, total), precision (a preset, linmu.quantize.presets), and
+    those of the target's row in TARGETS, which its module's `write_bundle` explains; None counts as not given.
+    Raises InputError for an unknown target, for an option that the target does not have, and what the module raises;
+    nothing is left behind then.
     """
     row = find_target(target)
+    if options.get("calibration") is not None:
+        options["calibration"] = Path(options["calibration"])
     given = {name: value for name, value in options.items() if value is not None}
     known = ("precision", "overwrite", "progress", *row.options)
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"option {unknown[0]} of target {target}", expected="one of " + ", ".join(known))
-    report: ExportReport = import_module(row.module).write_bundle(student, out, **given, **row.fixed)
+    report: ExportReport = import_module(row.module).write_bundle(Path(student), Path(out), **given, **row.fixed)
     return report

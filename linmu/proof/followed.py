@@ -130,6 +130,15 @@ class MirrorState:
         for state in (self.own, *self.others):
             state.zero()
 
+    def mark(self) -> tuple[object, ...]:
+        """The marks of all three."""
+        return tuple(state.mark() for state in (self.own, *self.others))
+
+    def back_to(self, mark: tuple[object, ...]) -> None:
+        """Undo what was done to all three since `mark`."""
+        for state, own in zip((self.own, *self.others), mark, strict=True):
+            state.back_to(own)
+
 
 class Mirror:
     """A Runner that runs a backend and then, on the same inputs, the reference that follows it; compares every call.

@@ -6,7 +6,7 @@ Shapes: S tokens of one sequence (batch 1), D hidden size, V vocabulary, P rotar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,6 +53,12 @@ class RunnerState(Protocol):
 
     def zero(self) -> None:
         """Back to the initial state."""
+
+    def mark(self) -> Any:
+        """What `back_to` takes: the state of this moment, without a copy, until a second run overwrites it."""
+
+    def back_to(self, mark: Any) -> None:
+        """Undo what was done since `mark`: one run at most, finished, failed or interrupted."""
 
 
 class Runner(Protocol):

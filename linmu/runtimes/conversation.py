@@ -23,7 +23,9 @@ from linmu.processing.sources import MediaSource, same_source
 
 CONTEXT_TOKENS = 64  # of the prompt, in front of an answer that is turned into text
 KEPT_MEDIA_BYTES = 64 << 20  # of pictures given as arrays, bytes or Pillow images, kept to be read again
-ANSWER = "Qx7linmu4answer9Zk"  # stands for an answer whose place in a rendered text is looked for
+# Stand for a question and an answer whose place in a rendered text is looked for. Noncharacters of Unicode: no template
+# and no text that somebody writes has them (linmu.processing.control refuses them), no filter changes their case.
+QUESTION, ANSWER = "\ufddb", "\ufddc"
 REWRITTEN = "the chat template rewrites earlier turns"
 
 
@@ -226,7 +228,7 @@ class TurnMaker:
     def _behind_unknown(self, prompt: Prompt, before: tuple[Message, ...]) -> Turn:
         """A turn behind a past that cannot be rendered, or whose pictures are not here to be read again."""
         assert prompt.messages is not None
-        stand_in: tuple[Message, ...] = before or ({"role": "user", "content": ANSWER[::-1]},)
+        stand_in: tuple[Message, ...] = before or ({"role": "user", "content": QUESTION},)
         messages = (*stand_in, self._message(ANSWER), *prompt.messages)
         text = self.processor.render_marked(messages, self.add)
         head, found, rest = text.rpartition(ANSWER)

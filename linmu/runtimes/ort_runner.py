@@ -74,6 +74,14 @@ class OrtState:
         for array in self._sets[self.now].values():
             array.fill(0)
 
+    def mark(self) -> int:
+        """The set that holds the state; one run leaves it as it is."""
+        return self.now
+
+    def back_to(self, mark: int) -> None:
+        """Take that set as the current one again."""
+        self.now = mark
+
     def bind(self, binding: ort.IOBinding, source: int) -> None:
         """Bind buffer set `source` as past and the other one as present."""
         for spec in self.specs:

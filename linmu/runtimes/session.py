@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,27 @@ from linmu.runtimes.stops import StopFilter, checked_stops
 
 
 @dataclass(frozen=True)
+class Piece:
+    """What one generated token adds to an answer; `str(piece)` is its text.
+
+    text: what can be shown now, "" where a character or a stop string may still be incomplete; token_id: None in the
+    one piece of an answer without tokens; finish_reason: "stop" or "length" in the last piece, None before; timings:
+    up to here, by name in ms and tokens/s; prompt_tokens: of what this prompt added; notice: as in Generation.
+    """
+
+    text: str
+    token_id: int | None
+    finish_reason: str | None
+    timings: dict[str, float]
+    prompt_tokens: int
+    notice: str | None = None
+
+    def __str__(self) -> str:
+        """The text."""
+        return self.text
+
+
+@dataclass(frozen=True)
 class Generation:
     """An answer: its text, its token ids (end token included), timings by name in ms and tokens/s, and why it ended.
 
@@ -40,15 +61,32 @@ class Generation:
 
 
 @dataclass
-class _Run:
-    """What one answer leaves behind."""
+class _Clock:
+    """When an answer began, when its first token was chosen, and how many tokens there are."""
 
-    token_ids: list[int] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-    finish_reason: str = "length"
-    prompt_tokens: int = 0
-    notice: str | None = None
-    start: float = 0.0
+    start: float
+    preprocess_ms: float = 0.0
+    first: float | None = None
+    tokens: int = 0
+
+    def count(self) -> None:
+        """A token was chosen."""
+        self.tokens += 1
+        self.first = self.first or time.perf_counter()
+
+    def timings(self) -> dict[str, float]:
+        """Up to now, by name in ms and tokens/s."""
+        now = time.perf_counter()
+        first = self.first or now
+        decode_ms = (now - first) * 1e3
+        rate = max(self.tokens - 1, 0) / max(decode_ms / 1e3, 1e-9)
+        ttft_ms = (first - self.start) * 1e3
+        return {
+            "preprocess_ms": self.preprocess_ms,
+            "ttft_ms": ttft_ms,
+            "decode_ms": decode_ms,
+            "tokens_per_s": rate,
+        }
 
 
 class Session:
@@ -63,7 +101,6 @@ class Session:
         self.processor = Processor.from_folder(bundle.folder, bundle.manifest.model.vocab_size)
         self._guard = Guard()
         self.state = SessionState(runner, bundle, self._guard)
-        self._run = _Run()
 
     def __enter__(self) -> Session:
         """The session itself."""
@@ -113,11 +150,17 @@ class Session:
             return self._prefill(inputs, max_piece_tokens)
 
     def step(self, token: int) -> np.ndarray:
-        """Feed one token -> logits [V] of the next (overwritten by the next step)."""
+        """Feed one token -> logits [V] of the next (overwritten by the next step); an error leaves the state as it was.
+
+        A generated token that was not fed yet goes first, unless it is this one.
+        """
         with self._guard.call():
-            if self.state.pending not in ((), (token,)):
+            self._check_token(token)
+            if self.state.past.pending in ((), (token,)):
+                return self._step(token)
+            with self.state.all_or_nothing():
                 self._step(self.state.pending[-1])
-            return self._step(token)
+                return self._step(token)
 
     def stream(
         self,
@@ -129,88 +172,84 @@ class Session:
         sampling: Sampling | None = None,
         stop: str | Sequence[str] | None = None,
         **options: Any,
-    ) -> Iterator[str]:
-        """Yield the answer's text as it is generated (greedy unless `sampling` is given).
+    ) -> Iterator[Piece]:
+        """Yield the answer token by token as Pieces (greedy unless `sampling` is given).
 
         max_new_tokens: 0 reads the prompt and generates nothing (None: the bundle's); stop: texts that end an answer
-        and are left out of it; options as in `prepare`.
+        and are left out of it; options as in `prepare`. A stream may be left: what was generated is in the state. An
+        error while the prompt is read leaves the state as it was, a later one as if the stream had been left there.
         """
-        run = self._run = _Run()
         sampling, stops = sampling or Sampling(), StopFilter(checked_stops(stop))
         limit = self._limit(max_new_tokens)
         stream = self._guard.begin()
         try:
+            clock = _Clock(time.perf_counter())
             with self._guard.call(stream):
-                logits = self._read(prompt, images, video, options, run)
-            yield from self._answer(logits, limit, sampling, stops, run, stream)
+                turn, notice = self._prepared(prompt, images, video, options)
+                clock.preprocess_ms = (time.perf_counter() - clock.start) * 1e3
+                logits = self._prefill(turn)
+            for text, token, reason in self._answer(logits, limit, sampling, stops, clock, stream):
+                yield Piece(text, token, reason, clock.timings(), len(turn.input_ids), notice)
         finally:
             self._guard.end(stream)
 
     def generate(
         self, prompt: str | list[dict[str, Any]], images: Sequence[Any] = (), video: Any = None, **options: Any
     ) -> Generation:
-        """The whole answer as a Generation; arguments as in `stream`."""
-        text = "".join(self.stream(prompt, images, video, **options))
-        return self.result(text)
-
-    def result(self, text: str) -> Generation:
-        """The Generation of the last answer, given its text."""
-        run = self._run
+        """The whole answer as a Generation; arguments as in `stream`. An error leaves the state as it was."""
+        with self._guard.call(), self.state.all_or_nothing():
+            pieces = list(self.stream(prompt, images, video, **options))
+        last = pieces[-1]
+        assert last.finish_reason is not None  # that is what makes it the last
         return Generation(
-            text, tuple(run.token_ids), dict(run.timings), run.finish_reason, run.prompt_tokens, run.notice
+            "".join(piece.text for piece in pieces),
+            tuple(piece.token_id for piece in pieces if piece.token_id is not None),
+            last.timings,
+            last.finish_reason,
+            last.prompt_tokens,
+            last.notice,
         )
 
-    @property
-    def notice(self) -> str | None:
-        """What the user should know about the last answer, or None."""
-        return self._run.notice
-
-    def _read(self, prompt: Any, images: Any, video: Any, options: dict[str, Any], run: _Run) -> np.ndarray:
-        """Prepare and read the prompt of an answer."""
-        run.start = time.perf_counter()
+    def _prepared(self, prompt: Any, images: Any, video: Any, options: dict[str, Any]) -> tuple[Turn, str | None]:
+        """The turn of an answer, and what a user should know about it."""
         turn = self.prepare(prompt, images, video, **options)
-        run.prompt_tokens = len(turn.input_ids)
-        notices = (turn.notice, self._length_notice(run.prompt_tokens + (0 if turn.restart else self.state.tokens)))
-        run.notice = "; ".join(notice for notice in notices if notice) or None
-        run.timings["preprocess_ms"] = _ms(run.start)
-        return self._prefill(turn)
+        total = len(turn.input_ids) + (0 if turn.restart else self.state.tokens)
+        notices = (turn.notice, self._length_notice(total))
+        return turn, "; ".join(notice for notice in notices if notice) or None
 
     def _answer(
-        self, logits: np.ndarray, limit: int, sampling: Sampling, stops: StopFilter, run: _Run, stream: object
-    ) -> Iterator[str]:
-        """Choose, feed and tell token after token. Between two pieces the session may be saved, or left."""
+        self, logits: np.ndarray, limit: int, sampling: Sampling, stops: StopFilter, clock: _Clock, stream: object
+    ) -> Iterator[tuple[str, int | None, str | None]]:
+        """Choose and feed token after token -> its text, its id, and why the answer ends with it.
+
+        Between two of them the session may be saved, or left.
+        """
         decoder, generator = self.processor.stream_decoder(), sampling.generator()
-        run.timings["ttft_ms"] = _ms(run.start)
-        decode_start = time.perf_counter()
+        if not limit:
+            yield "", None, "length"
+        token = -1
         for count in range(limit):
             with self._guard.call(stream):
                 if count:
-                    logits = self._step(run.token_ids[-1])
+                    logits = self._step(token)
                 token = sampling.choose(logits, generator)
                 self.state.pending = (token,)
-            if not count:
-                run.timings["ttft_ms"] = _ms(run.start)
-                decode_start = time.perf_counter()
-            run.token_ids.append(token)
-            if token in self.processor.eos_token_ids:
-                run.finish_reason = "stop"
-                break
-            if text := stops.push(decoder.push(token)):
-                yield text
-            if stops.found:
-                break
-        run.timings["decode_ms"] = _ms(decode_start)
-        steps = max(len(run.token_ids) - 1, 0)
-        run.timings["tokens_per_s"] = steps / max(run.timings["decode_ms"] / 1e3, 1e-9)
-        if not stops.found and (text := stops.push(decoder.flush()) + stops.flush()):
-            yield text
-        if stops.found:
-            run.finish_reason = "stop"
-            with self._guard.call(stream):
-                self.state.said = stops.given
+            clock.count()
+            ended = token in self.processor.eos_token_ids
+            text = "" if ended else stops.push(decoder.push(token))
+            last = ended or stops.found or count == limit - 1
+            if last and not stops.found:
+                text += stops.push(decoder.flush()) + stops.flush()
+            if stops.found:  # before the text is shown: whoever shows it may leave then
+                with self._guard.call(stream):
+                    self.state.said = stops.given
+            yield text, token, ("stop" if ended or stops.found else "length") if last else None
+            if last:
+                return
 
     def _prefill(self, inputs: ModelInputs, max_piece_tokens: int | None = None) -> np.ndarray:
         state, manifest = self.state, self.bundle.manifest
+        now = (state.past.tokens, state.past.pending)
         turn = (
             inputs
             if isinstance(inputs, Turn)
@@ -220,11 +259,11 @@ class Session:
                 inputs.media,
                 inputs.vision_calls,
                 None,
-                (state.tokens, state.pending),
+                now,
                 keeps_pending=True,
             )
         )
-        if turn.after != (state.tokens, state.pending):
+        if turn.after != now:
             raise InputError(
                 "a prompt prepared at another moment of the conversation",
                 got=f"made behind {turn.after[0]} tokens, the state has read {state.tokens}",
@@ -246,11 +285,12 @@ class Session:
         return logits
 
     def _step(self, token: int) -> np.ndarray:
+        with self.state.feeding(token):
+            return self.runner.step(token, self.state.position, self.state.tokens, self.state.handle)
+
+    def _check_token(self, token: int) -> None:
         if not 0 <= token < self.bundle.manifest.model.vocab_size:
             raise InputError("a token id", got=token, expected=f"0..{self.bundle.manifest.model.vocab_size - 1}")
-        logits = self.runner.step(token, self.state.position, self.state.tokens, self.state.handle)
-        self.state.read_token(token)
-        return logits
 
     def _limit(self, max_new_tokens: int | None) -> int:
         if max_new_tokens is None:
@@ -267,10 +307,6 @@ class Session:
             f"the context has {total} tokens and the model was made for {limit} positions: it goes on, in constant "
             "memory, but what it says about so long a context was never trained"
         )
-
-
-def _ms(start: float) -> float:
-    return (time.perf_counter() - start) * 1e3
 
 
 def load(

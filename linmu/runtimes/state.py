@@ -16,6 +16,7 @@ from linmu.formats.state_file import load_state, save_state
 from linmu.runtimes.base import Runner
 from linmu.runtimes.conversation import Conversation, Past
 from linmu.runtimes.guard import Guard
+from linmu.specs import StateSpec
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class StateSnapshot:
     said: str | None = None
 
 
+BEGINNING = StateSnapshot({}, 0, 0, ())  # without tensors: zeros, which need no copy
+
+
 class SessionState:
     """What a conversation has become: its tensors are constant in size, whatever they have seen.
 
@@ -42,14 +46,16 @@ class SessionState:
     def __init__(self, runner: Runner, bundle: Bundle, guard: Guard | None = None):
         self._bundle, self._guard = bundle, guard or Guard()
         self.handle = runner.new_state()
-        self._clear()
+        self._due: StateSnapshot | None = None  # what the state is to be, while it is being written
+        self._kept = False  # whether somebody further out has a copy to go back to
+        self._set_counters(BEGINNING)
 
-    def _clear(self) -> None:
-        self.position, self.tokens = 0, 0
-        self.pending: tuple[int, ...] = ()
-        self.answer: list[int] = []
-        self.conversation: Conversation | None = None
-        self.said: str | None = None
+    def _set_counters(self, snapshot: StateSnapshot) -> None:
+        self.position, self.tokens = snapshot.position, snapshot.tokens
+        self.pending: tuple[int, ...] = snapshot.pending
+        self.answer: list[int] = list(snapshot.answer)
+        self.conversation: Conversation | None = snapshot.conversation
+        self.said: str | None = snapshot.said
 
     @property
     def nbytes(self) -> int:
@@ -59,6 +65,7 @@ class SessionState:
     @property
     def past(self) -> Past:
         """What the next turn goes on from."""
+        self._settle()
         return Past(self.tokens, (*self.answer, *self.pending), self.pending, self.conversation, self.said)
 
     def read_prompt(self, tokens: int, position: int, conversation: Conversation | None) -> None:
@@ -67,31 +74,48 @@ class SessionState:
         self.pending, self.said = (), None
         self.answer.clear()
 
-    def read_token(self, token: int) -> None:
-        """Count a token that was fed."""
-        self.tokens, self.position, self.pending = self.tokens + 1, self.position + 1, ()
-        self.answer.append(token)
-
     @contextmanager
-    def all_or_nothing(self) -> Iterator[None]:
-        """Whatever is raised inside leaves the state as it was."""
-        before = None if self.past.empty else self._copy()
+    def feeding(self, token: int) -> Iterator[None]:
+        """Count a token that one run inside feeds; whatever is raised leaves the state before it.
+
+        Nothing is copied: a run writes beside what it reads.
+        """
+        self._settle()
+        mark, counters, count = self.handle.mark(), (self.tokens, self.position, self.pending), len(self.answer)
         done = False
         try:
             yield
+            self.tokens, self.position, self.pending = self.tokens + 1, self.position + 1, ()
+            self.answer.append(token)
             done = True
         finally:
             if not done:
-                self._reset() if before is None else self._restore(before)
+                self.tokens, self.position, self.pending = counters
+                del self.answer[count:]
+                self.handle.back_to(mark)
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Whatever is raised inside leaves the state as it was; one copy serves all calls within this one."""
+        self._settle()
+        if self._kept:
+            yield
+            return
+        before = BEGINNING if self.past.empty else self._copy()
+        done = False
+        try:
+            self._kept = True
+            yield
+            done = True
+        finally:
+            self._kept = False
+            if not done:
+                self._restore(before)
 
     def reset(self) -> None:
         """Back to the beginning of a conversation."""
         with self._guard.call():
-            self._reset()
-
-    def _reset(self) -> None:
-        self.handle.zero()
-        self._clear()
+            self._restore(BEGINNING)
 
     def copy(self) -> StateSnapshot:
         """A copy in memory, to go back to with `restore`."""
@@ -99,6 +123,7 @@ class SessionState:
             return self._copy()
 
     def _copy(self) -> StateSnapshot:
+        self._settle()
         return StateSnapshot(
             self.handle.read(),
             self.position,
@@ -110,18 +135,44 @@ class SessionState:
         )
 
     def restore(self, snapshot: StateSnapshot) -> None:
-        """Put a copy back."""
+        """Put a copy back; raises StateError, with the state as it was, for one of another model."""
         with self._guard.call():
-            self._restore(snapshot)
+            self._check(snapshot)
+            with self.all_or_nothing():
+                self._restore(snapshot)
+
+    def _check(self, snapshot: StateSnapshot) -> None:
+        """Raise StateError unless the tensors are those of this model's state."""
+        for spec in self._single_specs():
+            array = snapshot.tensors.get(spec.name)
+            found = None if array is None else (array.dtype.name, array.shape)
+            if found != (spec.dtype, spec.shape):
+                raise StateError(
+                    f"a copy of another model's state: {spec.name}", got=found, expected=(spec.dtype, spec.shape)
+                )
+
+    def _single_specs(self) -> list[StateSpec]:
+        return [replace(spec, shape=(1, *spec.shape[1:])) for spec in self._bundle.manifest.state]
 
     def _restore(self, snapshot: StateSnapshot) -> None:
-        self.handle.write(snapshot.tensors)
-        self.position, self.tokens, self.pending = snapshot.position, snapshot.tokens, snapshot.pending
-        self.answer, self.conversation, self.said = list(snapshot.answer), snapshot.conversation, snapshot.said
+        self._due = snapshot
+        self._settle()
+
+    def _settle(self) -> None:
+        """Finish what an interrupt left half-written, before anything reads it."""
+        if (due := self._due) is None:
+            return
+        self._set_counters(due)
+        if due.tensors:
+            self.handle.write(due.tensors)
+        else:
+            self.handle.zero()
+        self._due = None
 
     def save(self, path: str | Path) -> None:
         """Write a state file (safetensors) that any backend of the same model loads."""
         with self._guard.call():
+            self._settle()
             position: dict[str, Any] = {"position": self.position, "tokens": self.tokens, "pending": list(self.pending)}
             if (talk := self.conversation) is not None:
                 position["conversation"] = {**talk.to_json(), "answer": list(self.answer), "said": self.said}
@@ -136,8 +187,7 @@ class SessionState:
     def load(self, path: str | Path) -> None:
         """Read a state file; raises StateError, with the state as it was, when it is damaged or of another model."""
         with self._guard.call():
-            single = [replace(spec, shape=(1, *spec.shape[1:])) for spec in self._bundle.manifest.state]
-            tensors, values = load_state(Path(path), single, self._bundle.model_hash)
+            tensors, values = load_state(Path(path), self._single_specs(), self._bundle.model_hash)
             loaded = self._snapshot(path, tensors, values)
             with self.all_or_nothing():
                 self._restore(loaded)

@@ -41,6 +41,14 @@ class TorchState:
         shapes = {s: [1 if isinstance(dim, str) else dim for dim in s.shape] for s in self.specs}
         self.tensors = {s.name: torch.zeros(shape, dtype=getattr(torch, s.dtype)) for s, shape in shapes.items()}
 
+    def mark(self) -> dict[str, torch.Tensor]:
+        """The tensors themselves: a run makes new ones."""
+        return self.tensors
+
+    def back_to(self, mark: dict[str, torch.Tensor]) -> None:
+        """Take those tensors as the state again."""
+        self.tensors = mark
+
     def advance(self, present: dict[str, torch.Tensor]) -> None:
         """Take the outputs of a run as the new state."""
         self.tensors = {spec.name: present[spec.output] for spec in self.specs}

@@ -2,6 +2,8 @@
 
 Layout of every activation: [batch, tokens, packed heads]. Tensors are opaque here: torch tensors when run eagerly,
 graph value names when exported. Names of weights: form.py. Maths: mmate.md.
+
+B sequences, S tokens, D hidden size, H heads, G key-value heads, M heads with a state, d head size, C = (H + 2G) d.
 """
 
 from __future__ import annotations
@@ -26,6 +28,78 @@ class Tables:
     straight: Tensor  # token index of every token in prompt order
 
 
+@dataclass(frozen=True)
+class Call:
+    """What all layers of one prefill call or decode step share.
+
+    layout: index tensors and masks of a piece with vision tokens (`Ops.prepare_layout`), None in decode steps and
+    text-only decoders; fill [B]: tokens seen so far, only with a text window.
+    """
+
+    ops: Ops
+    form: DecoderForm
+    tables: Tables
+    past: State
+    layout: dict[str, Any] | None
+    fill: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer in one call: its weights' names and the state that it goes on from, the recurrent one in float32."""
+
+    call: Call
+    index: int
+    past: State
+
+    @property
+    def ops(self) -> Ops:
+        """The operations."""
+        return self.call.ops
+
+    @property
+    def form(self) -> DecoderForm:
+        """Sizes and switches."""
+        return self.call.form
+
+    def weight(self, name: str) -> str:
+        """The packed name of one of its weights."""
+        return f"layers.{self.index}.{name}"
+
+    def has(self, name: str) -> bool:
+        """Whether it has this weight."""
+        return self.form.has(self.weight(name))
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What a layer makes of its input u before anything mixes tokens; None: this student has no such part.
+
+    u: as the matrices take it [B,S,D] (windows project tokens of it); qkv [B,S,C] without its bias; dt_forward and
+    dt_backward [B,S,M]; gates [B,S,gates]: g_f | g_b | alpha before bias and sigmoid.
+    """
+
+    u: Tensor
+    qkv: Tensor
+    dt_forward: Tensor
+    dt_backward: Tensor | None
+    gates: Tensor | None
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction of Flex-MA: its weights end in `_{tag}`.
+
+    order [N]: the token that every place of the sequence shows; past: None starts from zeros; restart [N]: where the
+    state is dropped, in the backward direction.
+    """
+
+    tag: str
+    order: Tensor
+    past: State | None
+    restart: Tensor | None = None
+
+
 def step(ops: Ops, form: DecoderForm, input_ids: Tensor, position_ids: Tensor, past: State, fill: Tensor | None):
     """One decode step: input_ids [B,1], position_ids [P?,B,1], past state -> (logits [B,1,V], present state).
 
@@ -34,7 +108,7 @@ def step(ops: Ops, form: DecoderForm, input_ids: Tensor, position_ids: Tensor, p
     x = ops.embed(input_ids, "token_embedding")
     cos, sin = ops.rope_tables(position_ids, form)
     tables = Tables(cos, sin, ops.batch_index(position_ids, form))
-    x, present = _layers(ops, form, x, tables, past, None, None, fill)
+    x, present = _layers(Call(ops, form, tables, past, None, fill), x, None)
     return ops.head(x, "token_embedding" if form.tied else "head"), present
 
 
@@ -58,26 +132,28 @@ def prefill(
     if layout is not None:
         cos, sin = ops.extend_rows(cos, layout["backward"]), ops.extend_rows(sin, layout["backward"])
         layout = ops.prepare_layout(layout, form)
-    tables = Tables(cos, sin, straight)
-    x, present = _layers(ops, form, inputs_embeds, tables, past, layout, deepstack, fill)
+    call = Call(ops, form, Tables(cos, sin, straight), past, layout, fill)
+    x, present = _layers(call, inputs_embeds, deepstack)
     return ops.head(ops.last_token(x), "token_embedding" if form.tied else "head"), present
 
 
-def _layers(ops: Ops, form: DecoderForm, x, tables, past, layout, deepstack, fill) -> tuple[Tensor, State]:
+def _layers(call: Call, x: Tensor, deepstack: Tensor | None) -> tuple[Tensor, State]:
+    """All layers and the last norm: x [B,S,D] -> [B,S,D], present state."""
+    ops, form, past = call.ops, call.form, call.past
     present: State = {}
     update = None  # the last branch's output, not yet added to the residual stream x
     for i in range(form.layers):
-        name = f"layers.{i}."
-        ops.enter(name)
-        u, x = ops.add_rms_norm(x, update, name + "norm_in", form.eps)
+        ops.enter(f"layers.{i}.")
+        u, x = ops.add_rms_norm(x, update, f"layers.{i}.norm_in", form.eps)
         own = {"conv": past[f"past.{i}.conv"], "recurrent": ops.read_state(past[f"past.{i}.recurrent"], form)}
         if form.mmate.text_window:
             own |= {kind: past[f"past.{i}.{kind}"] for kind in ("key", "value")}
-        y, state = _mmate(ops, form, i, u, tables, own, layout, fill)
+        layer = Layer(call, i, own)
+        y, state = _mmate(layer, u)
         state["recurrent"] = ops.write_state(state["recurrent"], form)
         present |= {f"present.{i}.{kind}": value for kind, value in state.items()}
-        u, x = ops.add_rms_norm(x, ops.linear(y, name + "out_proj"), name + "norm_post", form.eps)
-        update = ops.linear(ops.silu_mul(ops.linear(u, name + "gate_up")), name + "down")
+        u, x = ops.add_rms_norm(x, ops.linear(y, layer.weight("out_proj")), layer.weight("norm_post"), form.eps)
+        update = ops.linear(ops.silu_mul(ops.linear(u, layer.weight("gate_up"))), layer.weight("down"))
         if deepstack is not None and i < form.deepstack:
             update = ops.add(update, ops.item(deepstack, i))
     ops.enter("")
@@ -85,156 +161,165 @@ def _layers(ops: Ops, form: DecoderForm, x, tables, past, layout, deepstack, fil
     return u, present
 
 
-def _mmate(ops: Ops, form: DecoderForm, i: int, u, tables: Tables, past, layout, fill) -> tuple[Tensor, State]:
-    """The M-MATE block of layer i without W_O: u [B,S,D] -> [B,S,H*d], new state.
+def _mmate(layer: Layer, u: Tensor) -> tuple[Tensor, State]:
+    """The M-MATE block without W_O: u [B,S,D] -> [B,S,H*d], new state.
 
     A prompt piece without vision tokens takes the path of a decode step, also in graphs that know images: that is
     what lets one prefill graph serve both at run time.
     """
-    name = f"layers.{i}."
-    seen = ops.rounded(u, name + "in_proj")  # windows take tokens of it: no input is rounded twice
-    parts = _projected(ops, form, name, u, seen)
+    projected = _projections(layer, u)
+    layout = layer.call.layout
     if layout is None:
-        return _text_path(ops, form, i, seen, parts, tables, past, fill)
-    kinds = ("conv", "recurrent") + (("key", "value") if form.mmate.text_window else ())
+        return _text_path(layer, projected)
+    kinds = ("conv", "recurrent") + (("key", "value") if layer.form.mmate.text_window else ())
 
     def flatten(result: tuple[Tensor, State]) -> list[Tensor]:
         return [result[0], *(result[1][kind] for kind in kinds)]
 
-    values = ops.branch(
+    values = layer.ops.branch(
         layout["any_vision"],
-        lambda: flatten(_vision_path(ops, form, i, seen, parts, tables, past, layout, fill)),
-        lambda: flatten(_text_path(ops, form, i, seen, parts, tables, past, fill)),
+        lambda: flatten(_vision_path(layer, projected, layout)),
+        lambda: flatten(_text_path(layer, projected)),
     )
     return values[0], dict(zip(kinds, values[1:], strict=True))
 
 
-def _projected(ops: Ops, form: DecoderForm, name: str, u, seen) -> list[Tensor]:
+def _projections(layer: Layer, u: Tensor) -> Projections:
     """The parts of `DecoderForm.in_sizes`; quantized forms keep dt and the gates apart, in float."""
-    if not form.quantized:
-        return ops.split(ops.multiply(seen, name + "in_proj"), form.in_sizes)
-    controls = ops.linear(u, name + "controls")
-    return [ops.multiply(seen, name + "in_proj"), *ops.split(controls, form.in_sizes[1:])]
+    ops, form = layer.ops, layer.form
+    rounded = ops.rounded(u, layer.weight("in_proj"))  # windows take tokens of it: no input is rounded twice
+    if form.quantized:
+        controls = ops.linear(u, layer.weight("controls"))
+        parts = [ops.multiply(rounded, layer.weight("in_proj")), *ops.split(controls, form.in_sizes[1:])]
+    else:
+        parts = ops.split(ops.multiply(rounded, layer.weight("in_proj")), form.in_sizes)
+    rest = iter(parts)
+    return Projections(
+        u=rounded,
+        qkv=next(rest),
+        dt_forward=next(rest),
+        dt_backward=next(rest) if form.backward else None,
+        gates=next(rest) if form.gates else None,
+    )
 
 
-def _text_path(ops: Ops, form: DecoderForm, i: int, seen, parts, tables: Tables, past, fill) -> tuple[Tensor, State]:
+def _text_path(layer: Layer, projected: Projections) -> tuple[Tensor, State]:
     """No vision token: the forward direction in prompt order (and the text window)."""
-    name = f"layers.{i}."
-    qkv = _qkv(ops, form, name, parts)
-    y, state = _direction(ops, form, name, "f", qkv, parts[1], tables, tables.straight, past, None)
-    y = ops.head_norm(y, name + "norm_f", form)
-    if not form.mmate.text_window:
+    qkv = _qkv(layer, projected)
+    forward = Direction("f", layer.call.tables.straight, layer.past)
+    y, state = _direction(layer, forward, qkv, projected.dt_forward)
+    y = layer.ops.head_norm(y, layer.weight("norm_f"), layer.form)
+    if not layer.form.mmate.text_window:
         return y, state
-    y, window = _mix(ops, form, i, seen, y, _gates(ops, name, parts), tables, past, None, fill)
+    y, window = _mix(layer, projected, y, _gates(layer, projected), None)
     return y, state | window
 
 
-def _vision_path(ops: Ops, form: DecoderForm, i: int, seen, parts, tables: Tables, past, layout, fill):
+def _vision_path(layer: Layer, projected: Projections, layout: dict[str, Any]) -> tuple[Tensor, State]:
     """Both directions in scan order, windows, gates."""
-    name = f"layers.{i}."
-    gates = _gates(ops, name, parts) if form.gates else None
-    backward = parts[2] if form.backward else None
-    y, state = _flex(ops, form, i, _qkv(ops, form, name, parts), parts[1], backward, gates, tables, past, layout)
-    if not form.mixed:
+    gates = _gates(layer, projected) if layer.form.gates else None
+    y, state = _flex(layer, projected, gates, layout)
+    if not layer.form.mixed:
         return y, state
-    y, window = _mix(ops, form, i, seen, y, gates, tables, past, layout, fill)
+    y, window = _mix(layer, projected, y, gates, layout)
     return y, state | window
 
 
-def _qkv(ops: Ops, form: DecoderForm, name: str, parts) -> Tensor:
-    qkv = parts[0]
-    if form.has(name + "qkv_bias"):
-        qkv = ops.add_bias(qkv, name + "qkv_bias")
-    return ops.qk_norm(qkv, name + "qk_norm", form) if form.has(name + "qk_norm") else qkv
+def _qkv(layer: Layer, projected: Projections) -> Tensor:
+    """Queries, keys and values with the teacher's bias and norms [B,S,C]."""
+    qkv = projected.qkv
+    if layer.has("qkv_bias"):
+        qkv = layer.ops.add_bias(qkv, layer.weight("qkv_bias"))
+    return layer.ops.qk_norm(qkv, layer.weight("qk_norm"), layer.form) if layer.has("qk_norm") else qkv
 
 
-def _gates(ops: Ops, name: str, parts) -> Tensor:
-    return ops.sigmoid(ops.add_bias(parts[-1], name + "gates_bias"))
+def _gates(layer: Layer, projected: Projections) -> Tensor:
+    return layer.ops.sigmoid(layer.ops.add_bias(projected.gates, layer.weight("gates_bias")))
 
 
-def _direction(ops: Ops, form: DecoderForm, name: str, tag: str, qkv, dt, tables, index, past, restart):
-    """Conv, rotation and recurrence of one direction over an ordered sequence -> y [B,N,H*d], state."""
-    m = form.mmate
-    convolved, conv = ops.causal_conv(qkv, name + f"conv_{tag}", past and past["conv"])
-    q, k, v = _turned(ops, form, convolved, tables, index, m.rope)
+def _direction(layer: Layer, direction: Direction, qkv: Tensor, dt: Tensor) -> tuple[Tensor, State]:
+    """Conv, rotation and recurrence over an ordered sequence: qkv [B,N,C], dt [B,N,M] -> y [B,N,H*d], state."""
+    ops, form, tag, past = layer.ops, layer.form, direction.tag, direction.past
+    convolved, conv = ops.causal_conv(qkv, layer.weight(f"conv_{tag}"), past and past["conv"])
+    q, k, v = _turned(layer, convolved, direction.order, form.mmate.rope)
     repeat = form.state_heads // form.kv_heads
     k, v = ops.repeat_heads(k, repeat, form.head_dim), ops.repeat_heads(v, repeat, form.head_dim)
-    g = ops.log_decay(dt, name + f"dt_bias_{tag}", name + f"decay_{tag}")
-    y, recurrent = ops.linear_attention(q, k, v, g, past and past["recurrent"], restart, form)
+    g = ops.log_decay(dt, layer.weight(f"dt_bias_{tag}"), layer.weight(f"decay_{tag}"))
+    y, recurrent = ops.linear_attention(q, k, v, g, past and past["recurrent"], direction.restart, form)
     every = form.heads // form.state_heads
-    if form.has(name + f"skip_{tag}"):
-        y = ops.add(y, ops.scale_channels(ops.repeat_heads(v, every, form.head_dim), name + f"skip_{tag}"))
+    if layer.has(f"skip_{tag}"):
+        y = ops.add(y, ops.scale_channels(ops.repeat_heads(v, every, form.head_dim), layer.weight(f"skip_{tag}")))
     return y, {"conv": conv, "recurrent": recurrent}
 
 
-def _flex(ops: Ops, form: DecoderForm, i: int, qkv, dt, dt_backward, gates, tables, past, layout):
+def _flex(layer: Layer, projected: Projections, gates: Tensor | None, layout: dict[str, Any]) -> tuple[Tensor, State]:
     """Flex-MA of a prompt with vision tokens: both directions in scan order, gated, back in prompt order."""
-    name, schedule = f"layers.{i}.", i % SCHEDULES
-    order = layout["order"][schedule]
-    y, state = _direction(ops, form, name, "f", ops.take(qkv, order), ops.take(dt, order), tables, order, past, None)
-    y = ops.take(ops.head_norm(y, name + "norm_f", form), layout["inverse"][schedule])
+    ops, form, schedule = layer.ops, layer.form, layer.index % SCHEDULES
+    qkv, order = _qkv(layer, projected), layout["order"][schedule]
+    forward = Direction("f", order, layer.past)
+    y, state = _direction(layer, forward, ops.take(qkv, order), ops.take(projected.dt_forward, order))
+    y = ops.take(ops.head_norm(y, layer.weight("norm_f"), form), layout["inverse"][schedule])
     if not form.backward:
         return y, state
     index = layout["backward"][schedule]
-    back, _ = _direction(
-        ops,
-        form,
-        name,
-        "b",
-        ops.take_or_zero(qkv, index),
-        ops.take_or_zero(dt_backward, index),
-        tables,
-        index,
-        None,
-        layout["restart"],
-    )
-    back = ops.head_norm(back, name + "norm_b", form)
+    backward = Direction("b", index, None, layout["restart"])
+    qkv, dt = ops.take_or_zero(qkv, index), ops.take_or_zero(projected.dt_backward, index)
+    back, _ = _direction(layer, backward, qkv, dt)
+    back = ops.head_norm(back, layer.weight("norm_b"), form)
     back = ops.take_or_zero(back, layout["backward_slot"][schedule])
     gate_f, gate_b = ops.split(gates, (form.heads, form.heads) + ((form.heads,) if form.mixed else ()))[:2]
-    forward = ops.scale_heads(y, ops.where(layout["vision"], gate_f, 1.0), form)
-    return ops.add(forward, ops.scale_heads(back, ops.where(layout["vision"], gate_b, 0.0), form)), state
+    scaled = ops.scale_heads(y, ops.where(layout["vision"], gate_f, 1.0), form)
+    return ops.add(scaled, ops.scale_heads(back, ops.where(layout["vision"], gate_b, 0.0), form)), state
 
 
-def _mix(ops: Ops, form: DecoderForm, i: int, seen, y, gates, tables: Tables, past, layout, fill):
-    """Alpha * Flex-MA + (1 - alpha) * windows; alpha is 1 on text unless there is a text window."""
-    m, name, state = form.mmate, f"layers.{i}.", {}
+def _mix(
+    layer: Layer, projected: Projections, y: Tensor, gates: Tensor, layout: dict[str, Any] | None
+) -> tuple[Tensor, State]:
+    """Alpha * Flex-MA + (1 - alpha) * windows; alpha is 1 on text unless there is a text window.
+
+    layout: None where no token is one of vision, also in calls that have one.
+    """
+    ops, form = layer.ops, layer.form
+    state: State = {}
     alpha = ops.split(gates, (form.gates - form.heads, form.heads))[1] if form.backward else gates
     text, local = None, None
-    if m.text_window:
-        q, k, v = _swin_qkv(ops, form, name, seen, tables, tables.straight)
-        text, key, value = ops.sliding_attention(q, k, v, past["key"], past["value"], fill, form)
+    if form.mmate.text_window:
+        q, k, v = _swin_qkv(layer, projected.u, layer.call.tables.straight)
+        text, key, value = ops.sliding_attention(q, k, v, layer.past["key"], layer.past["value"], layer.call.fill, form)
         state = {"key": key, "value": value}
     if layout is not None and form.windows:
-        local = _windows(ops, form, i, seen, tables, layout)
-    if layout is None or m.text_window == 0:
+        local = _windows(layer, projected.u, layout)
+    if layout is None or form.mmate.text_window == 0:
         other = text if local is None else local
     else:
         other = text if local is None else ops.where(layout["vision"], local, text)
     if other is None:
         return y, state
-    if layout is not None and m.text_window == 0:
+    if layout is not None and form.mmate.text_window == 0:
         alpha = ops.where(layout["vision"], alpha, 1.0)
     return ops.add(ops.scale_heads(y, alpha, form), ops.scale_heads(other, ops.one_minus(alpha), form)), state
 
 
-def _windows(ops: Ops, form: DecoderForm, i: int, seen, tables: Tables, layout) -> Tensor:
+def _windows(layer: Layer, u: Tensor, layout: dict[str, Any]) -> Tensor:
     """Local-Swin: gather window rows, attend inside their segments, scatter back (text reads a zero or any row)."""
-    shift = i % SHIFTS
+    ops, shift = layer.ops, layer.index % SHIFTS
     index = layout["windows"][shift]  # [W * L]
-    q, k, v = _swin_qkv(ops, form, f"layers.{i}.", ops.take(seen, index), tables, index)
-    y = ops.window_attention(q, k, v, layout["window_bias"][shift], form)
+    q, k, v = _swin_qkv(layer, ops.take(u, index), index)
+    y = ops.window_attention(q, k, v, layout["window_bias"][shift], layer.form)
     return ops.take_or_zero(y, layout["window_slot"][shift])
 
 
-def _swin_qkv(ops: Ops, form: DecoderForm, name: str, seen, tables: Tables, index) -> list[Tensor]:
-    qkv = ops.multiply(seen, name + "swin")
-    if form.has(name + "swin_qk_norm"):
-        qkv = ops.qk_norm(qkv, name + "swin_qk_norm", form)
-    return _turned(ops, form, qkv, tables, index, True)
+def _swin_qkv(layer: Layer, u: Tensor, index: Tensor) -> list[Tensor]:
+    """Windows' own q, k and v of tokens u [B,N,D] that stand at `index`, rotated."""
+    qkv = layer.ops.multiply(u, layer.weight("swin"))
+    if layer.has("swin_qk_norm"):
+        qkv = layer.ops.qk_norm(qkv, layer.weight("swin_qk_norm"), layer.form)
+    return _turned(layer, qkv, index, True)
 
 
-def _turned(ops: Ops, form: DecoderForm, qkv, tables: Tables, index, rope: bool) -> list[Tensor]:
+def _turned(layer: Layer, qkv: Tensor, index: Tensor, rope: bool) -> list[Tensor]:
     """Packed q | k | v -> [q, k, v], with queries and keys rotated in one go."""
+    ops, form, tables = layer.ops, layer.form, layer.call.tables
     q, k = form.heads * form.head_dim, form.kv_heads * form.head_dim
     if not rope:
         return ops.split(qkv, (q, k, k))

@@ -33,6 +33,7 @@ from linmu.verification.golden import seeded_ids
 WARM_UP_TOKENS = 16
 WARM_UP_STEPS = 8
 STEPS = 48  # measured decode steps; the median counts
+CONTEXTS = (512, 2048, 8192)  # tokens
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,20 @@ class BenchReport:
 
 
 def bench(
-    bundle: Path,
+    bundle: Path | str,
     *,
-    contexts: Sequence[int],
+    contexts: Sequence[int] = CONTEXTS,
     backend: str = "auto",
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
-    plot: Path | None = None,
+    plot: Path | str | None = None,
 ) -> BenchReport:
     """Measure a bundle at every context length (tokens of a random text prompt), shortest first.
 
     plot: a picture file to draw (needs matplotlib). Raises InputError for a bad bundle, length or plot file name, and
     MissingComponentError for a backend or matplotlib that is not installed.
     """
+    bundle, plot = Path(bundle), None if plot is None else Path(plot)
     if plot is not None:
         require("matplotlib", needed_for="linmu bench --plot")
         if Path(plot).suffix not in (".png", ".svg", ".pdf"):

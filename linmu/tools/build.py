@@ -97,7 +97,7 @@ class _Machine:
 
 
 def build(
-    bundle: Path,
+    bundle: Path | str,
     *,
     max_tokens: int | None = None,
     flavour: str = "auto",

@@ -35,13 +35,13 @@ class Plan:
 
 
 def evaluate(
-    model: Path,
-    data: Path,
+    model: Path | str,
+    data: Path | str,
     *,
-    teacher: Path | None = None,
+    teacher: Path | str | None = None,
     plan: Plan | None = None,
     engine: Engine | None = None,
-    predictions: Path | None = None,
+    predictions: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Accuracy by task of a bundle, student or teacher, with a teacher beside it on the same questions.
@@ -51,22 +51,22 @@ def evaluate(
     """
     plan, engine = plan or Plan(), engine or Engine()
     _check_plan(plan, engine)
-    data = Path(data)
+    model, data, teacher = Path(model), Path(data), None if teacher is None else Path(teacher)
     name = detect(data) if plan.format == "auto" else plan.format
     everything = read_questions(data, name, split=plan.split, subtitles=plan.subtitles, ignore_case=plan.ignore_case)
     questions = choose(everything, plan.limit, plan.seed)
     check(questions)
     room = plan.max_new_tokens or find_format(name).max_new_tokens
     answerer = open_answerer(model, engine)
-    kept = Predictions(predictions)
-    found, said = _ask(answerer, Path(model), "model", questions, room, kept, progress)
+    kept = Predictions(None if predictions is None else Path(predictions))
+    found, said = _ask(answerer, model, "model", questions, room, kept, progress)
     notes = []
     other, replies = None, None
     if teacher is not None:
         second = open_answerer(teacher, Engine("auto", engine.threads, engine.device, engine.dtype, engine.batch_size))
         if second.processor.settings != answerer.processor.settings:
             notes.append("the model and its teacher prepare prompts or pictures in different ways")
-        other, replies = _ask(second, Path(teacher), "teacher", questions, room, kept, progress)
+        other, replies = _ask(second, teacher, "teacher", questions, room, kept, progress)
     scored = [
         score(question, said[question.id].text, None if replies is None else replies[question.id].text)
         for question in questions

@@ -60,7 +60,7 @@ class Inspection:
         }
 
 
-def inspect_folder(folder: Path) -> Inspection:
+def inspect_folder(folder: Path | str) -> Inspection:
     """Inspect a bundle or a student folder (hashes are not verified); raises InputError when it is neither."""
     folder = Path(folder)
     if (folder / MANIFEST_NAME).exists():

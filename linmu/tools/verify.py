@@ -26,13 +26,13 @@ Say = Callable[[str], None]
 
 
 def verify(
-    bundle: Path,
+    bundle: Path | str,
     *,
-    student: Path | None = None,
-    calibration: Path | None = None,
+    student: Path | str | None = None,
+    calibration: Path | str | None = None,
     backends: Sequence[str] = (),
     steps: int = 64,
-    report: Path | None = None,
+    report: Path | str | None = None,
     progress: Say | None = None,
 ) -> VerifyReport:
     """Check a bundle: contract, graphs, roll-out, greedy tokens, prompts; with `student` the whole way in lockstep.
@@ -43,6 +43,7 @@ def verify(
     bundle that is none, has no reference, or was made of another student, MissingComponentError for a missing backend.
     """
     folder, say = Path(bundle), progress or (lambda _: None)
+    student, calibration, report = (None if path is None else Path(path) for path in (student, calibration, report))
     if report is not None:
         check_file_target(report)
     if student is not None:

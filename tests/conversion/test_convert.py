@@ -162,7 +162,7 @@ def test_without_decay_and_norms_it_is_linear_attention_of_the_teachers_q_k_v(fa
 def test_without_a_probe_random_text_serves():
     student = convert(tiny_model("qwen2_5_vl")[0])
     assert student.conversion_report.probe_tokens == 64 and student.mmate == MMateConfig()
-    assert convert is linmu.convert
+    assert convert is linmu.convert_model
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

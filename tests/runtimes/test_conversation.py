@@ -171,6 +171,21 @@ def test_a_past_that_is_not_known_goes_on_behind_the_answer(reader_of):
     assert reader.asked == whole(tokenizer, talk)
 
 
+@pytest.mark.parametrize("word", ("b", "Qx7linmu4answer9Zk", "answer"))
+def test_the_place_of_an_unknown_answer_is_not_guessed(word, reader_of):
+    """Templates and questions with whatever word in them, and templates that change what people write."""
+    behind = "<|im_end|>\n" + word + " {% endfor %}"
+    source = TEMPLATES["default system prompt"].replace("<|im_end|>\n{% endfor %}", behind)
+    source = source.replace("m['content'] }}", "m['content'] | lower | trim }}")
+    assert behind in source and "lower" in source
+    tokenizer, reader, end = reader_of(source)
+    reader.ask("one?", [*plain_ids(tokenizer, word.lower()), end])
+    reader.past = replace(reader.past, conversation=None)
+    reader.ask(f"{word} two?", [end])
+    talk = [{"role": r, "content": c} for r, c in (("user", "one?"), ("assistant", word), ("user", f"{word} two?"))]
+    assert reader.asked == whole(tokenizer, talk)
+
+
 def sentencepiece_like(kind: str) -> Tokenizer:
     """Byte fallback and a beginning token, in the three ways that Llama's tokenizers treat leading spaces."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.?!:,\n▁"

@@ -60,38 +60,47 @@ def test_stop_strings_end_an_answer_and_are_not_in_it(bundle_of):
         assert answer.text == "one two" and answer.finish_reason == "stop"
         assert session.messages[-1]["content"] == "one two"
         pieces = list(session.stream("y", **{**says(session, "a\nUse", ended=False), "stop": "\nUser"}))
-        assert "".join(pieces) == "a\nUse"
+        assert "".join(map(str, pieces)) == "a\nUse" and pieces[-1].finish_reason == "length"
         with pytest.raises(InputError, match="stop"):
             session.generate("x", stop=[""])
 
 
-def test_an_error_in_the_midst_of_a_prompt_leaves_the_state_as_it_was(bundle_of, monkeypatch):
-    """Every piece runs in the real runner; the third is made to fail behind it, when its state has moved already."""
+def test_a_stream_says_everything_that_generate_says(bundle_of):
+    """A piece for every token; only the last one says why the answer ended, and text held back comes at the end."""
+    names = {"preprocess_ms", "ttft_ms", "decode_ms", "tokens_per_s"}
     with linmu.load(bundle_of("llama"), threads=1) as session:
-        for begun in (False, True):
-            session.reset()
-            if begun:
-                session.generate("before", **says(session, "so", ended=False))
-            before, count, real = session.state.copy(), [], session.runner.prefill
+        for text, ended, options in (
+            ("It is 世界.", True, {}),
+            ("a\nUse", False, {"stop": "\nUser"}),
+            ("one two\nUser: three", True, {"stop": "\nUser"}),
+            ("", True, {}),
+            ("ab", False, {"max_new_tokens": 0}),
+        ):
+            answers = []
+            for ask in (session.stream, session.generate):
+                session.reset()
+                answers.append(ask("What?", **{**says(session, text, ended), **options}))
+                if ask == session.stream:
+                    answers[0] = list(answers[0])
+            pieces, whole = answers
+            assert "".join(map(str, pieces)) == whole.text == text.split("\nUser")[0] * bool(whole.token_ids)
+            assert tuple(piece.token_id for piece in pieces if piece.token_id is not None) == whole.token_ids
+            assert len(pieces) == max(len(whole.token_ids), 1)
+            assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + [whole.finish_reason]
+            for piece in pieces:
+                assert piece.prompt_tokens == whole.prompt_tokens and piece.notice == whole.notice
+                assert piece.timings.keys() == whole.timings.keys() == names
+            times = [piece.timings for piece in pieces]
+            assert len({time["ttft_ms"] for time in times}) == 1 and times[0]["ttft_ms"] > times[0]["preprocess_ms"] > 0
+            assert all(a["decode_ms"] <= b["decode_ms"] for a, b in zip(times, times[1:], strict=False))
 
-            def failing(piece, state, count=count, real=real):
-                logits = real(piece, state)
-                count.append(len(piece.inputs_embeds))
-                if len(count) == 3:
-                    raise KeyboardInterrupt
-                return logits
 
-            inputs = session.prepare("a prompt of several pieces, each of a few tokens")
-            with monkeypatch.context() as patch:
-                patch.setattr(session.runner, "prefill", failing)
-                with pytest.raises(KeyboardInterrupt):
-                    session.prefill(inputs, max_piece_tokens=7)
-            after = session.state.copy()
-            assert len(count) == 3 and replace(after, tensors={}) == replace(before, tensors={})
-            assert all(np.array_equal(after.tensors[name], value) for name, value in before.tensors.items())
-            whole = session.prefill(inputs, max_piece_tokens=7).copy()
-            session.state.restore(before)
-            assert np.array_equal(session.prefill(inputs, max_piece_tokens=7), whole)
+def test_a_stream_may_be_left_where_a_stop_string_ended_it(bundle_of):
+    with linmu.load(bundle_of("llama"), threads=1) as session:
+        for piece in session.stream("x", **says(session, "one\nUser: two"), stop="\nUser"):
+            if piece.finish_reason:
+                break
+        assert session.messages[-1]["content"] == "one"
 
 
 def save_state_file(path, tensors, metadata) -> None:
@@ -146,7 +155,7 @@ def test_one_thread_at_a_time(bundle_of):
         for call in (session.reset, lambda: session.generate("two?"), lambda: session.step(5), session.state.copy):
             with pytest.raises(InputError, match="another thread"):
                 call()
-        "".join(pool.submit(list, stream).result())
+        pool.submit(list, stream).result()
         session.generate("two?", max_new_tokens=1)
         stream = session.stream("three?", **says(session, "some words"))
         next(stream)

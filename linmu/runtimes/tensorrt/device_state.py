@@ -63,6 +63,7 @@ class DeviceSets:
     def write_set(self, target: int, tensors: Mapping[str, np.ndarray]) -> None:
         """Overwrite a set's tensors."""
         host, address = self._staging()
+        self.cuda.wait()  # an interrupted `read_set` may still be writing there
         for name in self.arena.places:
             self._view(host, name)[...] = tensors[name]
         self.cuda.to_device(self._bases[target], address, self.arena.nbytes)
@@ -101,3 +102,12 @@ class DeviceState:
     def zero(self) -> None:
         """Back to zeros."""
         self._residency.zero(self.ticket)
+
+    def mark(self) -> int:
+        """The working set that holds the state; one run leaves it as it is."""
+        return self._residency.enter(self.ticket)
+
+    def back_to(self, mark: int) -> None:
+        """Take that set as the current one again, once an interrupted run is over."""
+        self._residency.now = mark
+        self._sets.cuda.wait()

@@ -44,9 +44,10 @@ class Residency:
         """Make `ticket` the owner of the working sets; the set that holds its state."""
         if self.owner is not ticket:
             self._park()
-            self.owner = ticket
+            self.owner = None  # nobody's, should the copy fail: both states then lie in sets of their own
             if not ticket.fresh and ticket.parked is not None:
                 self.memory.copy_set(self.now, ticket.parked)
+            self.owner = ticket
         if ticket.fresh:
             self.memory.clear_set(self.now)
             ticket.fresh = False

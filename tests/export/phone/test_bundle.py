@@ -29,6 +29,7 @@ from linmu.step.pack import decoder_form  # noqa: E402
 from linmu.tools.verify import verify  # noqa: E402
 from tests.export.phone.students import one_layer, phone_bundle, unequal_steps  # noqa: E402
 from tests.folders import student_folder  # noqa: E402
+from tests.runtimes.failing import check_every_piece, check_every_token  # noqa: E402
 from tests.tiny import tiny_image  # noqa: E402
 
 pytestmark = pytest.mark.slow  # lowering for phones takes a minute
@@ -149,6 +150,15 @@ def test_long_prompts_run_in_pieces(exported):
         small = session.prefill(ModelInputs(ids, ""), 101)
         assert session.state.tokens == 530
         assert float(np.abs(pieces - small).max()) < 1e-4 * float(pieces.std())
+
+
+def test_what_fails_leaves_the_session_as_it_was(exported):
+    def pair():
+        return (load(exported[0], "executorch", threads=1) for _ in range(2))
+
+    check_every_piece(*pair())
+    for behind in (False, True):
+        check_every_token(*pair(), behind)
 
 
 def test_a_span_that_is_too_long_is_refused(exported):

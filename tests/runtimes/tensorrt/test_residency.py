@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linmu.errors import DeviceError
+from linmu.runtimes.tensorrt.device_state import DeviceState
 from linmu.runtimes.tensorrt.residency import Residency, Ticket
 
 
@@ -66,3 +71,44 @@ def test_one_session_never_copies_and_swaps_two_sets():
         step(memory, residency, ticket, token)
     assert seen == [0, 1, 0, 1, 0] and memory.copies == 0 and len(memory.sets) == 2
     assert memory.sets[residency.now].tolist() == [12345] * 3
+
+
+def test_a_state_that_cannot_be_copied_in_is_not_taken_for_another():
+    """The copy fails when the other state was put aside already: both are found whole afterwards."""
+    memory = HostMemory()
+    residency, tickets = Residency(memory), (Ticket(), Ticket())
+    for token, ticket in enumerate((*tickets, tickets[0]), 1):
+        step(memory, residency, ticket, token)
+    real, calls = memory.copy_set, []
+
+    def failing(target: int, source: int) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            memory.sets[target][...] = -99  # half-written
+            raise DeviceError("lost")
+        real(target, source)
+
+    memory.copy_set = failing
+    with pytest.raises(DeviceError):
+        residency.enter(tickets[1])
+    assert [memory.sets[residency.enter(ticket)].tolist() for ticket in tickets] == [[13] * 3, [2] * 3]
+
+
+def test_a_run_is_undone_by_its_mark():
+    memory = HostMemory()
+    residency = Residency(memory)
+    waits = []
+    sets = SimpleNamespace(cuda=SimpleNamespace(wait=lambda: waits.append(1)))
+    state, other = DeviceState(sets, residency), DeviceState(sets, residency)
+    mark = state.mark()  # of a state that nothing was written to
+    step(memory, residency, state.ticket, 1)
+    state.back_to(mark)
+    assert memory.sets[residency.enter(state.ticket)].tolist() == [0] * 3
+    for token in (2, 3):
+        step(memory, residency, state.ticket, token)
+    step(memory, residency, other.ticket, 4)
+    mark = state.mark()
+    step(memory, residency, state.ticket, 5)
+    state.back_to(mark)
+    assert memory.sets[residency.enter(state.ticket)].tolist() == [23] * 3
+    assert memory.sets[residency.enter(other.ticket)].tolist() == [4] * 3 and len(waits) == 2
