@@ -14,7 +14,7 @@ EXAMPLES = (
     "Example: linmu export student -o bundle, or linmu export student --target jetson --quant int4 --calib "
     "calib.safetensors -o bundle, or linmu export student --quant auto --budget 3000000 --calib calib.safetensors "
     "-o bundle, or linmu export student --state fp16 -o bundle, or linmu export student --target android -o bundle, or "
-    "linmu export student --target ios --backend coreml -o bundle"
+    "linmu export student --target ios --delegate coreml -o bundle"
 )
 
 
@@ -38,10 +38,10 @@ def command(
             "--state", help="Recurrent state between calls: fp32 or fp16.", show_default="fp32; chosen by --quant auto"
         ),
     ] = None,
-    backend: Annotated[
+    delegate: Annotated[
         str | None,
         typer.Option(
-            "--backend",
+            "--delegate",
             help="Who computes on the phone: xnnpack; ios: coreml; android: vulkan.",
             show_default="xnnpack",
         ),
@@ -69,8 +69,8 @@ def command(
     if planned(target, quant, calib, budget) is None:
         stored_precision(quant, row)
     state_precision(state)
-    if backend is not None and "backend" in row.options:
-        find_delegate(target, backend, calib is not None or quant not in (None, "none", "fp32"))
+    if delegate is not None and "delegate" in row.options:
+        find_delegate(target, delegate, calib is not None or quant not in (None, "none", "fp32"))
     student = student or student_folder()
     require_separate(student, out)
     require_modules("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
@@ -87,7 +87,7 @@ def command(
                 calibration=calib,
                 budget_bytes=budget,
                 state=state,
-                backend=backend,
+                delegate=delegate,
                 overwrite=overwrite,
                 progress=progress,
             )

@@ -30,7 +30,7 @@ class Target:
 
 
 def _phone(name: str) -> Target:
-    module, options = "linmu.export.phone.bundle", ("calibration", "backend")
+    module, options = "linmu.export.phone.bundle", ("calibration", "delegate")
     return Target("fp32", module, options, packages=("executorch",), extra="mobile", fixed={"target": name})
 
 

@@ -260,6 +260,6 @@ def open_et(bundle: Bundle, threads: int | None) -> EtRunner:
         raise MissingComponentError(
             f"the program's delegate: {reason}",
             needed_for="backend executorch",
-            fix="run it on the phone, or export it with --backend xnnpack",
+            fix="run it on the phone, or export it with --delegate xnnpack",
         )
     return EtRunner(bundle, threads)

@@ -54,21 +54,21 @@ def write_bundle(
     target: str,
     precision: str | None = None,
     calibration: Path | None = None,
-    backend: str | None = None,
+    delegate: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export the student folder `student` to the bundle folder `out` for target "android" or "ios".
 
     precision: "none" or "fp32", or a preset of linmu.quantize.presets, which needs `calibration`, a record of this
-    student (and is 8da4w unless said). backend: a name of linmu.export.phone.delegates (default: xnnpack). Raises
-    InputError for an unusable student, family, preset or backend, CheckFailed where the delegate takes less than
+    student (and is 8da4w unless said). delegate: a name of linmu.export.phone.delegates (default: xnnpack). Raises
+    InputError for an unusable student, family, preset or delegate, CheckFailed where the delegate takes less than
     LEAST_SHARE of a method's multiply-accumulates; nothing is left behind then.
     """
     quantization = planned(target, precision, calibration)
     if quantization is None and precision not in (None, "none", "fp32"):
         find_preset(target, precision)
-    delegate = find_delegate(target, backend, quantization is not None)
+    delegate = find_delegate(target, delegate, quantization is not None)
     writer = partial(write_program, delegate=delegate)
     plan = Plan(target, BACKENDS, "fp32", "fp32", STYLE, OPSET, writer=writer, quantization=quantization)
     return write_planned(student, out, plan, overwrite=overwrite, progress=progress)

@@ -45,18 +45,18 @@ def find_delegate(target: str, name: str | None, quantized: bool = False) -> str
     usable = [key for key, row in DELEGATES.items() if target in row.targets and not row.missing]
     row = DELEGATES.get(name)
     if row is None or target not in row.targets:
-        raise InputError(f"backend of target {target!r}", got=repr(name), expected="one of " + ", ".join(usable))
+        raise InputError(f"delegate of target {target!r}", got=repr(name), expected="one of " + ", ".join(usable))
     if row.missing:
-        raise InputError(f"nothing is compiled for backend {name}", got=row.missing, expected=" or ".join(usable))
+        raise InputError(f"nothing is compiled for delegate {name}", got=row.missing, expected=" or ".join(usable))
     if quantized and not row.quantized:
         raise InputError(
-            f"a quantized program for backend {name}",
+            f"a quantized program for delegate {name}",
             got="roundings that only XNNPACK's kernels have",
             expected="float32: no --quant and no --calib",
-            fix=f"--backend {XNNPACK}",
+            fix=f"--delegate {XNNPACK}",
         )
     for package in row.packages:
-        require(package, needed_for=f"backend {name}", extra="mobile")
+        require(package, needed_for=f"delegate {name}", extra="mobile")
     return name
 
 

@@ -28,12 +28,12 @@ MOST = 48
 @pytest.mark.parametrize(
     ("options", "words"),
     (
-        (("android", "--backend", "coreml"), ("target 'android'", "'coreml'", "xnnpack, vulkan")),
-        (("ios", "--backend", "vulkan"), ("target 'ios'", "xnnpack, coreml")),
-        (("android", "--backend", "npu"), ("'npu'", "xnnpack, vulkan")),
-        (("android", "--backend", "qnn"), ("qnn", "Qualcomm", "xnnpack or vulkan")),
-        (("ios", "--backend", "coreml", "--calib", "none"), ("quantized", "coreml", "--backend xnnpack")),
-        (("onnx", "--backend", "xnnpack"), ("option backend", "onnx")),
+        (("android", "--delegate", "coreml"), ("target 'android'", "'coreml'", "xnnpack, vulkan")),
+        (("ios", "--delegate", "vulkan"), ("target 'ios'", "xnnpack, coreml")),
+        (("android", "--delegate", "npu"), ("'npu'", "xnnpack, vulkan")),
+        (("android", "--delegate", "qnn"), ("qnn", "Qualcomm", "xnnpack or vulkan")),
+        (("ios", "--delegate", "coreml", "--calib", "none"), ("quantized", "coreml", "--delegate xnnpack")),
+        (("onnx", "--delegate", "xnnpack"), ("option delegate", "onnx")),
     ),
 )
 def test_what_is_refused(options, words, tmp_path, capsys):
@@ -58,7 +58,7 @@ def test_every_delegate_is_found_for_its_targets():
 @pytest.mark.skipif(sys.platform == "darwin", reason="there it can run")
 def test_core_ml_takes_a_whole_program_that_only_apple_runs(tmp_path, monkeypatch, capsys):
     student = one_layer("llama", tmp_path, monkeypatch)
-    write_bundle(student, tmp_path / "bundle", target="ios", backend="coreml")
+    write_bundle(student, tmp_path / "bundle", target="ios", delegate="coreml")
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert manifest.precision.delegate == "coreml"
     methods = manifest.program["methods"]
@@ -69,7 +69,7 @@ def test_core_ml_takes_a_whole_program_that_only_apple_runs(tmp_path, monkeypatc
     capsys.readouterr()
     assert main(["run", str(tmp_path / "bundle"), "-p", "What?"]) == 3
     said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1 and "coreml" in said and "--backend xnnpack" in said, said
+    assert len(said.splitlines()) == 1 and "coreml" in said and "--delegate xnnpack" in said, said
 
 
 @pytest.mark.slow
