@@ -31,7 +31,7 @@ def test_every_extra_is_known_with_all_that_it_installs():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     by_name = {component.distribution: component for component in COMPONENTS}
-    for extra in set(extras) - {"all", "dev"}:
+    for extra in set(extras) - {"all", "dev", "docs"}:  # the last two are for those who change linmu
         assert extra in TARGETS
         for requirement in extras[extra]:
             name = re.match(r"[\w.-]+", requirement)[0].replace("cuda-python", "cuda-bindings")  # what it installs
