@@ -7,12 +7,12 @@ from dataclasses import fields, replace
 import pytest
 
 from linmu.errors import BundleError
-from linmu.export.onnx_bundle import export_bundle
 from linmu.formats.bundle import open_bundle, write_manifest
 from linmu.runtimes.backends import BACKENDS, Backend, named, open_runner
 from linmu.tools.verify import verify
 from linmu.verification.float_inputs import golden_runner
 from linmu.verification.golden import read_golden
+from tests.exports import export_bundle
 from tests.folders import student_folder
 
 SHOWN = ("graph_files", "kernels", "hidden", "float_inputs", "exposer", "stock")
