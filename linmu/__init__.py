@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from linmu.version import __version__
+
 if TYPE_CHECKING:  # what type checkers see; `_PUBLIC` says the same at run time
     from linmu.calibration.collect import calibrate
     from linmu.config import MMateConfig
@@ -25,8 +27,6 @@ if TYPE_CHECKING:  # what type checkers see; `_PUBLIC` says the same at run time
     from linmu.tools.evaluate import evaluate
     from linmu.tools.inspect import inspect_folder as inspect
     from linmu.tools.verify import verify
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Generation",

@@ -52,7 +52,7 @@ def _root(
 ) -> None:
     """Ship linear-complexity vision-language models to the edge."""
     if version:
-        from linmu import __version__
+        from linmu.version import __version__
 
         print(__version__)
     elif context.invoked_subcommand is None:

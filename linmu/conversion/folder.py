@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from linmu import __version__
 from linmu.config import MMateConfig
 from linmu.conversion.convert import ConversionReport, convert
 from linmu.conversion.probe import default_probe
@@ -24,6 +23,7 @@ from linmu.layout import PromptRules
 from linmu.model.folders import CONVERSION_FILE, DTYPES, load_teacher, model_config, quiet, write_side_files
 from linmu.model.modeling import teacher_config
 from linmu.system.meter import peak_bytes
+from linmu.version import __version__
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from linmu import __version__
 from linmu.distill.validation import Distance
+from linmu.version import __version__
 
 
 @dataclass(frozen=True)

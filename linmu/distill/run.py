@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from linmu import __version__
 from linmu.distill.batches import SampleDataset
 from linmu.distill.logs import peak_memory
 from linmu.distill.out_folder import OutFolder
@@ -33,6 +32,7 @@ from linmu.model.batch import collate
 from linmu.model.folders import load_student
 from linmu.model.modeling import teacher_config
 from linmu.processing.encode import model_processor, pad_token_id
+from linmu.version import __version__
 
 STAGE_REPORT = "report.json"
 

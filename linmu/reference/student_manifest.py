@@ -6,7 +6,6 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from linmu import __version__
 from linmu.formats.manifest import Manifest, ModelFacts, state_bytes
 from linmu.formats.model_files import read_json_object
 from linmu.formats.precision import Precision
@@ -16,6 +15,7 @@ from linmu.model.folders import CONVERSION_FILE
 from linmu.specs import GraphSpec
 from linmu.step.call_specs import manifest_states, prefill_inputs
 from linmu.step.form import DecoderForm
+from linmu.version import __version__
 
 
 def model_facts(student: Path, model: PreTrainedModel, form: DecoderForm) -> ModelFacts:

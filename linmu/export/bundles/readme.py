@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from linmu import __version__
 from linmu.families import get_family
 from linmu.formats.manifest import Manifest
+from linmu.version import __version__
 
 TEXT = """# {name}
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from linmu import __version__
 from linmu.export.bundles.golden import write_golden
 from linmu.export.bundles.readme import bundle_readme
 from linmu.export.onnx.decoder_graphs import GraphReport, GraphStyle, write_decoder_graphs
@@ -45,6 +44,7 @@ from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
 from linmu.system.meter import peak_bytes
+from linmu.version import __version__
 
 WEIGHTS = "weights.data"
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript")

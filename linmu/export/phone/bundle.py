@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from linmu import __version__
 from linmu.errors import CheckFailed, InputError
 from linmu.export.bundles.writer import (
     ExportReport,
@@ -39,6 +38,7 @@ from linmu.runtimes.shape_ranges import largest_sizes, longest_call, profiles, r
 from linmu.step.call_specs import manifest_states
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
+from linmu.version import __version__
 
 PROGRAM = "model.pte"
 BACKENDS = ("executorch",)

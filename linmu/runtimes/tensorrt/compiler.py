@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import linmu
 from linmu import errors
 from linmu.files.atomic import write_bytes
 from linmu.runtimes.tensorrt.builder import Progress, Shapes, build_engine
@@ -88,7 +87,7 @@ def compile_engine(
 
 def _start(log: IO[str]) -> subprocess.Popen[str]:
     """A new session, so that Ctrl-C on a terminal reaches us and not the compiler."""
-    root = str(Path(linmu.__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-m", PROGRAM],
