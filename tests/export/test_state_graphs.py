@@ -46,7 +46,7 @@ def random_state(form):
 
 def compare(form, outputs, logits, present) -> None:
     """`present`: the float32 states of the reference before they are rounded."""
-    assert worst(outputs["logits"], logits) < 5e-5
+    assert worst(outputs["logits"], logits) < 2e-5
     for spec in form.state_specs():
         got, wanted = outputs[spec.output], present[spec.output].numpy()
         assert str(got.dtype) == spec.dtype
@@ -54,7 +54,7 @@ def compare(form, outputs, logits, present) -> None:
             nearest = np.abs(wanted) * 2.0**-11 + 2.0**-25
             assert (np.abs(got - wanted) <= nearest + SUMS * np.abs(wanted).max()).all(), spec.name
         else:
-            assert worst(got, torch.from_numpy(wanted)) < 5e-5, spec.name
+            assert worst(got, torch.from_numpy(wanted)) < 2e-5, spec.name
 
 
 @pytest.mark.parametrize("style", STYLES)
