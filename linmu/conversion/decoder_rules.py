@@ -90,12 +90,12 @@ def _require_parts(teacher: PreTrainedModel, decoder: nn.Module, kind: str) -> N
 
 def _require_rotary(decoder: nn.Module, kind: str) -> None:
     rotary: Any = getattr(decoder, "rotary_emb", None)
-    found = getattr(rotary, "rope_type", None)
-    if not isinstance(found, str) or found not in ROPE_TYPES:
-        why = "its angles change with the length of the prompt" if found in LENGTH_DEPENDENT else None
+    rope_type = getattr(rotary, "rope_type", None)
+    if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
+        why = "its angles change with the length of the prompt" if rope_type in LENGTH_DEPENDENT else None
         raise InputError(
             f"the rope_type of the {kind} decoder",
-            got=f"{found}: {why}" if why else found,
+            got=f"{rope_type}: {why}" if why else rope_type,
             expected="one of " + ", ".join(ROPE_TYPES),
             fix=ANOTHER,
         )

@@ -37,8 +37,8 @@ class FolderConversion(ConversionReport):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        own = {"seconds": self.seconds, "parameter_bytes": self.parameter_bytes, "peak_bytes": self.peak_bytes}
-        return {**super().to_json(), **own, "notes": list(self.notes)}
+        costs = {"seconds": self.seconds, "parameter_bytes": self.parameter_bytes, "peak_bytes": self.peak_bytes}
+        return {**super().to_json(), **costs, "notes": list(self.notes)}
 
 
 def convert_folder(
@@ -62,25 +62,25 @@ def convert_folder(
     teacher, out, adapter = Path(teacher), Path(out), None if adapter is None else Path(adapter)
     if dtype not in DTYPES:
         raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
-    found = read_model_folder(teacher)
+    source = read_model_folder(teacher)
     if adapter is not None:
         from linmu.model.adapter import check_adapter  # peft takes its seconds to load
 
         check_adapter(adapter)
     with atomic_folder(out, overwrite=overwrite) as folder:
-        config = model_config(found)
+        config = model_config(source)
         config.save_pretrained(folder)  # the processor's settings depend on it
-        write_side_files(found, folder)
-        rules = None if found.family.text_only else PromptRules.from_config(teacher_config(config))
-        check_prompt_files(folder, found.folder, found.family, rules)
-        model = load_teacher(found, dtype, adapter)
-        student = convert(model, mmate, default_probe(folder, found.family, rules), progress)
+        write_side_files(source, folder)
+        rules = None if source.family.text_only else PromptRules.from_config(teacher_config(config))
+        check_prompt_files(folder, source.folder, source.family, rules)
+        model = load_teacher(source, dtype, adapter)
+        student = convert(model, mmate, default_probe(folder, source.family, rules), progress)
         # False: keys as the class has them; the mapping from older names goes by the teacher's model_type
         with quiet():
             student.save_pretrained(folder, save_original_format=False)
         report = student.conversion_report
         _require_finite(report)
-        _write_report(folder, found, report, student, adapter)
+        _write_report(folder, source, report, student, adapter)
         size = sum(weight.numel() * weight.element_size() for weight in student.parameters())
         return FolderConversion(
             report.layers,
@@ -90,16 +90,16 @@ def convert_folder(
             time.perf_counter() - started,
             size,
             peak_bytes(),
-            _notes(found, adapter),
+            _notes(source, adapter),
         )
 
 
-def _notes(found: ModelFolder, adapter: Path | None) -> tuple[str, ...]:
+def _notes(source: ModelFolder, adapter: Path | None) -> tuple[str, ...]:
     """What a user should know about the weights that were converted."""
     notes = []
-    if count := len(found.scales.weights):
+    if count := len(source.scales.weights):
         notes.append(f"{count} weights are stored as FP8 codes with scales: their values were converted")
-    if kinds := sorted({name.rpartition(".")[2] for name in found.scales.runtime}):
+    if kinds := sorted({name.rpartition(".")[2] for name in source.scales.runtime}):
         notes.append(f"{', '.join(kinds)} of the teacher only round activations and caches: the student has none")
     if adapter is not None:
         notes.append(f"{adapter} is merged into the student: distil it with a teacher that has it merged, too")
@@ -113,12 +113,12 @@ def _require_finite(report: ConversionReport) -> None:
 
 
 def _write_report(
-    folder: Path, found: ModelFolder, report: ConversionReport, student: PreTrainedModel, adapter: Path | None
+    folder: Path, source: ModelFolder, report: ConversionReport, student: PreTrainedModel, adapter: Path | None
 ) -> None:
     document = {
-        "teacher": found.folder.resolve().name,
-        "family": found.family.name,
-        "notes": list(_notes(found, adapter and Path(adapter.resolve().name))),
+        "teacher": source.folder.resolve().name,
+        "family": source.family.name,
+        "notes": list(_notes(source, adapter and Path(adapter.resolve().name))),
         "linmu": __version__,
         "mmate": student.mmate.to_json(),
         **report.to_json(),

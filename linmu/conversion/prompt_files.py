@@ -57,14 +57,16 @@ def check_prompt_files(folder: Path, source: Path, family: Family, rules: Prompt
 
 
 def _check_lengths(processor: Processor, vision: dict[str, Any], source: Path, rules: PromptRules) -> None:
-    image, found = processor.settings.image, processor.settings.tokens.tile_grid
+    image, tile_grid = processor.settings.image, processor.settings.tokens.tile_grid
     if isinstance(image, GridSettings):
         for ours, theirs in GRID_NAMES.items():
             if theirs in vision and getattr(image, ours) != vision[theirs]:
                 raise _other(source, ours, getattr(image, ours), f"{vision[theirs]}, the model's {theirs}")
         return
-    if math.prod(found) != rules.tokens_per_tile:
-        raise _other(source, "tokens of a picture's tile", math.prod(found), f"{rules.tokens_per_tile}, the model's")
+    if math.prod(tile_grid) != rules.tokens_per_tile:
+        raise _other(
+            source, "tokens of a picture's tile", math.prod(tile_grid), f"{rules.tokens_per_tile}, the model's"
+        )
     size = vision.get("image_size")
     sides = tuple(size) if isinstance(size, list) else (size, size)
     if isinstance(image, SplitSettings) and size is not None and (image.tile, image.tile) != sides:

@@ -62,14 +62,18 @@ def _with_attention_of(student: PreTrainedModel, record: TeacherRecord) -> Itera
     handles = []
 
     def answer(index: int, block: MMateAttention, hidden_states: Tensor, position_embeddings: Any, **_: Any) -> Any:
-        require_equal(hidden_states, record.seen[index], f"layer {index}: what attention gets")
-        ours = softmax_mixer(block.flex, block.o_proj, record.seen[index].to(hidden_states.dtype), position_embeddings)
+        require_equal(hidden_states, record.attention_inputs[index], f"layer {index}: what attention gets")
+        ours = softmax_mixer(
+            block.flex, block.o_proj, record.attention_inputs[index].to(hidden_states.dtype), position_embeddings
+        )
         require_equal(ours, record.mixed[index], f"layer {index}: attention")
         return record.mixed[index].to(hidden_states.dtype), None
 
     def on_layer(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found = args[0] if args else kwargs["hidden_states"]
-        require_equal(found, record.inputs[index], f"layer {index - 1}" if index else "what the first layer gets")
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        require_equal(
+            hidden_states, record.inputs[index], f"layer {index - 1}" if index else "what the first layer gets"
+        )
 
     for index, (layer, block) in enumerate(zip(decoder.layers, blocks, strict=True)):
         block.forward = partial(answer, index, block)  # type: ignore[method-assign]
@@ -113,10 +117,14 @@ class _ProbeOps(TorchOps):
 
     def add_rms_norm(self, x: Tensor, update: Tensor | None, weight: str, eps: float) -> tuple[Tensor, Tensor]:
         if weight.endswith("norm_in"):
-            wanted = self.record.inputs[self.layer]
-            require_equal(x if update is None else x + update, wanted, f"layer {self.layer - 1} of the step form")
-            u, x = super().add_rms_norm(wanted, None, weight, eps)
-            require_equal(u, self.record.seen[self.layer], f"layer {self.layer} of the step form: what attention gets")
+            teacher_input = self.record.inputs[self.layer]
+            require_equal(
+                x if update is None else x + update, teacher_input, f"layer {self.layer - 1} of the step form"
+            )
+            u, x = super().add_rms_norm(teacher_input, None, weight, eps)
+            require_equal(
+                u, self.record.attention_inputs[self.layer], f"layer {self.layer} of the step form: what attention gets"
+            )
             return u, x
         u, x = super().add_rms_norm(x, update, weight, eps)
         if weight == "norm":

@@ -42,7 +42,7 @@ class TeacherRecord:
     ids: Tensor  # [1,S]
     positions: Tensor  # [1,S], or [3,1,S] for M-RoPE
     inputs: list[Tensor] = field(default_factory=list)  # of every layer
-    seen: list[Tensor] = field(default_factory=list)  # by every attention, behind the layer's norm
+    attention_inputs: list[Tensor] = field(default_factory=list)  # by every attention, behind the layer's norm
     mixed: list[Tensor] = field(default_factory=list)  # what every attention added
     final: Tensor | None = None  # behind the decoder's norm
     logits: Tensor | None = None
@@ -73,15 +73,15 @@ def record_teacher(teacher: PreTrainedModel, family: Family) -> TeacherRecord:
 
 def _run(teacher: PreTrainedModel, record: TeacherRecord) -> None:
     """Fill the record; compares every attention with what a mixer's parts would make of its input."""
-    options: list[dict[str, Any]] = []
-    with in_float32(teacher), _hooks(teacher, record), _spied(teacher, options):
+    calls: list[dict[str, Any]] = []
+    with in_float32(teacher), _hooks(teacher, record), _spied(teacher, calls):
         try:
             output = teacher(**record.arguments)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:  # a config that contradicts itself
             raise InputError("the teacher itself cannot run", got=error, fix="check its config.json") from error
     record.logits = output.logits.float()
-    for layer, given in enumerate(options):
-        _require_plain(layer, given, teacher.get_decoder().layers[layer].self_attn)
+    for layer, options in enumerate(calls):
+        _require_plain(layer, options, teacher.get_decoder().layers[layer].self_attn)
 
 
 def _token_ids(teacher: PreTrainedModel) -> Tensor:
@@ -132,7 +132,7 @@ def _hooks(teacher: PreTrainedModel, record: TeacherRecord) -> Iterator[None]:
 
     def on_attention(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         layer, u = len(record.mixed), args[0] if args else kwargs["hidden_states"]
-        record.seen.append(u.float())
+        record.attention_inputs.append(u.float())
         record.mixed.append(output[0].float())
         try:
             tables = kwargs.get("position_embeddings")
@@ -156,7 +156,7 @@ def _hooks(teacher: PreTrainedModel, record: TeacherRecord) -> Iterator[None]:
 
 
 @contextmanager
-def _spied(teacher: PreTrainedModel, found: list[dict[str, Any]]) -> Iterator[None]:
+def _spied(teacher: PreTrainedModel, calls: list[dict[str, Any]]) -> Iterator[None]:
     """Collect what every layer tells transformers' attention function: windows longer than the probe show in it."""
     config = teacher.get_decoder().config
     before = config._attn_implementation_internal
@@ -166,7 +166,7 @@ def _spied(teacher: PreTrainedModel, found: list[dict[str, Any]]) -> Iterator[No
 
     def attend(module: nn.Module, *args: Any, **options: Any) -> Any:
         if hasattr(module, "q_proj"):
-            found.append(options)
+            calls.append(options)
         plain = AttentionInterface._global_mapping.get(before)  # each model's module has an eager one of its own
         plain = plain or sys.modules[type(module).__module__].eager_attention_forward
         return plain(module, *args, **options)

@@ -68,20 +68,20 @@ class SampleDataset(Dataset[EncodedSample]):
         """The samples that are not left out, in the order of the file."""
         if self.max_tokens is None or self.too_long == "error":
             return self.folder.samples
-        return self._kept[0]
+        return self._fitting[0]
 
     @property
     def skipped(self) -> int:
         """Samples left out because they have too many tokens."""
-        return len(self.folder) - len(self._kept[0])
+        return len(self.folder) - len(self._fitting[0])
 
     @property
     def lengths(self) -> Lengths:
         """Lengths of `samples`; raises InputError for a sample that cannot be encoded or is too long."""
-        return self._kept[1]
+        return self._fitting[1]
 
     @cached_property
-    def _kept(self) -> tuple[tuple[Sample, ...], Lengths]:
+    def _fitting(self) -> tuple[tuple[Sample, ...], Lengths]:
         lengths = _measure(self.folder, self.processor, self.cache, self._progress)
         self._progress = None  # it may not survive the way to a worker process
         if self.max_tokens is None:
@@ -100,8 +100,8 @@ class SampleDataset(Dataset[EncodedSample]):
                 f"every sample of {self.folder.folder} has more than {self.max_tokens} tokens",
                 got=f"{lengths.tokens.min()} or more",
             )
-        kept = tuple(sample for sample, fit in zip(self.folder.samples, fits, strict=True) if fit)
-        return kept, Lengths(lengths.tokens[fits], lengths.vision[fits])
+        samples = tuple(sample for sample, fit in zip(self.folder.samples, fits, strict=True) if fit)
+        return samples, Lengths(lengths.tokens[fits], lengths.vision[fits])
 
 
 def _measure(
@@ -109,8 +109,8 @@ def _measure(
 ) -> Lengths:
     """Lengths of all samples, from the cache where it has them."""
     path = None if cache is None else Path(cache) / f"lengths-{_cache_key(folder, processor)}.json"
-    if path is not None and (found := _read_lengths(path, len(folder))) is not None:
-        return found
+    if path is not None and (lengths := _read_lengths(path, len(folder))) is not None:
+        return lengths
     pairs = []
     for done, sample in enumerate(folder.samples, 1):
         encoded = encode_sample(sample, processor)

@@ -20,14 +20,14 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def checkpoint_step(path: Path) -> int:
     """The step a checkpoint folder is named after, -1 for another name."""
-    found = _NAME.fullmatch(path.name)
-    return int(found.group(1)) if found else -1
+    match = _NAME.fullmatch(path.name)
+    return int(match.group(1)) if match else -1
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a stage."""
-    found = [path for path in folder.glob("checkpoint-*") if checkpoint_step(path) >= 0]
-    return max(found, key=checkpoint_step, default=None)
+    checkpoints = [path for path in folder.glob("checkpoint-*") if checkpoint_step(path) >= 0]
+    return max(checkpoints, key=checkpoint_step, default=None)
 
 
 def publish(folder: Path, step: int, keep: int) -> Path:
@@ -58,23 +58,23 @@ def save_trained(module: nn.Module, folder: Path, state: dict[str, Tensor] | Non
     """Write every parameter that is trained; `state`: a whole state dict where the module's own is sharded."""
     wrapped = "_fsdp_wrapped_module."
     names = [name.replace(wrapped, "") for name, weight in module.named_parameters() if weight.requires_grad]
-    own = dict(module.named_parameters()) if state is None else state
+    parameters = dict(module.named_parameters()) if state is None else state
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: own[name].detach().contiguous().cpu() for name in names}, folder / WEIGHTS)
+    save_file({name: parameters[name].detach().contiguous().cpu() for name in names}, folder / WEIGHTS)
 
 
 def load_trained(module: nn.Module, folder: Path) -> None:
     """Read back `save_trained`; raises InputError when the names or shapes are other ones."""
     stored = load_file(folder / WEIGHTS)
-    own = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    if stored.keys() != own.keys() or any(stored[name].shape != own[name].shape for name in own):
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if stored.keys() != parameters.keys() or any(stored[name].shape != parameters[name].shape for name in parameters):
         raise InputError(
             f"{folder} belongs to another student or recipe",
             got=f"{len(stored)} trained tensors",
-            expected=f"{len(own)} of this stage",
+            expected=f"{len(parameters)} of this stage",
         )
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in parameters.items():
             parameter.copy_(stored[name])
 
 

@@ -50,12 +50,12 @@ def grouped_parameters(student: PreTrainedModel) -> Iterator[tuple[str, nn.Param
     decoder, head = student.get_decoder(), student.get_output_embeddings()
     prefix = next(name for name, module in student.named_modules() if module is decoder)
     prefix = f"{prefix}." if prefix else ""
-    own = {id(weight) for weight in head.parameters()} if head is not None else set()
+    head_weights = {id(weight) for weight in head.parameters()} if head is not None else set()
     for name, parameter in student.named_parameters():
         if name.startswith(prefix):
             group = group_of(name.removeprefix(prefix))
         else:
-            group = "embeddings" if id(parameter) in own else None
+            group = "embeddings" if id(parameter) in head_weights else None
         if group is not None:
             yield name, parameter, group
 
@@ -67,18 +67,18 @@ def set_trainable(student: PreTrainedModel, rates: Mapping[str, float]) -> list[
     nothing is left to train.
     """
     student.requires_grad_(False)
-    found = []
+    trainables = []
     for name, parameter, group in grouped_parameters(student):
         if rates.get(group, 0) > 0:
             parameter.requires_grad_(True)
-            found.append(Trainable(name, parameter, group, rates[group], _NO_DECAY.search(name) is None))
-    if not found:
+            trainables.append(Trainable(name, parameter, group, rates[group], _NO_DECAY.search(name) is None))
+    if not trainables:
         raise InputError(
             "the stage trains nothing",
             got=", ".join(rates) or "no group",
             expected="a group that the student has, at a rate above 0",
         )
-    return found
+    return trainables
 
 
 def optimizer_groups(trainable: list[Trainable], weight_decay: float) -> list[dict]:

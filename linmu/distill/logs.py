@@ -76,14 +76,14 @@ def open_board(folder: Path, first_step: int) -> Any:
 def read_csv(path: Path) -> list[dict[str, float]]:
     """The rows of a CSV log; empty cells are left out, a row that a kill cut short too."""
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    found = []
-    for row in rows:
+        records = list(csv.DictReader(file))
+    rows = []
+    for record in records:
         try:
-            found.append({name: float(value) for name, value in row.items() if name is not None and value})
+            rows.append({name: float(value) for name, value in record.items() if name is not None and value})
         except ValueError:
             continue
-    return [row for row in found if "step" in row and len(row) > 1]
+    return [row for row in rows if "step" in row and len(row) > 1]
 
 
 def _text(value: Any) -> str:

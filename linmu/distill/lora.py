@@ -18,13 +18,13 @@ ADAPTER = "default"
 
 def target_modules(student: PreTrainedModel, lora: Lora) -> list[str]:
     """Full names of the linear layers that get adapters: never the vision tower, the head or a mixer's insides."""
-    wanted: set[int] = set()
+    targets: set[int] = set()
     for layer in decoder_layers(student):
         if "mlp" in lora.targets:
-            wanted |= {id(module) for module in layer.mlp.modules() if isinstance(module, nn.Linear)}
+            targets |= {id(module) for module in layer.mlp.modules() if isinstance(module, nn.Linear)}
         if "output" in lora.targets:
-            wanted.add(id(layer.self_attn.o_proj))
-    return [name for name, module in student.named_modules() if id(module) in wanted]
+            targets.add(id(layer.self_attn.o_proj))
+    return [name for name, module in student.named_modules() if id(module) in targets]
 
 
 def add_adapters(student: PreTrainedModel, lora: Lora, seed: int) -> LoraModel:

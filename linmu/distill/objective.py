@@ -91,20 +91,20 @@ class Objective(nn.Module):
 
     def _decoder_arguments(self, batch, signals: Signals, layout) -> dict[str, Any]:
         """Those of the teacher's decoder: pictures as the teacher sees them, text through the student's embeddings."""
-        given = signals.decoder.get("inputs_embeds")
-        if given is None:
+        teacher_embeds = signals.decoder.get("inputs_embeds")
+        if teacher_embeds is None:
             return signals.decoder
         embeds = self.student.get_input_embeddings()(batch["input_ids"])
         if layout is not None:
-            embeds = torch.where(layout["vision"].view(*embeds.shape[:2], 1), given, embeds)
+            embeds = torch.where(layout["vision"].view(*embeds.shape[:2], 1), teacher_embeds, embeds)
         return {**signals.decoder, "inputs_embeds": embeds}
 
     def _own_losses(self, batch, signals: Signals, layout, counts: Tensor) -> dict[str, Tensor]:
         weights = self.stage.weights
         hidden, rows = self._pass(batch, signals, layout, "hidden" in weights)
         parts = {} if hidden is None else {"hidden": hidden / counts[0]}
-        wanted = [name for name in ("logits", "ce") if name in weights]
-        if not wanted:
+        names = [name for name in ("logits", "ce") if name in weights]
+        if not names:
             return parts
         labels, temperature = next_labels(batch["labels"]), self.stage.temperature
 
@@ -113,10 +113,10 @@ class Objective(nn.Module):
                 "logits": lambda: kl_sum(logits, rows_of(signals.logits, part), temperature),
                 "ce": lambda: ce_sum(logits, labels[part]),
             }
-            return torch.stack([table[name]() for name in wanted])
+            return torch.stack([table[name]() for name in names])
 
         sums = self._over_rows(rows, losses) / counts[1]
-        return parts | dict(zip(wanted, sums, strict=True))
+        return parts | dict(zip(names, sums, strict=True))
 
     def _over_rows(self, rows: Tensor, function: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """The sum of function(logits, part) over pieces of the rows small enough for a large vocabulary."""
@@ -141,9 +141,9 @@ class Objective(nn.Module):
             return torch.stack([kl_sum(logits, teacher), (logits.argmax(-1) == best).sum().float()])
 
         kl, agree = self._over_rows(rows, compare)
-        found = {"kl": kl, "agree": agree, "rows": len(rows), "hidden": hidden, "samples": len(batch["labels"])}
-        found["tokens"] = valid_tokens(batch).sum()
-        return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found.items()}
+        sums = {"kl": kl, "agree": agree, "rows": len(rows), "hidden": hidden, "samples": len(batch["labels"])}
+        sums["tokens"] = valid_tokens(batch).sum()
+        return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in sums.items()}
 
 
 def _touch(mixer: nn.Module, _: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:

@@ -148,10 +148,10 @@ def write_student(student: PreTrainedModel, source: Path, folder: Path) -> None:
     for name in (*SIDE_FILES, CONVERSION_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    shown = hf_logging.is_progress_bar_enabled()
+    progress_bar = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     student.save_pretrained(folder, save_original_format=False)
-    if shown:
+    if progress_bar:
         hf_logging.enable_progress_bar()
 
 

@@ -21,11 +21,11 @@ _MIXER = ".self_attn."
 def check_folders(student: Path, teacher: Path) -> None:
     """Raise InputError unless both are model folders of one family (files only, no weights are read)."""
     family = str(read_student_config(student)["model_type"]).removeprefix(MODEL_TYPE_PREFIX)
-    found = read_model_folder(teacher).family.name
-    if found != family:
+    teacher_family = read_model_folder(teacher).family.name
+    if teacher_family != family:
         raise InputError(
             f"the teacher {teacher} is of another family",
-            got=found,
+            got=teacher_family,
             expected=family,
             fix="give the model that the student was converted from",
         )

@@ -50,7 +50,7 @@ def plot_stage(training: Path, validation: Path | None, picture: Path, title: st
 
 
 def _curve(axis: Any, rows: list[dict[str, float]], name: str) -> None:
-    found = [(row["step"], row[name]) for row in rows if name in row]
-    if found:
-        axis.plot(*zip(*found, strict=True), label=name, marker="." if len(found) < 50 else None)
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if points:
+        axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else None)
         axis.grid(alpha=0.3)

@@ -149,10 +149,10 @@ def _put(data: dict[str, Any], name: str, value: Any, where: str) -> None:
     target: Any = data
     if path:
         stages = data.get("stages")
-        found = {item["name"]: item for item in stages or () if isinstance(item, dict) and "name" in item}
-        if path[0] not in found:
-            raise InputError(f"--set {name}", got=f"no stage {path[0]!r}", expected="one of " + ", ".join(found))
-        target = found[path[0]]
+        by_name = {item["name"]: item for item in stages or () if isinstance(item, dict) and "name" in item}
+        if path[0] not in by_name:
+            raise InputError(f"--set {name}", got=f"no stage {path[0]!r}", expected="one of " + ", ".join(by_name))
+        target = by_name[path[0]]
         for part in path[1:]:
             if target.get(part) is None:
                 target[part] = {}
@@ -277,8 +277,8 @@ def _require(holds: bool, what: str, got: object, expected: str) -> None:
         raise InputError(what, got=got, expected=expected)
 
 
-def _one_of(value: object, known: tuple, what: str) -> None:
-    _require(value in known, what, repr(value), "one of " + ", ".join(map(str, known)))
+def _one_of(value: object, allowed: tuple, what: str) -> None:
+    _require(value in allowed, what, repr(value), "one of " + ", ".join(map(str, allowed)))
 
 
 def _plain(value: Any) -> Any:

@@ -69,8 +69,12 @@ def distill_view(report: DistillReport) -> RenderableType:
         title_justify="left",
     )
     for stage in report.stages:
-        found = stage.distance
-        cells = ("", "", "") if found is None else (f"{found.kl:.4g}", f"{found.top1:.1%}", f"{found.hidden:.4g}")
+        distance = stage.distance
+        cells = (
+            ("", "", "")
+            if distance is None
+            else (f"{distance.kl:.4g}", f"{distance.top1:.1%}", f"{distance.hidden:.4g}")
+        )
         losses = (f"{stage.first_loss:.4g}", f"{stage.last_loss:.4g}")
         table.add_row(f"{stage.number} {stage.name}", str(stage.steps), *losses, *cells, f"{stage.seconds:.0f}")
     return table

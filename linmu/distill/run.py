@@ -64,7 +64,7 @@ def distill(
     started, state = time.perf_counter(), PartialState(cpu=not torch.cuda.is_available())
     student, teacher, out = Path(student), Path(teacher), Path(out)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    chosen = _chosen(recipe, stages)
+    chosen = _chosen_stages(recipe, stages)
     say = (say or _to_stderr) if state.is_main_process else _silent
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if bf16 is None else bf16
     check_folders(student, teacher)
@@ -101,15 +101,15 @@ def distill(
     return report
 
 
-def _chosen(recipe: Recipe, numbers: Sequence[int]) -> list[Stage]:
-    found = [stage for stage in recipe.stages if stage.number in numbers]
-    if not found:
+def _chosen_stages(recipe: Recipe, numbers: Sequence[int]) -> list[Stage]:
+    stages = [stage for stage in recipe.stages if stage.number in numbers]
+    if not stages:
         raise InputError(
             "no stage to run",
             got=", ".join(map(str, numbers)) or "none",
             expected="some of " + ", ".join(sorted({str(s.number) for s in recipe.stages})),
         )
-    return found
+    return stages
 
 
 def _setting(teacher, teacher_hash, model, student, folder, check, recipe, lengths: Path, bf16) -> Setting:

@@ -78,15 +78,15 @@ class LiveTeacher:
     @torch.no_grad()
     def signals(self, batch: dict[str, Any], needs: Needs) -> Signals:
         """One pass of the teacher; its head sees predicted tokens only."""
-        found = Signals({})
+        signals = Signals({})
         decoder = self.teacher.get_decoder()
-        with _hooks(decoder, decoder_layers(self.teacher), found, needs):
+        with _hooks(decoder, decoder_layers(self.teacher), signals, needs):
             output = self.teacher.base_model(**model_inputs(batch), use_cache=False)
         if needs.logits:
             rows = output.last_hidden_state.flatten(0, 1)[label_rows(batch["labels"])]
             logits = self.teacher.get_output_embeddings()(rows)
-            found.logits = top_k(logits, needs.top_k, needs.temperature) if needs.top_k else logits
-        return found
+            signals.logits = top_k(logits, needs.top_k, needs.temperature) if needs.top_k else logits
+        return signals
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -114,10 +114,10 @@ def valid_tokens(batch: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def layer_outputs(layers: nn.ModuleList, into: list[Tensor], wanted: bool = True) -> Iterator[None]:
+def layer_outputs(layers: nn.ModuleList, into: list[Tensor], enabled: bool = True) -> Iterator[None]:
     """Collect what every layer returns while the block runs."""
     handles = []
-    if wanted:
+    if enabled:
         into[:] = [None] * len(layers)
 
         def collect(index: int):
@@ -135,22 +135,24 @@ def layer_outputs(layers: nn.ModuleList, into: list[Tensor], wanted: bool = True
 
 
 @contextmanager
-def _hooks(decoder: nn.Module, layers: nn.ModuleList, found: Signals, needs: Needs) -> Iterator[None]:
+def _hooks(decoder: nn.Module, layers: nn.ModuleList, signals: Signals, needs: Needs) -> Iterator[None]:
     def on_decoder(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if args:
             raise TypeError("a decoder that is called with positional arguments")
-        found.decoder = {name: value for name, value in kwargs.items() if name not in ("use_cache", "past_key_values")}
+        signals.decoder = {
+            name: value for name, value in kwargs.items() if name not in ("use_cache", "past_key_values")
+        }
 
     def on_attention(_: nn.Module, __: tuple, kwargs: dict[str, Any], output: tuple[Tensor, Any]) -> None:
-        found.position_embeddings = kwargs["position_embeddings"]
-        found.layer_in.append(kwargs["hidden_states"])
-        found.layer_out.append(output[0])
+        signals.position_embeddings = kwargs["position_embeddings"]
+        signals.layer_in.append(kwargs["hidden_states"])
+        signals.layer_out.append(output[0])
 
     handles = [decoder.register_forward_pre_hook(on_decoder, with_kwargs=True)]
     if needs.layer:
         handles += [layer.self_attn.register_forward_hook(on_attention, with_kwargs=True) for layer in layers]
     try:
-        with layer_outputs(layers, found.hidden, needs.hidden):
+        with layer_outputs(layers, signals.hidden, needs.hidden):
             yield
     finally:
         for handle in handles:

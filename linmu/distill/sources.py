@@ -63,8 +63,8 @@ def cached_sources(
     """The teacher's outputs in `root`, made first where they are missing; the teacher is in memory only meanwhile."""
     front, check_needs = front_fingerprint(student), replace(CHECK_NEEDS, top_k=recipe.top_k)
     caches = [_cache(setting, data, root, front) for data in (setting.data, setting.check) if data is not None]
-    wanted = [[Needs.of(stage, recipe.top_k) for stage in stages], [check_needs]]
-    plans = [(cache, needs) for cache, needs in zip(caches, wanted, strict=False) if cache.missing(needs)]
+    needs_of_caches = [[Needs.of(stage, recipe.top_k) for stage in stages], [check_needs]]
+    plans = [(cache, needs) for cache, needs in zip(caches, needs_of_caches, strict=False) if cache.missing(needs)]
     if plans:
         _build(setting, student, plans, say)
     train = CachedTeacher(caches[0], student)

@@ -171,7 +171,13 @@ def _draw(run: StageRun, stage: Stage, folder: Path) -> None:
 
 def _report(stage: Stage, folder: Path, trainer: DistillTrainer, seconds: float) -> StageReport:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    found = [item.last for item in trainer.callback_handler.callbacks if isinstance(item, Validation)]
+    distances = [item.last for item in trainer.callback_handler.callbacks if isinstance(item, Validation)]
     return StageReport(
-        stage.number, stage.name, trainer.state.global_step, losses[0], losses[-1], seconds, found[0] if found else None
+        stage.number,
+        stage.name,
+        trainer.state.global_step,
+        losses[0],
+        losses[-1],
+        seconds,
+        distances[0] if distances else None,
     )

@@ -61,15 +61,15 @@ class StepSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Lists of `micro` sample numbers."""
-        share, left, epoch = self.share, self.steps, 0
-        while left:
+        share, remaining, epoch = self.share, self.steps, 0
+        while remaining:
             self.buckets.set_epoch(epoch)
             for batch in self.buckets:
                 for turn in range(share.passes):
                     start = (turn * share.world + share.rank) * share.micro
                     yield batch[start : start + share.micro]
-                left -= 1
-                if not left:
+                remaining -= 1
+                if not remaining:
                     return
             epoch += 1
 

@@ -71,8 +71,8 @@ class TeacherCache:
     def missing(self, needs: Sequence[Needs]) -> dict[str, list[int]]:
         """Kind -> numbers of the shards that are not there."""
         kinds = dict.fromkeys(kind for need in needs for kind in kinds_of(need))
-        found = {kind: [n for n in range(self.shards) if not self._shard(kind, n).is_file()] for kind in kinds}
-        return {kind: numbers for kind, numbers in found.items() if numbers}
+        shards = {kind: [n for n in range(self.shards) if not self._shard(kind, n).is_file()] for kind in kinds}
+        return {kind: numbers for kind, numbers in shards.items() if numbers}
 
     def forecast(self, teacher_config: Any, needs: Sequence[Needs]) -> int:
         """Bytes that are still to be written, at most."""
@@ -106,12 +106,12 @@ class TeacherCache:
         too small for the forecast.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        free, wanted = shutil.disk_usage(self.folder).free, self.forecast(teacher.config, needs)
-        if wanted > free:
+        free, needed = shutil.disk_usage(self.folder).free, self.forecast(teacher.config, needs)
+        if needed > free:
             raise InputError(
                 f"too little space for the teacher's outputs in {self.folder}",
                 got=f"{free / 2**30:.1f} GiB free",
-                expected=f"{wanted / 2**30:.1f} GiB",
+                expected=f"{needed / 2**30:.1f} GiB",
             )
         if rank == 0:
             write_bytes(self.folder / MANIFEST, json.dumps({**asdict(self.key), "front": self.front}).encode())
@@ -123,34 +123,34 @@ class TeacherCache:
             for index in range(number * SHARD, min((number + 1) * SHARD, len(self.data))):
                 batch = _to(collate([self.data[index]]), teacher.device)
                 for together, need in _passes(kinds):
-                    found = live.signals(batch, need)
+                    signals = live.signals(batch, need)
                     for kind in together:
-                        stored[kind] |= {f"{index}.{name}": value for name, value in self._pack(kind, found)}
+                        stored[kind] |= {f"{index}.{name}": value for name, value in self._pack(kind, signals)}
             for kind, tensors in stored.items():
                 with atomic_file(self._shard(kind, number)) as temporary:
                     save_file(tensors, temporary)
             if progress is not None:
                 progress(done, len(numbers))
 
-    def _pack(self, kind: str, found: Signals) -> Iterator[tuple[str, Tensor]]:
+    def _pack(self, kind: str, signals: Signals) -> Iterator[tuple[str, Tensor]]:
         """The tensors of one sample (batch 1): [layers, S, D] and [rows, ...]."""
         wide = PRECISIONS[self.key.precision]
         stack = lambda layers: torch.cat(layers).to(wide).cpu().contiguous()  # noqa: E731
         if kind == "layer":
-            assert found.position_embeddings is not None
-            yield "in", stack(found.layer_in)
-            yield "out", stack(found.layer_out)
-            for name, table in zip(("cos", "sin"), found.position_embeddings, strict=True):
+            assert signals.position_embeddings is not None
+            yield "in", stack(signals.layer_in)
+            yield "out", stack(signals.layer_out)
+            for name, table in zip(("cos", "sin"), signals.position_embeddings, strict=True):
                 yield name, table[0].float().cpu().contiguous()
         elif kind == "hidden":
-            yield "hidden", stack(found.hidden)
-        elif isinstance(found.logits, TopK):
-            yield "values", found.logits.values.cpu()
-            yield "indices", found.logits.indices.int().cpu()
-            yield "log_z", found.logits.log_z.cpu()
+            yield "hidden", stack(signals.hidden)
+        elif isinstance(signals.logits, TopK):
+            yield "values", signals.logits.values.cpu()
+            yield "indices", signals.logits.indices.int().cpu()
+            yield "log_z", signals.logits.log_z.cpu()
         else:
-            assert found.logits is not None
-            yield "values", found.logits.float().cpu()
+            assert signals.logits is not None
+            yield "values", signals.logits.float().cpu()
 
     def read(self, kind: str, index: int, name: str) -> Tensor:
         """One tensor of one sample."""
@@ -172,20 +172,20 @@ class CachedTeacher:
         """As LiveTeacher's, padded on the left with zeros."""
         numbers = [self.index[name] for name in batch["sample_ids"]]
         length, device = batch["input_ids"].shape[1], batch["input_ids"].device
-        found = Signals(decoder_arguments(self.student, batch) if needs.decoder else {})
+        signals = Signals(decoder_arguments(self.student, batch) if needs.decoder else {})
 
         def padded(kind: str, name: str) -> Tensor:
             rows = [self.cache.read(kind, number, name) for number in numbers]
             return torch.stack([nn.functional.pad(x, (0, 0, length - x.shape[-2], 0)) for x in rows], -3).to(device)
 
         if needs.layer:
-            found.layer_in, found.layer_out = (list(padded("layer", name)) for name in ("in", "out"))
-            found.position_embeddings = padded("layer", "cos"), padded("layer", "sin")
+            signals.layer_in, signals.layer_out = (list(padded("layer", name)) for name in ("in", "out"))
+            signals.position_embeddings = padded("layer", "cos"), padded("layer", "sin")
         if needs.hidden:
-            found.hidden = list(padded("hidden", "hidden"))
+            signals.hidden = list(padded("hidden", "hidden"))
         if needs.logits:
-            found.logits = self._logits(numbers, needs, device)
-        return found
+            signals.logits = self._logits(numbers, needs, device)
+        return signals
 
     def _logits(self, numbers: list[int], needs: Needs, device: torch.device) -> Tensor | TopK:
         kind = logits_kind(needs)
@@ -202,17 +202,19 @@ class _Reached(Exception):
 
 def decoder_arguments(model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Any]:
     """What a model would hand to its decoder for a batch, the decoder itself not run."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
     def stop(_: nn.Module, __: tuple, kwargs: dict[str, Any]) -> None:
-        found.update({name: value for name, value in kwargs.items() if name not in ("use_cache", "past_key_values")})
+        arguments.update(
+            {name: value for name, value in kwargs.items() if name not in ("use_cache", "past_key_values")}
+        )
         raise _Reached
 
     handle = model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
     try:
         model.base_model(**model_inputs(batch), use_cache=False)
     except _Reached:
-        return found
+        return arguments
     finally:
         handle.remove()
     raise TypeError("the model did not call its decoder")
@@ -230,8 +232,8 @@ def front_fingerprint(student: PreTrainedModel) -> str:
 
 def kinds_of(needs: Needs) -> list[str]:
     """The kinds of outputs that hold what is needed."""
-    found = [kind for kind, wanted in (("layer", needs.layer), ("hidden", needs.hidden)) if wanted]
-    return [*found, logits_kind(needs)] if needs.logits else found
+    kinds = [kind for kind, wanted in (("layer", needs.layer), ("hidden", needs.hidden)) if wanted]
+    return [*kinds, logits_kind(needs)] if needs.logits else kinds
 
 
 def logits_kind(needs: Needs) -> str:

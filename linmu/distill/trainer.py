@@ -142,12 +142,12 @@ class DistillTrainer(Trainer):
         bad = [name for loss, ids in self._passes if not math.isfinite(float(loss)) for name in ids]
         if self.args.world_size > 1:
             bad, every, losses = gather_object(bad), gather_object(every), gather_object(losses)
-        kept = last_checkpoint(self.folder)
+        checkpoint = last_checkpoint(self.folder)
         raise CheckFailed(
             f"the loss is not finite in stage {self.stage.number} ({self.stage.name}) at step "
             f"{self.state.global_step + 1}",
             got=f"loss {sum(losses):g}, gradient norm {norm:g}; samples of the batch: {', '.join(bad or every)}; "
-            f"last good checkpoint: {kept if kept is not None else 'none yet'}",
+            f"last good checkpoint: {checkpoint if checkpoint is not None else 'none yet'}",
             fix="look at the samples; or start anew with lower rates or --fp32",
         )
 

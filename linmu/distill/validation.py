@@ -52,8 +52,8 @@ def measure(
     objective.eval()
     sums = torch.zeros(len(SUMS), dtype=torch.float64)
     for batch, counts in batches:
-        found = objective(batch, source.signals(batch, needs))
-        sums += torch.stack([found[name].cpu() for name in SUMS]) * counts
+        batch_sums = objective(batch, source.signals(batch, needs))
+        sums += torch.stack([batch_sums[name].cpu() for name in SUMS]) * counts
     objective.train(was_training)
     total = dict(zip(SUMS, add_up(sums).tolist(), strict=True))
     rows, tokens = max(total["rows"], 1), max(total["tokens"], 1)
@@ -85,11 +85,11 @@ class Validation(TrainerCallback):
         self._measure(state)
 
     def _measure(self, state: Any) -> None:
-        self.last = found = self.run()
+        self.last = distance = self.run()
         if state.is_world_process_zero:
             self.log.rewind(state.global_step - 1)
-            self.log.append({"step": state.global_step, **found.to_json()})
+            self.log.append({"step": state.global_step, **distance.to_json()})
             self.say(
-                f"validation at step {state.global_step}: KL {found.kl:.4g}, same token {found.top1:.1%}, "
-                f"hidden error {found.hidden:.4g}"
+                f"validation at step {state.global_step}: KL {distance.kl:.4g}, same token {distance.top1:.1%}, "
+                f"hidden error {distance.hidden:.4g}"
             )

@@ -44,22 +44,22 @@ class TorchAnswerer:
         self.device = _device(engine.device)
         self.dtype = _dtype(engine.dtype, self.device)
         self.backend = f"torch ({self.device.type}, {self.dtype})"
-        self._found: ModelFolder | None = read_model_folder(folder) if kind == "teacher" else None
-        if self._found is not None and self._found.gguf is not None:
-            weights = file_sha256(self._found.gguf)
-            self.processor = _gguf_processor(self._found, self.model)
+        self._source: ModelFolder | None = read_model_folder(folder) if kind == "teacher" else None
+        if self._source is not None and self._source.gguf is not None:
+            weights = file_sha256(self._source.gguf)
+            self.processor = _gguf_processor(self._source, self.model)
         else:
             weights = student_weights_hash(folder)
-            self.processor = model_processor(folder) if kind == "student" else _teacher_processor(self._found)
+            self.processor = model_processor(folder) if kind == "student" else _teacher_processor(self._source)
         self.identity = identity(kind, weights, processor_fingerprint(self.processor), self.backend)
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model on its device, with none of its folder's own generation settings."""
-        if self._found is None:
+        if self._source is None:
             model = load_student(self.folder, getattr(torch, self.dtype))
         else:
-            model = load_teacher(self._found, self.dtype)
+            model = load_teacher(self._source, self.dtype)
         model.generation_config = GenerationConfig()
         return model.to(self.device)
 
@@ -75,8 +75,8 @@ class TorchAnswerer:
         with _threads(self.engine.threads):
             for window in self._windows(questions):
                 for batch in batches(window, self.engine.batch_size):
-                    found = self._generate([inputs for _, inputs in batch], max_new_tokens)
-                    yield from zip((question for question, _ in batch), found, strict=True)
+                    replies = self._generate([inputs for _, inputs in batch], max_new_tokens)
+                    yield from zip((question for question, _ in batch), replies, strict=True)
 
     def close(self) -> None:
         """Free the weights."""
@@ -88,15 +88,15 @@ class TorchAnswerer:
     def _windows(self, questions: Sequence[Question]) -> Iterator[list[Encoded]]:
         """Encoded questions, as many at a time as fit in a window."""
         window: list[Encoded] = []
-        held = 0
+        size = 0
         for question in questions:
             with naming(question):
                 inputs = self.processor.encode(question.prompt, question.pictures(), question.video, question.video_fps)
             window.append((question, inputs))
-            held += _held_bytes(inputs)
-            if len(window) == WINDOW_BATCHES * self.engine.batch_size or held >= WINDOW_BYTES:
+            size += _pixel_bytes(inputs)
+            if len(window) == WINDOW_BATCHES * self.engine.batch_size or size >= WINDOW_BYTES:
                 yield window
-                window, held = [], 0
+                window, size = [], 0
         if window:
             yield window
 
@@ -130,8 +130,8 @@ class TorchAnswerer:
     def _answer(self, ids: list[int], ends: Sequence[int]) -> Answer:
         """What was generated up to the first end token."""
         stop = next((place for place, token in enumerate(ids) if token in ends), None)
-        kept = ids if stop is None else ids[:stop]
-        return Answer(self.processor.decode(kept), len(kept) + (stop is not None), stop is not None)
+        answer = ids if stop is None else ids[:stop]
+        return Answer(self.processor.decode(answer), len(answer) + (stop is not None), stop is not None)
 
 
 def batches(window: Sequence[Encoded], size: int) -> Iterator[list[Encoded]]:
@@ -146,26 +146,26 @@ def batches(window: Sequence[Encoded], size: int) -> Iterator[list[Encoded]]:
         yield batch
 
 
-def _held_bytes(inputs: ModelInputs) -> int:
+def _pixel_bytes(inputs: ModelInputs) -> int:
     """Bytes of pixels that were made already (Qwen's are made when asked for)."""
     if not isinstance(inputs.vision_calls, tuple):
         return 0
     return sum(call["pixel_values"].nbytes for call in inputs.vision_calls)
 
 
-def _teacher_processor(found: ModelFolder | None) -> Processor:
+def _teacher_processor(source: ModelFolder | None) -> Processor:
     """The processor a student made of this teacher would have."""
-    assert found is not None
-    with scratch_folder(found.folder) as folder:
-        (folder / "config.json").write_bytes((found.folder / "config.json").read_bytes())
-        write_side_files(found, folder)
+    assert source is not None
+    with scratch_folder(source.folder) as folder:
+        (folder / "config.json").write_bytes((source.folder / "config.json").read_bytes())
+        write_side_files(source, folder)
         return model_processor(folder)
 
 
-def _gguf_processor(found: ModelFolder, model: PreTrainedModel) -> Processor:
-    with scratch_folder(found.folder) as folder:
+def _gguf_processor(source: ModelFolder, model: PreTrainedModel) -> Processor:
+    with scratch_folder(source.folder) as folder:
         model.config.save_pretrained(folder)
-        write_side_files(found, folder)
+        write_side_files(source, folder)
         return model_processor(folder)
 
 

@@ -48,7 +48,7 @@ class MMateAttention(MMateBlock):
         past, layout = slot.state if slot else None, kwargs.get(LAYOUT_ARGUMENT)
         y, state = super().forward(hidden_states, position_embeddings, past, valid, layout)
         if slot is not None:
-            slot.state, slot.seen = state, slot.seen + hidden_states.shape[1]
+            slot.state, slot.tokens = state, slot.tokens + hidden_states.shape[1]
         return y, None
 
 

@@ -44,20 +44,20 @@ def collate(encoded: Sequence[EncodedSample], rules: PromptRules | None, pad_id:
 def _media(encoded: Sequence[EncodedSample], rules: PromptRules, length: int) -> dict[str, Any]:
     """Pixels, grids and token types of a batch; nothing for a batch of text."""
     rows = [hf_inputs(item.inputs, rules) for item in encoded]
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name in JOINED:
         if parts := [row[name] for row in rows if name in row]:
             tiles = name == "pixel_values" and rules.family in TILE_AXIS
-            found[name] = _stacked_tiles(encoded, rows) if tiles else torch.cat(parts)
+            arguments[name] = _stacked_tiles(encoded, rows) if tiles else torch.cat(parts)
     if any("mm_token_type_ids" in row for row in rows):
         types = torch.zeros(len(rows), length, dtype=torch.int64)
         for number, row in enumerate(rows):
             if (kinds := row.get("mm_token_type_ids")) is not None:
                 types[number, length - kinds.shape[1] :] = kinds[0]
-        found["mm_token_type_ids"] = types
+        arguments["mm_token_type_ids"] = types
     if any("linmu_media" in row for row in rows):
-        found["linmu_media"] = [item.inputs.media for item in encoded]
-    return found
+        arguments["linmu_media"] = [item.inputs.media for item in encoded]
+    return arguments
 
 
 def _stacked_tiles(encoded: Sequence[EncodedSample], rows: Sequence[dict[str, Any]]) -> Tensor:

@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class LinMULayer(CacheLayerMixin):
-    """Recurrent state of one layer: `state` maps the contract's names to tensors, `seen` counts tokens.
+    """Recurrent state of one layer: `state` maps the contract's names to tensors, `tokens` counts those read.
 
     Derives from CacheLayerMixin, not LinearAttentionLayerMixin: with every layer recurrent, transformers'
     get_seq_length() raises for the latter.
@@ -23,7 +23,7 @@ class LinMULayer(CacheLayerMixin):
     def __init__(self, **_: object):
         super().__init__()
         self.state: dict[str, Tensor] | None = None
-        self.seen = 0
+        self.tokens = 0
 
     def lazy_initialization(self, *_: object) -> None:
         """Nothing to allocate: the block makes its own zero state."""
@@ -35,11 +35,11 @@ class LinMULayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Tokens seen so far."""
-        return self.seen
+        return self.tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(key length, offset) that transformers' mask builders ask for."""
-        return self.seen + query_length, 0
+        return self.tokens + query_length, 0
 
     def get_max_length(self) -> int:
         """No limit: the state does not grow."""
@@ -51,7 +51,7 @@ class LinMULayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.state, self.seen = None, 0
+        self.state, self.tokens = None, 0
 
     def offload(self) -> None:
         """Move the state to the CPU."""
@@ -74,8 +74,8 @@ class LinMULayer(CacheLayerMixin):
 
     def crop(self, max_length: int) -> None:
         """Refuse to go back: a recurrent state cannot be cropped (save a copy before instead)."""
-        if max_length not in (0, self.seen):
-            raise ValueError(f"a recurrent state of {self.seen} tokens cannot be cropped to {max_length}")
+        if max_length not in (0, self.tokens):
+            raise ValueError(f"a recurrent state of {self.tokens} tokens cannot be cropped to {max_length}")
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.state is not None:

@@ -57,14 +57,14 @@ SIDE_FILES = (
 )
 
 
-def load_teacher(found: ModelFolder, dtype: str = "auto", adapter: Path | None = None) -> PreTrainedModel:
+def load_teacher(source: ModelFolder, dtype: str = "auto", adapter: Path | None = None) -> PreTrainedModel:
     """The teacher of a checked folder, on the CPU, in eval mode, with an adapter's weights merged into its own.
 
     FP8 weights become values of `dtype` ("auto": the config's, or bfloat16). Raises InputError when weights are
     missing, or when the folder or the adapter holds some that the model does not use.
     """
-    cls = getattr(transformers, found.family.model_class)
-    model = _load_gguf(cls, found, found.gguf, dtype) if found.gguf is not None else _load_plain(cls, found, dtype)
+    cls = getattr(transformers, source.family.model_class)
+    model = _load_gguf(cls, source, source.gguf, dtype) if source.gguf is not None else _load_plain(cls, source, dtype)
     if adapter is None:
         return model
     from linmu.model.adapter import merge_adapter
@@ -72,43 +72,43 @@ def load_teacher(found: ModelFolder, dtype: str = "auto", adapter: Path | None =
     return merge_adapter(model, adapter)
 
 
-def model_config(found: ModelFolder) -> Any:
+def model_config(source: ModelFolder) -> Any:
     """The teacher's config as transformers reads it; a GGUF file's with the rotary scaling that transformers skips."""
-    cls = getattr(transformers, found.family.model_class).config_class
+    cls = getattr(transformers, source.family.model_class).config_class
     try:
-        if found.gguf is None:
-            return cls.from_pretrained(found.folder, local_files_only=True)
-        config = cls.from_pretrained(found.folder, local_files_only=True, gguf_file=found.gguf.name)
+        if source.gguf is None:
+            return cls.from_pretrained(source.folder, local_files_only=True)
+        config = cls.from_pretrained(source.folder, local_files_only=True, gguf_file=source.gguf.name)
     except UNUSABLE as error:
-        raise InputError(f"cannot use the config of {found.folder}", got=error, fix="check its config.json") from error
-    changes = config_changes(found.gguf)
+        raise InputError(f"cannot use the config of {source.folder}", got=error, fix="check its config.json") from error
+    changes = config_changes(source.gguf)
     config.rope_parameters = {**config.rope_parameters, **changes.pop("rope_parameters", {})}
     for name, value in changes.items():
         setattr(config, name, value)
     return config
 
 
-def _load_plain(cls: Any, found: ModelFolder, dtype: str) -> PreTrainedModel:
-    if not found.scales.weights:
-        model, surplus = _load(cls, found.folder, dtype=dtype, use_safetensors=True)
+def _load_plain(cls: Any, source: ModelFolder, dtype: str) -> PreTrainedModel:
+    if not source.scales.weights:
+        model, surplus = _load(cls, source.folder, dtype=dtype, use_safetensors=True)
     else:
-        config = model_config(found)
+        config = model_config(source)
         for part in (config, config.get_text_config()):
             vars(part).pop("quantization_config", None)
         if dtype == "auto":
             stored = config.dtype or config.get_text_config().dtype
             dtype = str(stored).removeprefix("torch.") if stored else "bfloat16"
         options = {"config": config, "dtype": getattr(torch, dtype), "use_safetensors": True}
-        model, surplus = _load(cls, found.folder, **options)
-    if found.scales.weights or found.scales.runtime:
-        surplus -= apply_scales(model, found)
-    _refuse_surplus(found.folder, surplus, f"a {cls.__name__}")
+        model, surplus = _load(cls, source.folder, **options)
+    if source.scales.weights or source.scales.runtime:
+        surplus -= apply_scales(model, source)
+    _refuse_surplus(source.folder, surplus, f"a {cls.__name__}")
     return model
 
 
-def _load_gguf(cls: Any, found: ModelFolder, gguf: Path, dtype: str) -> PreTrainedModel:
+def _load_gguf(cls: Any, source: ModelFolder, gguf: Path, dtype: str) -> PreTrainedModel:
     dtype = "float32" if dtype == "auto" else dtype
-    model, _ = _load(cls, found.folder, config=model_config(found), dtype=getattr(torch, dtype), gguf_file=gguf.name)
+    model, _ = _load(cls, source.folder, config=model_config(source), dtype=getattr(torch, dtype), gguf_file=gguf.name)
     # The weights are ordinary tensors by now; without these marks the model can be saved.
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, name):
@@ -129,14 +129,14 @@ def load_student(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrained
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and its report on weights off the terminal: we show and judge them ourselves."""
-    shown, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    progress_bar, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     try:
         yield
     finally:
         hf_logging.set_verbosity(level)
-        if shown:
+        if progress_bar:
             hf_logging.enable_progress_bar()
 
 
@@ -167,25 +167,25 @@ def _refuse_surplus(folder: Path, surplus: set[str], kind: str) -> None:
         )
 
 
-def write_side_files(found: ModelFolder, folder: Path) -> None:
+def write_side_files(source: ModelFolder, folder: Path) -> None:
     """Copy the tokenizer's, processor's and licence files; make tokenizer.json where the teacher has an older form."""
     for name in SIDE_FILES:
-        if (found.folder / name).is_file():
-            shutil.copyfile(found.folder / name, folder / name)
-    _name_processor(found, folder)
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, folder / name)
+    _name_processor(source, folder)
     if (folder / "tokenizer.json").is_file():
         return
-    if found.gguf is not None:
-        AutoTokenizer.from_pretrained(found.folder, gguf_file=found.gguf.name).save_pretrained(folder)
-    elif any((found.folder / name).is_file() for name in TOKENIZER_SOURCES):
-        AutoTokenizer.from_pretrained(found.folder, local_files_only=True).save_pretrained(folder)
+    if source.gguf is not None:
+        AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf.name).save_pretrained(folder)
+    elif any((source.folder / name).is_file() for name in TOKENIZER_SOURCES):
+        AutoTokenizer.from_pretrained(source.folder, local_files_only=True).save_pretrained(folder)
 
 
-def _name_processor(found: ModelFolder, folder: Path) -> None:
+def _name_processor(source: ModelFolder, folder: Path) -> None:
     """Name the processor's class where older folders leave it to the teacher's model_type, which a student has not."""
     files = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
     contents = [read_json_object(path) for path in files]
-    if found.family.text_only or not files or any("processor_class" in content for content in contents):
+    if source.family.text_only or not files or any("processor_class" in content for content in contents):
         return
-    named = {**contents[0], "processor_class": PROCESSOR_MAPPING_NAMES[found.family.name]}
+    named = {**contents[0], "processor_class": PROCESSOR_MAPPING_NAMES[source.family.name]}
     files[0].write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

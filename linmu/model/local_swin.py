@@ -45,18 +45,18 @@ def sliding_attention(
     window, length = past_k.shape[2], q.shape[1]
     keys = torch.cat([past_k.transpose(1, 2).to(k.dtype), k], 1)  # [B, window+S, G, d]
     values = torch.cat([past_v.transpose(1, 2).to(v.dtype), v], 1)
-    known = torch.cat([past_valid, valid], 1)
-    present = (keys[:, length:].transpose(1, 2), values[:, length:].transpose(1, 2), known[:, length:])
+    valid_keys = torch.cat([past_valid, valid], 1)
+    present = (keys[:, length:].transpose(1, 2), values[:, length:].transpose(1, 2), valid_keys[:, length:])
     tail = -length % window
     blocks = (length + tail) // window
     grow = lambda x: functional.pad(x, (0, 0, 0, 0, 0, tail))  # noqa: E731
     keys, values, q = grow(keys), grow(values), grow(q).unflatten(1, (blocks, window))  # q [B, n, W, H, d]
-    known = functional.pad(known, (0, tail))
+    valid_keys = functional.pad(valid_keys, (0, tail))
     pair = lambda x: x.unfold(1, 2 * window, window).movedim(-1, 2)  # noqa: E731  # [B, n, 2W, ...]
-    keys, values, known = pair(keys), pair(values), pair(known)
+    keys, values, valid_keys = pair(keys), pair(values), pair(valid_keys)
     offset = torch.arange(2 * window, device=q.device) - torch.arange(window, device=q.device)[:, None]
     band = (offset >= 1) & (offset <= window)  # query i of a block stands at key i + window; band of `window` keys
-    own = offset == window  # padding tokens attend to themselves: no empty row
-    allowed = (band & known[:, :, None, :]) | own  # [B, n, W, 2W]
+    own_key = offset == window  # padding tokens attend to themselves: no empty row
+    allowed = (band & valid_keys[:, :, None, :]) | own_key  # [B, n, W, 2W]
     y = _attend(q.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), allowed.flatten(0, 1)[:, None], scale)
     return y.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :length], present

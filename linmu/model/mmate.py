@@ -182,9 +182,9 @@ class MMateBlock(nn.Module):
         if self.mmate.text_window:
             q, k, v = self.swin(u)
             q, k = rotate(q, *tables), rotate(k, *tables)
-            known = valid if valid is not None else torch.ones(u.shape[:2], dtype=torch.bool, device=u.device)
+            valid_tokens = valid if valid is not None else torch.ones(u.shape[:2], dtype=torch.bool, device=u.device)
             past = (state["key"], state["value"], state["valid"])
-            text, present = sliding_attention(q, k, v, known, past, scale)
+            text, present = sliding_attention(q, k, v, valid_tokens, past, scale)
             new_state = dict(zip(("key", "value", "valid"), present, strict=True))
         if layout is None or not self.mmate.local_swin or not layout["windows"].shape[1]:
             return text, new_state

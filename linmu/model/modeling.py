@@ -116,14 +116,14 @@ class LinMUModel:
         if rules is not None and any(grid is not None for grid in grids) and model_kwargs.get("linmu_media") is None:
             ids, mask = inputs_tensor.cpu(), model_kwargs.get("attention_mask")
             keep = torch.ones_like(ids) if mask is None else mask.cpu()
-            rows = [row[kept.bool()].numpy() for row, kept in zip(ids, keep, strict=True)]
+            rows = [row[valid.bool()].numpy() for row, valid in zip(ids, keep, strict=True)]
             model_kwargs["linmu_media"] = media_of_batch(rules, rows, *grids)
         prepare = super()._maybe_prepare_encoder_kwargs_for_generation  # type: ignore[misc]
         return prepare(inputs_tensor, model_kwargs, *args)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        known = {name: value for name, value in model_kwargs.items() if name != "linmu_media"}
-        super()._validate_model_kwargs(known)  # type: ignore[misc]
+        others = {name: value for name, value in model_kwargs.items() if name != "linmu_media"}
+        super()._validate_model_kwargs(others)  # type: ignore[misc]
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The teacher's, with `linmu_media` kept for the prompt only."""

@@ -17,7 +17,7 @@ from linmu.formats.scaled_weights import Scale
 
 
 @torch.no_grad()
-def apply_scales(model: PreTrainedModel, found: ModelFolder) -> set[str]:
+def apply_scales(model: PreTrainedModel, source: ModelFolder) -> set[str]:
     """Multiply every weight that has a scale, in float32, and round once to the weight's own type.
 
     Returns the names, as transformers reports unexpected ones, of all scales and of what only rounds activations.
@@ -25,16 +25,16 @@ def apply_scales(model: PreTrainedModel, found: ModelFolder) -> set[str]:
     """
     rename = _renamer(model)
     parameters = dict(model.named_parameters())
-    used = {rename(name) for name in found.scales.runtime}
-    wanted = {scale.name: (weight, scale) for weight, scale in found.scales.weights.items()}
-    for path in found.weights if wanted else ():
+    used = {rename(name) for name in source.scales.runtime}
+    scales = {scale.name: (weight, scale) for weight, scale in source.scales.weights.items()}
+    for path in source.weights if scales else ():
         with safe_open(path, framework="pt") as file:
-            for name in file.keys() & wanted.keys():
-                weight, scale = wanted[name]
+            for name in file.keys() & scales.keys():
+                weight, scale = scales[name]
                 parameter = parameters.get(rename(weight))
                 if parameter is None:
                     raise InputError(
-                        f"{found.folder} has a scaled weight that its model does not use",
+                        f"{source.folder} has a scaled weight that its model does not use",
                         got=weight,
                         fix="copy config.json and weights of one and the same model",
                     )

@@ -145,10 +145,10 @@ def _layers(call: Call, x: Tensor, deepstack: Tensor | None) -> tuple[Tensor, St
     for i in range(form.layers):
         ops.enter(f"layers.{i}.")
         u, x = ops.add_rms_norm(x, update, f"layers.{i}.norm_in", form.eps)
-        own = {"conv": past[f"past.{i}.conv"], "recurrent": ops.read_state(past[f"past.{i}.recurrent"], form)}
+        layer_past = {"conv": past[f"past.{i}.conv"], "recurrent": ops.read_state(past[f"past.{i}.recurrent"], form)}
         if form.mmate.text_window:
-            own |= {kind: past[f"past.{i}.{kind}"] for kind in ("key", "value")}
-        layer = Layer(call, i, own)
+            layer_past |= {kind: past[f"past.{i}.{kind}"] for kind in ("key", "value")}
+        layer = Layer(call, i, layer_past)
         y, state = _mmate(layer, u)
         state["recurrent"] = ops.write_state(state["recurrent"], form)
         present |= {f"present.{i}.{kind}": value for kind, value in state.items()}

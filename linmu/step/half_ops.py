@@ -44,7 +44,7 @@ class HalfOps(TorchOps):
         return self.round_product(self.product(half(x), half(y)))
 
     def head(self, x: Tensor, weight: str) -> Tensor:
-        return self._product_for(weight)(self.seen(x, weight), self.weights[weight].T)
+        return self._product_for(weight)(self.matrix_input(x, weight), self.weights[weight].T)
 
     def multiply(self, x: Tensor, weight: str) -> Tensor:
         y = self._product_for(weight)(x, self.weights[weight])

@@ -84,11 +84,11 @@ class StreamedWeights(MutableMapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """The weight, float32 (integers as they are); raises KeyError."""
-        held = self._held.get(name)
-        if held is None and self._spool is not None:
-            held = self._spool.read(name)
-        if held is not None:
-            return held
+        weight = self._held.get(name)
+        if weight is None and self._spool is not None:
+            weight = self._spool.read(name)
+        if weight is not None:
+            return weight
         value = self._thunks[name]().detach()
         if self._spool is not None:
             self._spool.write(name, value)

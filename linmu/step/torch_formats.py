@@ -77,8 +77,10 @@ def _block_largest(x: Tensor, format: MatrixFormat) -> Tensor:
 
 
 def _block_inverse(largest: Tensor) -> Tensor:
-    whole = torch.full_like(largest, INT8_LARGEST)  # of a number, torch would multiply by the reciprocal: other bits
-    return torch.where(largest > 0, whole / largest, torch.zeros_like(largest))
+    numerator = torch.full_like(
+        largest, INT8_LARGEST
+    )  # of a number, torch would multiply by the reciprocal: other bits
+    return torch.where(largest > 0, numerator / largest, torch.zeros_like(largest))
 
 
 def _spread(blocks: Tensor, format: MatrixFormat) -> Tensor:

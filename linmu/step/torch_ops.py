@@ -57,19 +57,19 @@ class TorchOps:
         return x @ y
 
     def head(self, x: Tensor, weight: str) -> Tensor:
-        return self.product(self.seen(x, weight), self.weights[weight].T)
+        return self.product(self.matrix_input(x, weight), self.weights[weight].T)
 
-    def seen(self, x: Tensor, weight: str) -> Tensor:
+    def matrix_input(self, x: Tensor, weight: str) -> Tensor:
         """The input of a product as its matrix sees it: as it is, or scaled and rounded (matrix_format)."""
         factor = self.weights.get(part(weight, "pre"))
         x = x if factor is None else x * factor
         return self.rounding(weight, x, *self.inputs[weight]) if weight in self.inputs else x
 
     def rounded(self, x: Tensor, weight: str) -> Tensor:
-        return self.seen(x, weight)
+        return self.matrix_input(x, weight)
 
     def linear(self, x: Tensor, weight: str) -> Tensor:
-        return self.multiply(self.seen(x, weight), weight)
+        return self.multiply(self.matrix_input(x, weight), weight)
 
     def multiply(self, x: Tensor, weight: str) -> Tensor:
         y = self.product(x, self.weights[weight])
@@ -200,8 +200,8 @@ class TorchOps:
 
     def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):
         window = form.mmate.text_window
-        valid = torch.arange(window, device=q.device) >= window - fill[:, None]  # [B, W]
+        past_valid = torch.arange(window, device=q.device) >= window - fill[:, None]  # [B, W]
         q, k, v = (x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v))
-        known = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
-        y, (key, value, _) = sliding_attention(q, k, v, known, (past_key, past_value, valid), form.head_dim**-0.5)
+        valid = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
+        y, (key, value, _) = sliding_attention(q, k, v, valid, (past_key, past_value, past_valid), form.head_dim**-0.5)
         return y.flatten(2), key, value

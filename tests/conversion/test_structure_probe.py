@@ -64,7 +64,7 @@ def test_a_decoder_like_llamas_is_carried(kind):
     record = record_teacher(teacher, FAMILIES["llava"])
     with torch.inference_mode():
         torch.testing.assert_close(record.logits, teacher(**record.arguments).logits)
-    assert [len(x) for x in (record.inputs, record.seen, record.mixed)] == [3, 3, 3]
+    assert [len(x) for x in (record.inputs, record.attention_inputs, record.mixed)] == [3, 3, 3]
     student = convert(teacher)
     with torch.inference_mode():  # the mixers do take part again
         assert (student(**record.arguments).logits - record.logits).abs().max() > 0.1
