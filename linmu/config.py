@@ -17,6 +17,7 @@ _LIMITS: dict[str, tuple[float, float]] = {  # far beyond what makes sense: they
     "chunk_size": (1, 1 << 20),
     "taps": (2, 1 << 10),
     "text_window": (0, 1 << 20),
+    "text_sinks": (0, 1 << 10),
     "norm_eps": (0.0, 1.0),
     "min_half_life": (_SMALLEST, _LARGEST),
     "max_half_life": (_SMALLEST, _LARGEST),
@@ -40,7 +41,8 @@ class MMateConfig:
     rope: rotate q and k in the state-space branch; scan: "rms" or "raster";
     backward, local_swin: switches for ablations; skip: the learned D v_t term (zero at init);
     window_*: Local-Swin window in tokens; causal_windows: causal instead of bidirectional windows;
-    text_window: tokens of sliding-window attention for text queries (0 = off, our extension);
+    text_window: last tokens that text attends to besides the state-space branch (0 = off, our extension);
+    text_sinks: first tokens of a sequence that stay in the text window;
     max_span_frames: frames of a video that form one bidirectional span;
     chunk_size: tokens per chunk of the parallel scan; norm_eps: epsilon of the per-head RMSNorm;
     min_half_life, max_half_life: tokens after which the fastest and slowest head have halved their state at init.
@@ -58,6 +60,7 @@ class MMateConfig:
     window_columns: int = 8
     causal_windows: bool = False
     text_window: int = 0
+    text_sinks: int = 0
     max_span_frames: int = 8
     chunk_size: int = 128
     norm_eps: float = 1e-5
@@ -75,8 +78,15 @@ class MMateConfig:
                 raise _bad(name, getattr(self, name), f"{low} to {high}")
         if (tokens := self.window_frames * self.window_rows * self.window_columns) > MOST_WINDOW_TOKENS:
             raise _bad("window_frames x window_rows x window_columns", tokens, f"at most {MOST_WINDOW_TOKENS} tokens")
+        if self.text_sinks and not self.text_window:
+            raise _bad("text_sinks", self.text_sinks, "0 without a text_window")
         if not self.min_half_life <= self.max_half_life:
             raise _bad("max_half_life", self.max_half_life, f"at least min_half_life ({self.min_half_life})")
+
+    @property
+    def text_slots(self) -> int:
+        """Keys and values that a layer keeps of text: sinks and the last tokens."""
+        return self.text_sinks + self.text_window
 
     @property
     def window(self) -> WindowSize:

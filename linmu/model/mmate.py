@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from linmu.config import MMateConfig
 from linmu.layout.types import SCHEDULES, SHIFTS
 from linmu.model.flex_ma import Direction, gather_rows
-from linmu.model.local_swin import sliding_attention, windowed_attention
+from linmu.model.local_swin import windowed_attention
 from linmu.model.rotary import half_tables, rotate
+from linmu.model.sliding import sliding_attention
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,13 @@ class MMateBlock(nn.Module):
         return self.o_proj(mixed.flatten(2).to(u.dtype)), new_state
 
     def initial_state(self, u: Tensor) -> dict[str, Tensor]:
-        """Zero state for inputs u [B,...]; keys as in the bundle's contract plus `valid` for text windows."""
+        """Zero state for inputs u [B,...]; keys as in the bundle's contract plus `count` [B] of tokens for text windows."""
         conv, recurrent = self.scan_forward.initial_state(u)
         state = {"conv": conv, "recurrent": recurrent}
-        if window := self.mmate.text_window:
-            shape = (u.shape[0], self.dims.kv_heads, window, self.dims.head_dim)
+        if self.mmate.text_window:
+            shape = (u.shape[0], self.dims.kv_heads, self.mmate.text_slots, self.dims.head_dim)
             state |= {"key": u.new_zeros(shape), "value": u.new_zeros(shape)}
-            state["valid"] = torch.zeros(u.shape[0], window, dtype=torch.bool, device=u.device)
+            state["count"] = torch.zeros(u.shape[0], dtype=torch.long, device=u.device)
         return state
 
     def _flex(self, u, tables, state, valid, layout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -183,9 +184,9 @@ class MMateBlock(nn.Module):
             q, k, v = self.swin(u)
             q, k = rotate(q, *tables), rotate(k, *tables)
             valid_tokens = valid if valid is not None else torch.ones(u.shape[:2], dtype=torch.bool, device=u.device)
-            past = (state["key"], state["value"], state["valid"])
-            text, present = sliding_attention(q, k, v, valid_tokens, past, scale)
-            new_state = dict(zip(("key", "value", "valid"), present, strict=True))
+            past = (state["key"], state["value"], state["count"])
+            text, present = sliding_attention(q, k, v, valid_tokens, past, self.mmate.text_sinks, scale)
+            new_state = dict(zip(("key", "value", "count"), present, strict=True))
         if layout is None or not self.mmate.local_swin or not layout["windows"].shape[1]:
             return text, new_state
         index, segment = layout["windows"][self.shift], layout["window_segment"][self.shift]  # [W, L]

@@ -141,8 +141,8 @@ class DecoderForm:
             stored = STATE_PRECISIONS[self.state]
             specs.append(StateSpec(f"past.{i}.conv", f"present.{i}.conv", "float32", *conv))
             specs.append(StateSpec(f"past.{i}.recurrent", f"present.{i}.recurrent", stored, *recurrent))
-            if window := self.mmate.text_window:
-                ring = (1, self.kv_heads, window, dim)
+            if self.mmate.text_window:
+                ring = (1, self.kv_heads, self.mmate.text_slots, dim)
                 for kind in ("key", "value"):
                     axes = ("batch", "heads", "window", "head_dim")
                     specs.append(StateSpec(f"past.{i}.{kind}", f"present.{i}.{kind}", "float32", ring, axes))

@@ -138,4 +138,7 @@ class Ops(Protocol):
     def sliding_attention(
         self, q: T, k: T, v: T, past_key: T, past_value: T, fill: T, form: DecoderForm
     ) -> tuple[T, T, T]:
-        """Causal attention over the last text_window tokens; past [B,G,W,d], fill [B] tokens seen before."""
+        """Causal attention over the first text_sinks tokens and the last text_window (linmu.model.sliding).
+
+        past [B,G,N,d], fill [B] tokens seen before.
+        """

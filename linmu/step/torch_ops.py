@@ -13,8 +13,8 @@ from torch.nn import functional
 from linmu.formats.matrix_format import MatrixFormat, part
 from linmu.formats.state_precision import LARGEST_HALF
 from linmu.model import ssm
-from linmu.model.local_swin import sliding_attention
 from linmu.model.rotary import rope_tables, rotate
+from linmu.model.sliding import sliding_attention
 from linmu.step.form import DecoderForm
 from linmu.step.streamed import StreamedWeights
 from linmu.step.torch_formats import Rounding, matrix_value, round_named
@@ -199,9 +199,8 @@ class TorchOps:
         return y.transpose(1, 2).reshape(1, rows * length, -1)
 
     def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):
-        window = form.mmate.text_window
-        past_valid = torch.arange(window, device=q.device) >= window - fill[:, None]  # [B, W]
         q, k, v = (x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v))
         valid = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
-        y, (key, value, _) = sliding_attention(q, k, v, valid, (past_key, past_value, past_valid), form.head_dim**-0.5)
+        past = (past_key, past_value, fill)
+        y, (key, value, _) = sliding_attention(q, k, v, valid, past, form.mmate.text_sinks, form.head_dim**-0.5)
         return y.flatten(2), key, value

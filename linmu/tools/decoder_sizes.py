@@ -43,7 +43,7 @@ class DecoderSizes:
         state_heads = self.heads if mmate.decay == "query_head" else self.kv_heads
         recurrent = state_heads * self.head_dim**2
         conv = (self.heads + 2 * self.kv_heads) * self.head_dim * (mmate.taps - 1)
-        window = 2 * self.kv_heads * mmate.text_window * self.head_dim
+        window = 2 * self.kv_heads * mmate.text_slots * self.head_dim
         return FLOAT_BYTES * self.layers * (recurrent + conv + window)
 
 

@@ -181,6 +181,7 @@ class Reference:
         for i in range(length):
             if m.text_window and not (m.local_swin and i in vision):
                 mask[i, max(0, i - m.text_window + 1) : i + 1] = True
+                mask[i, : min(m.text_sinks, i + 1)] = True
         for positions, grid in spans if m.local_swin else []:
             windows = [window_of(n, grid, sizes, self.layer % 2 == 1) for n in range(len(positions))]
             for i, mine in zip(positions, windows, strict=True):

@@ -17,6 +17,7 @@ SETTINGS = {
     "default": {},
     "kv_head and skip": {"decay": "kv_head", "skip": True, "taps": 3},
     "text window": {"text_window": 5},
+    "sinks": {"text_window": 4, "text_sinks": 3},
     "no backward": {"backward": False, "scan": "raster"},
     "no windows": {"local_swin": False, "rope": False},
     "causal windows": {"causal_windows": True, "window_rows": 2, "window_columns": 3},

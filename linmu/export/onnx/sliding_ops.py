@@ -1,4 +1,8 @@
-"""The sliding window of text (`text_window`) as ONNX nodes, in standard operators for both tables of operations."""
+"""The text window as ONNX nodes, in standard operators for all tables of operations (linmu.model.sliding).
+
+Indices and masks are the same in all layers: equal nodes are made once in a graph. Integer divisions have positive
+operands only. Names: W, T, N = T + W slots; S tokens of a call, fill [B] tokens before it; r = H / G.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ MASKED = -1e30  # added to scores; exp() of it is 0
 
 
 class SlidingOps:
-    """sliding_attention of linmu.step.ops.Ops. W = text_window, r = query heads per key/value head."""
+    """sliding_attention of linmu.step.ops.Ops."""
 
     graph: GraphBuilder
     form: DecoderForm
@@ -30,85 +34,143 @@ class SlidingOps:
     def sliding_attention(
         self, q: str, k: str, v: str, past_key: str, past_value: str, fill: str, form: DecoderForm
     ) -> tuple[str, str, str]:
-        """Causal attention over the last W tokens -> y, present key and value; `fill` [B] tokens seen before."""
+        """Causal attention over sinks and the last W tokens -> y, present key and value."""
 
         def heads(x: str) -> str:
             return self.node(
                 "Transpose", self.node("Reshape", x, self.shape(0, 0, form.kv_heads, form.head_dim)), perm=[0, 2, 1, 3]
             )
 
-        keys = self.node("Concat", past_key, heads(k), axis=2)  # [B, G, W+S, d]
+        if self.single_token:
+            written = self._written(fill)
+            key, value = (self.node("Where", written, heads(x), past) for x, past in ((k, past_key), (v, past_value)))
+            return self._one_query(q, key, value, fill), key, value
+        length = self.node("Gather", self.node("Shape", q), self.graph.const([1]))  # [1]
+        keys = self.node("Concat", past_key, heads(k), axis=2)  # [1, G, N+S, d]
         values = self.node("Concat", past_value, heads(v), axis=2)
-        window = form.mmate.text_window
-        key, value = (self._slice(x, -window, 2**31 - 1, 2) for x in (keys, values))
-        y = self._one_query(q, key, value, fill) if self.single_token else self._blocks(q, keys, values, fill)
-        return y, key, value
+        index = self._present_index(fill, length)
+        key, value = (self.node("Gather", x, index, axis=2) for x in (keys, values))
+        return self._blocks(q, keys, values, fill, length), key, value
+
+    # ---- integers ------------------------------------------------------------------------------------------------
+    def _whole(self, op: str, x: str, y: str | int | list | np.ndarray) -> str:
+        """An operator on int64 values, one of which may be a constant."""
+        return self.node(op, x, y if isinstance(y, str) else self.graph.const(y))
+
+    def _remainder(self, x: str, divisor: int) -> str:
+        """X mod divisor, x >= 0."""
+        return self._whole("Sub", x, self._whole("Mul", self._whole("Div", x, divisor), divisor))
+
+    def _range(self, stop: str) -> str:
+        """0 .. stop - 1 of stop [1]."""
+        scalar = self.node("Squeeze", stop, self.graph.const([0]))
+        return self.node("Range", self.graph.const(0), scalar, self.graph.const(1))
 
     def tail(self, length: str, size: int) -> str:
         """What fills `length` [1] up to a whole number of blocks of `size`, with operators on positive numbers only."""
-        blocks = self.node("Div", self.node("Add", length, self.graph.const([size - 1])), self.graph.const([size]))
-        return self.node("Sub", self.node("Mul", blocks, self.graph.const([size])), length)
+        blocks = self._whole("Div", self._whole("Add", length, [size - 1]), [size])
+        return self._whole("Sub", self._whole("Mul", blocks, [size]), length)
 
-    def _slice(self, x: str, start: int, stop: int, axis: int) -> str:
-        return self.node("Slice", x, self.graph.const([start]), self.graph.const([stop]), self.graph.const([axis]))
+    # ---- slots ---------------------------------------------------------------------------------------------------
+    @property
+    def _cycles(self) -> int:
+        """A multiple of W that is at least N: added in front of a division."""
+        window = self.form.mmate.text_window
+        return window * -(-self.form.mmate.text_slots // window)
 
-    def _attend(self, q: str, k: str, v: str, allowed: str, perm: list[int]) -> str:
-        """Softmax attention over the last two axes; `allowed` broadcasts to the scores."""
-        scores = self.node("MatMul", q, self.node("Transpose", k, perm=perm))
-        scores = self.node("Mul", scores, self.graph.const(self.form.head_dim**-0.5, np.float32))
-        masked = self.node("Where", allowed, scores, self.graph.const(MASKED, np.float32))
-        return self.node("MatMul", self.node("Softmax", masked, axis=-1), v)
+    def _slot_of(self, number: str) -> str:
+        """The slot of a token's number >= -W (of negative ones: some slot of the ring)."""
+        sinks, window = self.form.mmate.text_sinks, self.form.mmate.text_window
+        ring = self._whole("Add", self._remainder(self._whole("Add", number, self._cycles - sinks), window), sinks)
+        if not sinks:
+            return ring
+        first = self.node("And", self._whole("GreaterOrEqual", number, 0), self._whole("Less", number, sinks))
+        return self.node("Where", first, number, ring)
+
+    def _written(self, fill: str) -> str:
+        """[B, 1, N, 1] bool: the slot that a decode step writes."""
+        slot = self._whole("Unsqueeze", self._slot_of(fill), [1, 2, 3])
+        return self.node("Equal", self.graph.const(np.arange(self.form.mmate.text_slots)[:, None]), slot)
+
+    def _present_index(self, fill: str, length: str) -> str:
+        """[N] what every slot holds after a call: rows of past slots | the call's tokens (present_index)."""
+        mmate = self.form.mmate
+        slots, sinks = np.arange(mmate.text_slots), mmate.text_sinks
+        last = self._whole("Sub", self.node("Add", fill, length), [1])  # [1]
+        back = self._remainder(self.node("Add", last, self.graph.const(self._cycles - slots)), mmate.text_window)
+        newest = self.node("Sub", last, back)  # [N]
+        if sinks:
+            newest = self.node("Where", self.graph.const(slots < sinks, bool), self.graph.const(slots), newest)
+        reached = self.node("GreaterOrEqual", last, self.graph.const(slots))
+        written = self.node("And", reached, self.node("GreaterOrEqual", newest, fill))
+        inside = self._whole("Add", self.node("Sub", newest, fill), mmate.text_slots)
+        return self.node("Where", written, inside, self.graph.const(slots))
+
+    # ---- attention -----------------------------------------------------------------------------------------------
+    def _attend(self, q: str, k: str, v: str, bias: str, perm: list[int]) -> str:
+        """Softmax attention over the last two axes; `bias` is added to the scores."""
+        q = self.node("Mul", q, self.graph.const(self.form.head_dim**-0.5, np.float32))
+        scores = self.node("Add", self.node("MatMul", q, self.node("Transpose", k, perm=perm)), bias)
+        return self.node("MatMul", self.node("Softmax", scores, axis=-1), v)
+
+    def _bias(self, allowed: str) -> str:
+        """0 where a query sees a key, else as good as minus infinity."""
+        zero, masked = (self.graph.const(value, np.float32) for value in (0.0, MASKED))
+        return self.node("Where", allowed, zero, masked)
 
     def _one_query(self, q: str, keys: str, values: str, fill: str) -> str:
-        """A decode step: q [B,1,H*d] on the W present keys."""
-        form, window = self.form, self.form.mmate.text_window
+        """A decode step: q [B,1,H*d] on the N present slots."""
+        form = self.form
         q = self.node("Reshape", q, self.shape(-1, form.kv_heads, form.heads // form.kv_heads, form.head_dim))
-        first = self.node("Sub", self.graph.const([window - 1]), fill)  # [B] first slot that holds a token
-        first = self.node("Unsqueeze", first, self.graph.const([1, 2, 3]))
-        allowed = self.node("GreaterOrEqual", self.graph.const(np.arange(window)), first)  # [B, 1, 1, W]
-        y = self._attend(q, keys, values, allowed, [0, 1, 3, 2])
+        slots = self.graph.const(np.arange(form.mmate.text_slots))
+        allowed = self.node("GreaterOrEqual", self._whole("Unsqueeze", fill, [1, 2, 3]), slots)  # [B, 1, 1, N]
+        y = self._attend(q, keys, values, self._bias(allowed), [0, 1, 3, 2])
         return self.node("Reshape", y, self.shape(-1, 1, form.heads * form.head_dim))
 
-    def _blocks(self, q: str, keys: str, values: str, fill: str) -> str:
-        """A prompt in blocks of W queries, each on its own and the former block's keys (batch 1)."""
-        form, window = self.form, self.form.mmate.text_window
+    def _blocks(self, q: str, keys: str, values: str, fill: str, length: str) -> str:
+        """A prompt in n blocks of L = min(S, W) queries, each with M = T + W + L keys (batch 1)."""
+        form = self.form
         groups, repeat, dim = form.kv_heads, form.heads // form.kv_heads, form.head_dim
-        length = self.node("Gather", self.node("Shape", q), self.graph.const([1]))
-        tail = self.tail(length, window)
-        pad_keys = self.node("Concat", self.shape(0, 0, 0, 0, 0, 0), tail, self.shape(0), axis=0)
-        pairs = [self._pairs(self.node("Pad", x, pad_keys)) for x in (keys, values)]  # [G, n, 2W, d]
-        pad_query = self.node("Concat", self.shape(0, 0, 0, 0), tail, self.shape(0), axis=0)
-        q = self.node("Reshape", self.node("Pad", q, pad_query), self.shape(-1, window, groups, repeat, dim))
-        q = self.node("Transpose", q, perm=[2, 3, 0, 1, 4])  # [G, r, n, W, d]
-        keys, values = (self.node("Unsqueeze", x, self.graph.const([1])) for x in pairs)
-        y = self._attend(q, keys, values, self._band(length, tail, fill), [0, 1, 2, 4, 3])
+        size = self._whole("Min", length, [form.mmate.text_window])
+        number = self._whole("Div", self._whole("Sub", self.node("Add", length, size), 1), size)  # [1]
+        index, bias = self._block_index(fill, length, size, number)
+        keys, values = (self.node("Gather", x, index, axis=2) for x in (keys, values))  # [1, G, n, M, d]
+        tail = self.node("Sub", self.node("Mul", number, size), length)
+        padding = self.node("Concat", self.shape(0, 0, 0, 0), tail, self.shape(0), axis=0)
+        shape = self.node("Concat", number, size, self.shape(groups, repeat, dim), axis=0)
+        q = self.node("Transpose", self.node("Reshape", self.node("Pad", q, padding), shape), perm=[2, 3, 0, 1, 4])
+        keys, values = (self.node("Transpose", x, perm=[1, 0, 2, 3, 4]) for x in (keys, values))  # [G, 1, n, M, d]
+        y = self._attend(q, keys, values, bias, [0, 1, 2, 4, 3])  # [G, r, n, L, d]
         y = self.node("Transpose", y, perm=[2, 3, 0, 1, 4])
         y = self.node("Reshape", y, self.shape(1, -1, form.heads * dim))
         return self.node("Slice", y, self.graph.const([0]), length, self.graph.const([1]))
 
-    def _pairs(self, x: str) -> str:
-        """[1, G, (n+1) W, d] -> [G, n, 2W, d]: every block behind its predecessor."""
-        window, shape = (
-            self.form.mmate.text_window,
-            self.shape(self.form.kv_heads, -1, self.form.mmate.text_window, self.form.head_dim),
+    def _block_index(self, fill: str, length: str, size: str, number: str) -> tuple[str, str]:
+        """What blocks read [n,M] of past slots | the call's tokens, and their bias [n,L,M] (linmu.model.sliding.blocks)."""
+        mmate = self.form.mmate
+        window, sinks, slots = mmate.text_window, mmate.text_sinks, mmate.text_slots
+        begin = self._whole("Unsqueeze", self.node("Mul", self._range(number), size), [1])  # [n, 1]
+        query = self._range(size)  # [L]
+        key = self._range(self._whole("Add", size, [window]))  # [W + L]
+        place = self.node("Add", begin, key)  # [n, W+L] column + W
+        newest = self._whole("Sub", length, [1])
+        inside = self._whole("Add", self.node("Min", self._whole("Sub", place, window), newest), slots)
+        before = self._slot_of(self._whole("Sub", self.node("Add", place, fill), window))
+        index = self.node("Where", self._whole("Less", place, window), before, inside)
+        offset = self.node("Sub", key, self._whole("Unsqueeze", query, [1]))  # [L, W+L]
+        band = self.node("And", self._whole("Greater", offset, 0), self._whole("LessOrEqual", offset, window))
+        exists = self._whole("GreaterOrEqual", self.node("Add", place, fill), window)
+        seen = self.node("And", band, self._whole("Unsqueeze", exists, [1]))
+        allowed = self.node("Or", seen, self._whole("Equal", offset, window))  # [n, L, W+L]
+        if not sinks:
+            return index, self._bias(allowed)
+        sink = self.graph.const(np.arange(sinks))
+        new = self._whole("Add", self.node("Min", self.node("Sub", sink, fill), newest), slots)  # [T]
+        first = self.node("Where", self.node("Less", sink, fill), sink, new)
+        first = self.node("Expand", first, self.node("Concat", number, self.shape(sinks), axis=0))
+        token = self.node("Add", self._whole("Unsqueeze", self.node("Add", begin, query), [2]), fill)  # [n, L, 1]
+        left = self.node("GreaterOrEqual", token, self.graph.const(np.arange(sinks) + window))
+        return (
+            self.node("Concat", first, index, axis=1),
+            self._bias(self.node("Concat", left, allowed, axis=2)),
         )
-        former = self.node("Reshape", self._slice(x, 0, -window, 2), shape)
-        own = self.node("Reshape", self._slice(x, window, 2**31 - 1, 2), shape)
-        return self.node("Concat", former, own, axis=2)
-
-    def _band(self, length: str, tail: str, fill: str) -> str:
-        """[n, W, 2W] bool: the W keys up to the query itself that hold a token."""
-        window = self.form.mmate.text_window
-        offset = np.arange(2 * window) - np.arange(window)[:, None]
-        band = self.graph.const((offset >= 1) & (offset <= window), bool)
-        blocks = self.node("Div", self.node("Add", length, tail), self.graph.const([window]))
-        scalar = self.node("Squeeze", blocks, self.graph.const([0]))
-        starts = self.node(
-            "Mul", self.node("Range", self.graph.const(0), scalar, self.graph.const(1)), self.graph.const(window)
-        )
-        place = self.node(
-            "Add", self.node("Unsqueeze", starts, self.graph.const([1])), self.graph.const(np.arange(2 * window))
-        )  # [n, 2W] index into past | prompt
-        known = self.node("GreaterOrEqual", place, self.node("Sub", self.graph.const([window]), fill))
-        own = self.graph.const(offset == window, bool)  # padding queries keep themselves: no empty row
-        return self.node("Or", self.node("And", band, self.node("Unsqueeze", known, self.graph.const([1]))), own)

@@ -21,8 +21,10 @@ import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decom
 from torch import Tensor
 from torch.nn import functional
 
+from linmu.config import MMateConfig
 from linmu.export.phone.weights import Buffers
 from linmu.formats.matrix_format import MatrixFormat, part
+from linmu.model.sliding import newest_in_slots, present_index
 from linmu.step.exact_angles import digit_rule
 from linmu.step.form import DecoderForm
 from linmu.step.torch_ops import TorchOps
@@ -52,6 +54,17 @@ class Mask:
     no: Tensor
 
 
+@dataclass(frozen=True)
+class Recent:
+    """Text windows of one call: bias [1, r S, N + S], 0 where a token sees a slot or one of the call's tokens.
+
+    index [N]: what every slot holds afterwards, of past slots | the call's tokens.
+    """
+
+    bias: Tensor
+    index: Tensor
+
+
 class Straight:
     """The index of tokens in their own order: nothing to gather."""
 
@@ -64,7 +77,7 @@ class PhoneOps(TorchOps):
     def __init__(self, form: DecoderForm, weights: Buffers):
         self.form, self.weights = form, weights
         self.causal: Causal | None = None
-        self.recent: Tensor | None = None  # the mask of text windows, made by the first layer of a call
+        self.recent: Recent | None = None  # of text windows, made by the first layer of a call
         self.rounded_inputs: dict[str, Tensor] = {}  # of the last run, by matrix, as they are before they are rounded
 
     # ---- matrix products -----------------------------------------------------------------------------------------
@@ -271,13 +284,13 @@ class PhoneOps(TorchOps):
         return y.permute(1, 0, 2).contiguous().view(1, -1, y.shape[0] * y.shape[2])
 
     def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):
-        window, owners, size = form.mmate.text_window, form.kv_heads, form.head_dim
+        owners, size = form.kv_heads, form.head_dim
         if self.recent is None:
-            self.recent = _copies(recent_bias(q.shape[1], window, fill), form.heads // owners, 1)
+            self.recent = recent_keys(q.shape[1], form.mmate, fill, form.heads // owners)
         q = self._by_owner(self._by_head(q * size**-0.5), owners)  # as in the recurrence
         keys, values = (torch.cat([_heads(past), self._by_head(x)], 1) for past, x in ((past_key, k), (past_value, v)))
-        y = torch.bmm(torch.softmax(torch.bmm(q, keys.permute(0, 2, 1)) + self.recent, -1), values)
-        key, value = (_shaped(x[:, -window:], past_key) for x in (keys, values))
+        y = torch.bmm(torch.softmax(torch.bmm(q, keys.permute(0, 2, 1)) + self.recent.bias, -1), values)
+        key, value = (_shaped(x.index_select(1, self.recent.index), past_key) for x in (keys, values))
         return self._packed(self._apart(y)), key, value
 
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:
@@ -337,15 +350,21 @@ def causal_constants(index: Tensor, restart: Tensor | None, *, strict: bool = Fa
     return Causal(triangle, bias, torch.ones_like(index).float().view(1, 1, -1), restarts)
 
 
-def recent_bias(tokens: int, window: int, fill: Tensor) -> Tensor:
-    """[1, S, W + S]: 0 where one of S tokens sees a key, else MASKED; fill [1] int64: tokens seen before this call.
-
-    Keys are the last W seen before, those that there were, and the call's own; a token sees W of them, itself the last.
-    """
-    place = torch.arange(window + tokens)
-    offset = place[None, :] - torch.arange(tokens)[:, None]
-    seen = (offset >= 1) & (offset <= window) & (place >= window - fill)[None, :]
-    return ((1 - seen.float()) * MASKED)[None]
+def recent_keys(tokens: int, mmate: MMateConfig, fill: Tensor, copies: int) -> Recent:
+    """What all layers of a call of S tokens need of text windows; fill [1] int64: tokens before this call."""
+    window, sinks, slots = mmate.text_window, mmate.text_sinks, mmate.text_slots
+    number = fill + torch.arange(tokens)
+    oldest = number[:, None] - window  # the last one that the ring has lost
+    held = newest_in_slots(fill - 1, sinks, window)  # [1, N]
+    slot = torch.arange(slots)[None]
+    in_ring = (held > oldest) & (slot < fill)
+    in_call = (number[None] > oldest) & (number[None] <= number[:, None])
+    if sinks:
+        in_ring = in_ring | ((slot < sinks) & (slot < fill))
+        in_call = in_call | ((number[None] < sinks) & (number[None] <= number[:, None]))
+    bias = ((1 - torch.cat([in_ring, in_call], 1).float()) * MASKED)[None]
+    index = present_index(fill, fill, fill + tokens - 1, sinks, window)
+    return Recent(_copies(bias, copies, 1), index.view(-1))
 
 
 def _heads(state: Tensor) -> Tensor:

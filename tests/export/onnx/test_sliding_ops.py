@@ -18,14 +18,14 @@ from tests.model.students import shared_student
 from tests.step.prompts import run_student, step_positions, torch_layout, worst
 from tests.tiny import tiny_inputs
 
-WINDOW = 5
+WINDOW, SINKS = 5, 2
 STYLES = {"fused": FUSED, "plain": PLAIN, "jetson": STYLE}
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("family", ("llama", "qwen3_vl"))
-def test_text_window_graphs(family, style, tmp_path):
-    student, tokenizer = shared_student(family, chunk_size=8, text_window=WINDOW)
+@pytest.mark.parametrize(("family", "sinks"), [("llama", 0), ("llama", SINKS), ("qwen3_vl", SINKS)])
+def test_text_window_graphs(family, sinks, style, tmp_path):
+    student, tokenizer = shared_student(family, chunk_size=8, text_window=WINDOW, text_sinks=sinks)
     form = decoder_form(student)
     ops = TorchOps(form)
     stored = write_weights(tmp_path / "weights.data", form.weights, half=False)
@@ -35,7 +35,7 @@ def test_text_window_graphs(family, style, tmp_path):
     row = window_row(form) if style == "jetson" else None
     prompt = run_student(student, tiny_inputs(family, student, tokenizer, kind=kind), form, row)
     generator = torch.Generator().manual_seed(0)
-    for fill in (0, 1, WINDOW - 1, WINDOW, 3 * WINDOW):
+    for fill in (0, 1, SINKS, WINDOW - 1, WINDOW, WINDOW + SINKS, 3 * WINDOW):
         past = {spec.name: torch.randn(spec.shape, generator=generator) for spec in form.state_specs()}
         filled = torch.tensor([fill])
         deepstack = None if prompt.deepstack is None else torch.from_numpy(prompt.deepstack)

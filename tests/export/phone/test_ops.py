@@ -22,6 +22,7 @@ SETTINGS = {
     "causal windows, one way": {"causal_windows": True, "backward": False},
     "no windows, no rope": {"local_swin": False, "rope": False, "scan": "raster"},
     "text window": {"text_window": 5},
+    "sinks": {"text_window": 4, "text_sinks": 3},
 }
 
 
@@ -47,7 +48,7 @@ def test_prefill_and_step_equal_the_step_form(family, setting):
     )
     ids, positions = torch.tensor([[7]]), step_positions(form, prompt.next_position)
     with torch.no_grad():
-        for seen in (0, 3, 11) if form.mmate.text_window else (0,):
+        for seen in (0, 1, 3, 5, 7, 11) if form.mmate.text_window else (0,):
             fill = torch.tensor([seen])
             _compare(decoder.prefill(phone, *arguments, fill), decoder.prefill(eager, *arguments, fill))
             wanted = decoder.step(eager, form, ids, positions, past, fill)
