@@ -157,7 +157,13 @@ class _ProbeOps(TorchOps):
     def scale_channels(self, x: Tensor, weight: str) -> Tensor:
         return torch.zeros_like(x)  # the skip of a value around the recurrence
 
-    def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm) -> tuple[Tensor, Any, Any]:
+    def prepare_window(self, x: Tensor, fill: Any, form: DecoderForm) -> Any:
+        return None
+
+    def beyond_window(self, recent: Any) -> Tensor:
+        return torch.ones(1, 1, 1, dtype=torch.bool)
+
+    def sliding_attention(self, q, k, v, past_key, past_value, recent, form: DecoderForm) -> tuple[Tensor, Any, Any]:
         return torch.zeros_like(q), past_key, past_value
 
     def read_state(self, stored: Any, form: DecoderForm) -> Any:

@@ -120,12 +120,12 @@ class MMateBlock(nn.Module):
             local, window_state = self._local(u, tables, state, valid, layout)
             new_state |= window_state
             if local is not None:
-                share = self._alpha(u, layout)
+                share = self._alpha(u, state, valid, layout)
                 mixed = share * mixed + (1 - share) * local
         return self.o_proj(mixed.flatten(2).to(u.dtype)), new_state
 
     def initial_state(self, u: Tensor) -> dict[str, Tensor]:
-        """Zero state for inputs u [B,...]; keys as in the bundle's contract plus `count` [B] of tokens for text windows."""
+        """Zero state for inputs u [B,...]; keys as in the bundle's contract plus `count` [B] for text windows."""
         conv, recurrent = self.scan_forward.initial_state(u)
         state = {"conv": conv, "recurrent": recurrent}
         if self.mmate.text_window:
@@ -169,12 +169,20 @@ class MMateBlock(nn.Module):
         gate_b = self.gate_backward(u).sigmoid()[..., None]
         return torch.where(vision, gate_f * forward + gate_b * backward, forward)
 
-    def _alpha(self, u, layout) -> Tensor:
+    def _alpha(self, u, state, valid, layout) -> Tensor:
         assert self.alpha is not None
         share = self.alpha(u).sigmoid()[..., None]
-        if self.mmate.text_window or layout is None:
-            return share
-        return torch.where(layout["vision"].view(u.shape[:2])[..., None, None], share, torch.ones_like(share))
+        text = torch.ones_like(share)
+        if self.mmate.text_window:  # nothing has left the window yet: it has seen all
+            text = torch.where(self._beyond(u, state, valid), share, torch.zeros_like(share))
+        if layout is None or not self.mmate.local_swin:
+            return text
+        return torch.where(layout["vision"].view(u.shape[:2])[..., None, None], share, text)
+
+    def _beyond(self, u, state, valid) -> Tensor:
+        """[B,S,1,1] bool: tokens for which one that is no sink has left the text window."""
+        read = torch.arange(1, u.shape[1] + 1, device=u.device) if valid is None else valid.cumsum(1)
+        return ((state["count"][:, None] + read) > self.mmate.text_slots)[..., None, None]
 
     def _local(self, u, tables, state, valid, layout) -> tuple[Tensor | None, dict[str, Tensor]]:
         assert self.swin is not None

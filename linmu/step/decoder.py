@@ -33,7 +33,7 @@ class Call:
     """What all layers of one prefill call or decode step share.
 
     layout: index tensors and masks of a piece with vision tokens (`Ops.prepare_layout`), None in decode steps and
-    text-only decoders; fill [B]: tokens seen so far, only with a text window.
+    text-only decoders; recent: what text windows need (`Ops.prepare_window`), None without them.
     """
 
     ops: Ops
@@ -41,7 +41,7 @@ class Call:
     tables: Tables
     past: State
     layout: dict[str, Any] | None
-    fill: Tensor | None
+    recent: Any | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def step(ops: Ops, form: DecoderForm, input_ids: Tensor, position_ids: Tensor, p
     x = ops.embed(input_ids, "token_embedding")
     cos, sin = ops.rope_tables(position_ids, form)
     tables = Tables(cos, sin, ops.batch_index(position_ids, form))
-    x, present = _layers(Call(ops, form, tables, past, None, fill), x, None)
+    x, present = _layers(Call(ops, form, tables, past, None, _recent(ops, form, x, fill)), x, None)
     return ops.head(x, "token_embedding" if form.tied else "head"), present
 
 
@@ -132,9 +132,14 @@ def prefill(
     if layout is not None:
         cos, sin = ops.extend_rows(cos, layout["backward"]), ops.extend_rows(sin, layout["backward"])
         layout = ops.prepare_layout(layout, form)
-    call = Call(ops, form, Tables(cos, sin, straight), past, layout, fill)
+    recent = _recent(ops, form, inputs_embeds, fill)
+    call = Call(ops, form, Tables(cos, sin, straight), past, layout, recent)
     x, present = _layers(call, inputs_embeds, deepstack)
     return ops.head(ops.last_token(x), "token_embedding" if form.tied else "head"), present
+
+
+def _recent(ops: Ops, form: DecoderForm, x: Tensor, fill: Tensor | None) -> Any | None:
+    return ops.prepare_window(x, fill, form) if form.mmate.text_window else None
 
 
 def _layers(call: Call, x: Tensor, deepstack: Tensor | None) -> tuple[Tensor, State]:
@@ -277,6 +282,8 @@ def _mix(
 ) -> tuple[Tensor, State]:
     """Alpha * Flex-MA + (1 - alpha) * windows; alpha is 1 on text unless there is a text window.
 
+    Where nothing has left the text window yet, alpha of text is 0: the window has seen all.
+
     layout: None where no token is one of vision, also in calls that have one.
     """
     ops, form = layer.ops, layer.form
@@ -285,8 +292,10 @@ def _mix(
     text, local = None, None
     if form.mmate.text_window:
         q, k, v = _swin_qkv(layer, projected.u, layer.call.tables.straight)
-        text, key, value = ops.sliding_attention(q, k, v, layer.past["key"], layer.past["value"], layer.call.fill, form)
-        state = {"key": key, "value": value}
+        recent = layer.call.recent
+        text, key, value = ops.sliding_attention(q, k, v, layer.past["key"], layer.past["value"], recent, form)
+        state, opened = {"key": key, "value": value}, ops.where(ops.beyond_window(recent), alpha, 0.0)
+        alpha = opened if layout is None or not form.windows else ops.where(layout["vision"], alpha, opened)
     if layout is not None and form.windows:
         local = _windows(layer, projected.u, layout)
     if layout is None or form.mmate.text_window == 0:

@@ -135,10 +135,16 @@ class Ops(Protocol):
     def window_attention(self, q: T, k: T, v: T, bias: T, form: DecoderForm) -> T:
         """Attention inside window rows: packed [1,W*L,...], bias [W,1,L,L] -> [1,W*L,H*d]."""
 
+    def prepare_window(self, x: T, fill: T, form: DecoderForm) -> Any:
+        """What all layers of a call on x [B,S,D] need of text windows; fill [B] int64: tokens before the call."""
+
+    def beyond_window(self, recent: Any) -> T:
+        """Mask [B,S,1] of `where`: tokens for which one that is no sink has left the text window."""
+
     def sliding_attention(
-        self, q: T, k: T, v: T, past_key: T, past_value: T, fill: T, form: DecoderForm
+        self, q: T, k: T, v: T, past_key: T, past_value: T, recent: Any, form: DecoderForm
     ) -> tuple[T, T, T]:
         """Causal attention over the first text_sinks tokens and the last text_window (linmu.model.sliding).
 
-        past [B,G,N,d], fill [B] tokens seen before.
+        past [B,G,N,d]; recent: of `prepare_window`.
         """

@@ -198,9 +198,16 @@ class TorchOps:
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return y.transpose(1, 2).reshape(1, rows * length, -1)
 
-    def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):
+    def prepare_window(self, x: Tensor, fill: Tensor, form: DecoderForm) -> Any:
+        number = fill[:, None] + torch.arange(x.shape[1], device=x.device)
+        return fill, number[..., None] >= form.mmate.text_slots
+
+    def beyond_window(self, recent: Any) -> Tensor:
+        return recent[1]
+
+    def sliding_attention(self, q, k, v, past_key, past_value, recent, form: DecoderForm):
         q, k, v = (x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v))
         valid = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
-        past = (past_key, past_value, fill)
+        past = (past_key, past_value, recent[0])
         y, (key, value, _) = sliding_attention(q, k, v, valid, past, form.mmate.text_sinks, form.head_dim**-0.5)
         return y.flatten(2), key, value

@@ -208,5 +208,9 @@ class Reference:
         if "alpha.weight" in self.weights:
             mask = self.sees(len(u), spans)
             share = np.where(mask.any(1)[:, None], sigmoid(self.linear("alpha", u)), 1.0)[..., None]
+            vision = {token for positions, _ in spans for token in positions} if self.mmate.local_swin else set()
+            for i in range(len(u)):
+                if self.mmate.text_window and i not in vision and mask[i, : i + 1].all():
+                    share[i] = 0.0  # the window has seen all
             mixed = share * mixed + (1 - share) * self.attend(u, cos, sin, mask)
         return self.linear("o_proj", mixed.reshape(len(u), -1)), state

@@ -6,6 +6,7 @@ operands only. Names: W, T, N = T + W slots; S tokens of a call, fill [B] tokens
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,28 @@ from linmu.export.onnx.graph_builder import GraphBuilder
 from linmu.step.form import DecoderForm
 
 MASKED = -1e30  # added to scores; exp() of it is 0
+
+
+@dataclass(frozen=True)
+class OneToken:
+    """Of a decode step: beyond [B,1,1] bool; written [B,1,N,1] bool, the slot that it writes; bias [B,1,1,N]."""
+
+    beyond: str
+    written: str
+    bias: str
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Of a prompt: beyond [1,S,1] bool; present [N], what slots hold afterwards; S, L and n [1]; index and bias."""
+
+    beyond: str
+    present: str
+    length: str
+    size: str
+    number: str
+    index: str
+    bias: str
 
 
 class SlidingOps:
@@ -31,8 +54,28 @@ class SlidingOps:
         """A constant shape."""
         return self.graph.const(dims)
 
+    def prepare_window(self, x: str, fill: str, form: DecoderForm) -> OneToken | Blocks:
+        """What all layers need: indices, masks."""
+        slots = form.mmate.text_slots
+        if self.single_token:
+            place = self._whole("Unsqueeze", fill, [1, 2])  # [B, 1, 1]
+            allowed = self._whole("GreaterOrEqual", self._whole("Unsqueeze", fill, [1, 2, 3]), np.arange(slots))
+            beyond = self._whole("GreaterOrEqual", place, slots)
+            return OneToken(beyond, self._written(fill), self._bias(allowed))
+        length = self.node("Gather", self.node("Shape", x), self.graph.const([1]))  # [1]
+        place = self._whole("Unsqueeze", self.node("Add", self._range(length), fill), [0, 2])  # [1, S, 1]
+        beyond = self._whole("GreaterOrEqual", place, slots)
+        size = self._whole("Min", length, [form.mmate.text_window])
+        number = self._whole("Div", self._whole("Sub", self.node("Add", length, size), 1), size)  # [1]
+        index, bias = self._block_index(fill, length, size, number)
+        return Blocks(beyond, self._present_index(fill, length), length, size, number, index, bias)
+
+    def beyond_window(self, recent: OneToken | Blocks) -> str:
+        """Where something has left the window."""
+        return recent.beyond
+
     def sliding_attention(
-        self, q: str, k: str, v: str, past_key: str, past_value: str, fill: str, form: DecoderForm
+        self, q: str, k: str, v: str, past_key: str, past_value: str, recent: OneToken | Blocks, form: DecoderForm
     ) -> tuple[str, str, str]:
         """Causal attention over sinks and the last W tokens -> y, present key and value."""
 
@@ -41,16 +84,14 @@ class SlidingOps:
                 "Transpose", self.node("Reshape", x, self.shape(0, 0, form.kv_heads, form.head_dim)), perm=[0, 2, 1, 3]
             )
 
-        if self.single_token:
-            written = self._written(fill)
-            key, value = (self.node("Where", written, heads(x), past) for x, past in ((k, past_key), (v, past_value)))
-            return self._one_query(q, key, value, fill), key, value
-        length = self.node("Gather", self.node("Shape", q), self.graph.const([1]))  # [1]
+        if isinstance(recent, OneToken):
+            new, past = (heads(k), heads(v)), (past_key, past_value)
+            key, value = (self.node("Where", recent.written, x, y) for x, y in zip(new, past, strict=True))
+            return self._one_query(q, key, value, recent.bias), key, value
         keys = self.node("Concat", past_key, heads(k), axis=2)  # [1, G, N+S, d]
         values = self.node("Concat", past_value, heads(v), axis=2)
-        index = self._present_index(fill, length)
-        key, value = (self.node("Gather", x, index, axis=2) for x in (keys, values))
-        return self._blocks(q, keys, values, fill, length), key, value
+        key, value = (self.node("Gather", x, recent.present, axis=2) for x in (keys, values))
+        return self._blocks(q, keys, values, recent), key, value
 
     # ---- integers ------------------------------------------------------------------------------------------------
     def _whole(self, op: str, x: str, y: str | int | list | np.ndarray) -> str:
@@ -118,35 +159,30 @@ class SlidingOps:
         zero, masked = (self.graph.const(value, np.float32) for value in (0.0, MASKED))
         return self.node("Where", allowed, zero, masked)
 
-    def _one_query(self, q: str, keys: str, values: str, fill: str) -> str:
+    def _one_query(self, q: str, keys: str, values: str, bias: str) -> str:
         """A decode step: q [B,1,H*d] on the N present slots."""
         form = self.form
         q = self.node("Reshape", q, self.shape(-1, form.kv_heads, form.heads // form.kv_heads, form.head_dim))
-        slots = self.graph.const(np.arange(form.mmate.text_slots))
-        allowed = self.node("GreaterOrEqual", self._whole("Unsqueeze", fill, [1, 2, 3]), slots)  # [B, 1, 1, N]
-        y = self._attend(q, keys, values, self._bias(allowed), [0, 1, 3, 2])
+        y = self._attend(q, keys, values, bias, [0, 1, 3, 2])
         return self.node("Reshape", y, self.shape(-1, 1, form.heads * form.head_dim))
 
-    def _blocks(self, q: str, keys: str, values: str, fill: str, length: str) -> str:
+    def _blocks(self, q: str, keys: str, values: str, recent: Blocks) -> str:
         """A prompt in n blocks of L = min(S, W) queries, each with M = T + W + L keys (batch 1)."""
         form = self.form
         groups, repeat, dim = form.kv_heads, form.heads // form.kv_heads, form.head_dim
-        size = self._whole("Min", length, [form.mmate.text_window])
-        number = self._whole("Div", self._whole("Sub", self.node("Add", length, size), 1), size)  # [1]
-        index, bias = self._block_index(fill, length, size, number)
-        keys, values = (self.node("Gather", x, index, axis=2) for x in (keys, values))  # [1, G, n, M, d]
-        tail = self.node("Sub", self.node("Mul", number, size), length)
+        keys, values = (self.node("Gather", x, recent.index, axis=2) for x in (keys, values))  # [1, G, n, M, d]
+        tail = self.node("Sub", self.node("Mul", recent.number, recent.size), recent.length)
         padding = self.node("Concat", self.shape(0, 0, 0, 0), tail, self.shape(0), axis=0)
-        shape = self.node("Concat", number, size, self.shape(groups, repeat, dim), axis=0)
+        shape = self.node("Concat", recent.number, recent.size, self.shape(groups, repeat, dim), axis=0)
         q = self.node("Transpose", self.node("Reshape", self.node("Pad", q, padding), shape), perm=[2, 3, 0, 1, 4])
         keys, values = (self.node("Transpose", x, perm=[1, 0, 2, 3, 4]) for x in (keys, values))  # [G, 1, n, M, d]
-        y = self._attend(q, keys, values, bias, [0, 1, 2, 4, 3])  # [G, r, n, L, d]
+        y = self._attend(q, keys, values, recent.bias, [0, 1, 2, 4, 3])  # [G, r, n, L, d]
         y = self.node("Transpose", y, perm=[2, 3, 0, 1, 4])
         y = self.node("Reshape", y, self.shape(1, -1, form.heads * dim))
-        return self.node("Slice", y, self.graph.const([0]), length, self.graph.const([1]))
+        return self.node("Slice", y, self.graph.const([0]), recent.length, self.graph.const([1]))
 
     def _block_index(self, fill: str, length: str, size: str, number: str) -> tuple[str, str]:
-        """What blocks read [n,M] of past slots | the call's tokens, and their bias [n,L,M] (linmu.model.sliding.blocks)."""
+        """What blocks read [n,M] of past slots | the call's tokens, and their bias [n,L,M] (sliding.blocks)."""
         mmate = self.form.mmate
         window, sinks, slots = mmate.text_window, mmate.text_sinks, mmate.text_slots
         begin = self._whole("Unsqueeze", self.node("Mul", self._range(number), size), [1])  # [n, 1]

@@ -58,11 +58,13 @@ class Mask:
 class Recent:
     """Text windows of one call: bias [1, r S, N + S], 0 where a token sees a slot or one of the call's tokens.
 
-    index [N]: what every slot holds afterwards, of past slots | the call's tokens.
+    index [N]: what every slot holds afterwards, of past slots | the call's tokens; beyond: tokens for which something
+    has left the window.
     """
 
     bias: Tensor
     index: Tensor
+    beyond: Mask
 
 
 class Straight:
@@ -77,7 +79,6 @@ class PhoneOps(TorchOps):
     def __init__(self, form: DecoderForm, weights: Buffers):
         self.form, self.weights = form, weights
         self.causal: Causal | None = None
-        self.recent: Recent | None = None  # of text windows, made by the first layer of a call
         self.rounded_inputs: dict[str, Tensor] = {}  # of the last run, by matrix, as they are before they are rounded
 
     # ---- matrix products -----------------------------------------------------------------------------------------
@@ -283,14 +284,18 @@ class PhoneOps(TorchOps):
         """[H, S, d] -> [1, S, H * d]."""
         return y.permute(1, 0, 2).contiguous().view(1, -1, y.shape[0] * y.shape[2])
 
-    def sliding_attention(self, q, k, v, past_key, past_value, fill, form: DecoderForm):
+    def prepare_window(self, x: Tensor, fill: Tensor, form: DecoderForm) -> Recent:
+        return recent_keys(x.shape[1], form.mmate, fill, form.heads // form.kv_heads)
+
+    def beyond_window(self, recent: Recent) -> Mask:
+        return recent.beyond
+
+    def sliding_attention(self, q, k, v, past_key, past_value, recent: Recent, form: DecoderForm):
         owners, size = form.kv_heads, form.head_dim
-        if self.recent is None:
-            self.recent = recent_keys(q.shape[1], form.mmate, fill, form.heads // owners)
         q = self._by_owner(self._by_head(q * size**-0.5), owners)  # as in the recurrence
         keys, values = (torch.cat([_heads(past), self._by_head(x)], 1) for past, x in ((past_key, k), (past_value, v)))
-        y = torch.bmm(torch.softmax(torch.bmm(q, keys.permute(0, 2, 1)) + self.recent.bias, -1), values)
-        key, value = (_shaped(x.index_select(1, self.recent.index), past_key) for x in (keys, values))
+        y = torch.bmm(torch.softmax(torch.bmm(q, keys.permute(0, 2, 1)) + recent.bias, -1), values)
+        key, value = (_shaped(x.index_select(1, recent.index), past_key) for x in (keys, values))
         return self._packed(self._apart(y)), key, value
 
     def window_attention(self, q, k, v, bias, form: DecoderForm) -> Tensor:
@@ -364,7 +369,8 @@ def recent_keys(tokens: int, mmate: MMateConfig, fill: Tensor, copies: int) -> R
         in_call = in_call | ((number[None] < sinks) & (number[None] <= number[:, None]))
     bias = ((1 - torch.cat([in_ring, in_call], 1).float()) * MASKED)[None]
     index = present_index(fill, fill, fill + tokens - 1, sinks, window)
-    return Recent(_copies(bias, copies, 1), index.view(-1))
+    beyond = (number >= slots).float().view(1, -1, 1)
+    return Recent(_copies(bias, copies, 1), index.view(-1), Mask(beyond, 1 - beyond))
 
 
 def _heads(state: Tensor) -> Tensor:
