@@ -16,6 +16,7 @@ from linmu.files.strict_json import read_json
 from linmu.formats.manifest import (
     FileEntry,
     Manifest,
+    check_graph_weights,
     check_own_hash,
     check_profiles,
     check_state,
@@ -60,6 +61,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     complete = replace(manifest, files=entries)
     check_state(complete)
     check_profiles(complete)
+    check_graph_weights(complete)
     _check_members(complete)
     check_facts(complete)
     Manifest.from_json(json.loads(json.dumps(complete.to_json())))  # what we write, we can read

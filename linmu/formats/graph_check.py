@@ -18,7 +18,9 @@ from linmu.errors import BundleError
 from linmu.files.regular import regular_file
 from linmu.formats.manifest import Manifest
 from linmu.formats.manifest_facts import room
+from linmu.formats.manifest_object import MANIFEST_NAME
 from linmu.formats.onnx_file import FLOATS, Graph, Node, Tensor, read_graph
+from linmu.specs import GraphSpec
 
 MICROSOFT = "com.microsoft"
 OPERATORS: dict[str, frozenset[str]] = {
@@ -58,6 +60,7 @@ def check_graph_file(folder: Path, name: str, manifest: Manifest, weights: Place
         if unknown := sorted(set(domains) - set(OPERATORS)):
             raise ValueError(f"operators of {unknown[0]!r}")
         _Check(name, manifest, weights or {}).graph(graph, {}, {})
+        _check_data(name, graph, manifest)
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(
             f"{path} holds what linmu does not write", got=error, fix="export the bundle again with this version"
@@ -71,12 +74,37 @@ def check_graph_files(folder: Path, manifest: Manifest) -> None:
             check_graph_file(folder, graph.file, manifest)
 
 
+def graph_weights(folder: Path, graphs: Mapping[str, GraphSpec]) -> dict[str, dict[str, int]]:
+    """What the manifest says of graphs that a device compiles: bytes that each reads of each data file."""
+    return {
+        name: _data_bytes(spec.file, read_graph((folder / spec.file).read_bytes())[0]) for name, spec in graphs.items()
+    }
+
+
+def _data_bytes(name: str, graph: Graph) -> dict[str, int]:
+    """By the data file's path in the bundle; graph file `name` refers to files beside it."""
+    return {_beside(name, location): nbytes for location, nbytes in graph.data_bytes().items()}
+
+
+def _beside(name: str, location: str) -> str:
+    return f"{name.rpartition('/')[0]}/{location}".lstrip("/")
+
+
+def _check_data(name: str, graph: Graph, manifest: Manifest) -> None:
+    """Engines are kept by the hashes of the data files that the manifest names: it must name those that are read."""
+    read = _data_bytes(name, graph)
+    for key, spec in manifest.graphs.items():
+        stated = manifest.graph_weights.get(key, read)
+        if spec.file == name and stated != read:
+            raise ValueError(f"weights {read}, where {MANIFEST_NAME} says {stated}")
+
+
 class _Check:
     """One file's check; every method raises ValueError."""
 
     def __init__(self, name: str, manifest: Manifest, weights: Places):
         self.files, self.weights, self.room = manifest.files, weights, room(manifest)
-        self.prefix = name.rpartition("/")[0]
+        self.name = name
         self.nodes = 0
 
     def graph(self, graph: Graph, constants: Mapping[str, Tensor | None], made: Mapping[str, str]) -> None:
@@ -130,7 +158,7 @@ class _Check:
         """A constant's place and size."""
         if tensor.location is None:
             return
-        name = f"{self.prefix}/{tensor.location}".lstrip("/")
+        name = _beside(self.name, tensor.location)
         entry = self.files.get(name)
         if entry is None or name.endswith(".onnx"):
             raise ValueError(f"values of {tensor.name!r} in {tensor.location!r}, which is no data file of the bundle")

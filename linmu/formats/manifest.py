@@ -21,7 +21,8 @@ from linmu.specs import GraphSpec, StateSpec, TensorSpec
 FORMAT = "linmu-bundle"
 FORMAT_VERSION = 2
 OWN_HASH = "manifest_sha256"
-WEIGHT_SUFFIXES = (".onnx", ".data", ".pte")
+DATA_SUFFIX = ".data"  # of files that hold what ONNX graphs refer to
+WEIGHT_SUFFIXES = (".onnx", DATA_SUFFIX, ".pte")
 
 DTYPE_BYTES = {
     **dict.fromkeys(("float64", "int64", "uint64"), 8),
@@ -79,7 +80,8 @@ class Manifest:
     """Everything manifest.json holds (format and format_version are constants of this version).
 
     `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `profiles` hold
-    the shape range of every dynamic input, by graph and input, where the target needs them;
+    the shape range of every dynamic input, by graph and input, where the target needs them; `graph_weights` the bytes
+    that a graph reads of each data file, by graph and file, where a device compiles the graphs;
     `program` says of an ExecuTorch program how many tokens a piece has and what its delegate took of each method.
     """
 
@@ -95,6 +97,7 @@ class Manifest:
     generation: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, str] = field(default_factory=dict)
     profiles: dict[str, Any] = field(default_factory=dict)
+    graph_weights: dict[str, dict[str, int]] = field(default_factory=dict)
     program: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
 
@@ -136,6 +139,7 @@ class Manifest:
         )
         check_state(manifest)
         check_profiles(manifest)
+        check_graph_weights(manifest)
         return manifest
 
 
@@ -155,11 +159,12 @@ _TOP: dict[str, type] = {
     "generation": dict,
     "golden": dict,
     "profiles": dict,
+    "graph_weights": dict,
     "program": dict,
     "files": dict,
     OWN_HASH: str,
 }
-_TOP_OPTIONAL = ("profiles", "program")
+_TOP_OPTIONAL = ("profiles", "graph_weights", "program")
 _MODEL: dict[str, type] = {
     "name": str,
     "family": str,
@@ -266,6 +271,19 @@ def check_profiles(manifest: Manifest) -> None:
                 whole = all(type(size) is int and size > 0 for size in sizes)
                 if not whole or sizes != sorted(sizes) or (isinstance(dim, int) and set(sizes) != {dim}):
                     raise refused(f"{where}.{key}", sizes, f"rising sizes of {dim}")
+
+
+def check_graph_weights(manifest: Manifest) -> None:
+    """Raise BundleError unless every entry is of a graph and a data file, and no larger than that file."""
+    for name, data in manifest.graph_weights.items():
+        where = f"graph_weights.{name}"
+        if name not in manifest.graphs or not isinstance(data, dict):
+            raise refused(where, "no graph of that name, or no JSON object")
+        for file, nbytes in data.items():
+            if file not in manifest.files or not file.endswith(DATA_SUFFIX):
+                raise refused(where, f"{file!r:.60}", "a data file of the bundle")
+            if type(nbytes) is not int or not 0 < nbytes <= manifest.files[file].bytes:
+                raise refused(f"{where}.{file}", f"{nbytes!r:.60}", f"1 to {manifest.files[file].bytes} bytes")
 
 
 def _check_version(data: Any) -> None:

@@ -6,6 +6,7 @@ numbers are those of onnx.proto.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,6 +69,22 @@ class Graph:
     nodes: list[Node]
     constants: dict[str, Tensor]
     inputs: frozenset[str]
+
+    def data_bytes(self) -> dict[str, int]:
+        """Bytes that it reads of each data file; what several constants share counts once."""
+        ranges = {(tensor.location, tensor.offset, tensor.nbytes) for tensor in self._tensors() if tensor.nbytes}
+        data = dict[str, int]()
+        for location, _, nbytes in ranges:
+            if location is not None:
+                data[location] = data.get(location, 0) + nbytes
+        return dict(sorted(data.items()))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.constants.values()
+        for node in self.nodes:
+            yield from node.tensors.values()
+            for branch in node.branches.values():
+                yield from branch._tensors()
 
 
 def read_graph(content: bytes) -> tuple[Graph, dict[str, int]]:
