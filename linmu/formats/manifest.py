@@ -16,7 +16,7 @@ from linmu.formats.manifest_object import MANIFEST_NAME, check_keys, check_names
 from linmu.formats.precision import Precision
 from linmu.formats.state_precision import exact_specs
 from linmu.layout.rules import PromptRules
-from linmu.specs import GraphSpec, StateSpec, TensorSpec
+from linmu.specs import CANONICAL_AXES, GraphSpec, StateSpec, TensorSpec, state_kind
 
 FORMAT = "linmu-bundle"
 FORMAT_VERSION = 2
@@ -32,14 +32,6 @@ DTYPE_BYTES = {
 }
 
 _STATE_NAME = re.compile(r"past\.(0|[1-9][0-9]{0,5})\.(\w+)")
-
-# Axis order of a state in a saved file, by the last part of its name.
-CANONICAL_AXES = {
-    "recurrent": ("batch", "heads", "key_dim", "value_dim"),
-    "conv": ("batch", "channels", "taps"),
-    "key": ("batch", "heads", "window", "head_dim"),
-    "value": ("batch", "heads", "window", "head_dim"),
-}
 
 
 @dataclass(frozen=True)
@@ -206,14 +198,6 @@ def state_bytes(specs: Iterable[StateSpec]) -> int:
     return sum(DTYPE_BYTES[spec.dtype] * prod(dim for dim in spec.shape if isinstance(dim, int)) for spec in specs)
 
 
-def state_kind(name: str) -> str:
-    """The kind of a state, the last part of its name: a key of CANONICAL_AXES; raises BundleError otherwise."""
-    kind = name.rpartition(".")[2]
-    if kind not in CANONICAL_AXES:
-        raise BundleError(f"unknown state {name!r}", expected="a name that ends in " + ", ".join(CANONICAL_AXES))
-    return kind
-
-
 def model_hash(manifest: Manifest) -> str:
     """Hexadecimal sha256 that identifies the model a saved state belongs to.
 
@@ -223,10 +207,7 @@ def model_hash(manifest: Manifest) -> str:
     weights: Any = {path: entry.sha256 for path, entry in manifest.files.items() if path.endswith(WEIGHT_SUFFIXES)}
     if manifest.model.weights_hash:
         weights = [manifest.model.weights_hash, manifest.precision.weights]
-    states = []
-    for spec in exact_specs(manifest.state):
-        shape = dict(zip(spec.axes, spec.shape, strict=True))
-        states.append([spec.name, spec.dtype, [shape[axis] for axis in CANONICAL_AXES[state_kind(spec.name)]]])
+    states = [[spec.name, spec.dtype, list(spec.canonical_shape)] for spec in exact_specs(manifest.state)]
     text = json.dumps([weights, sorted(states, key=lambda item: str(item[0]))], sort_keys=True)
     return sha256(text.encode()).hexdigest()
 
