@@ -107,38 +107,38 @@ class _Check:
         self.name = name
         self.nodes = 0
 
-    def graph(self, graph: Graph, constants: Mapping[str, Tensor | None], made: Mapping[str, str]) -> None:
-        """A graph, or a branch that also sees `constants` (None: computed from constants) and `made` of another one.
+    def graph(self, graph: Graph, constants: Mapping[str, Tensor | None], operators: Mapping[str, str]) -> None:
+        """A graph, or a branch that also sees another one's `constants` (None: computed from constants) and values.
 
-        made: operator by the value that it makes, "" for inputs.
+        operators: by the value that each makes, "" for inputs.
         """
-        if shadowed := graph.constants.keys() & (constants.keys() | made.keys()):
+        if shadowed := graph.constants.keys() & (constants.keys() | operators.keys()):
             raise ValueError(f"two values {sorted(shadowed)[0]!r}")
         for tensor in graph.constants.values():
             self.tensor(tensor)
         constants = dict(constants) | graph.constants
-        made = dict(made) | dict.fromkeys(graph.inputs - constants.keys(), "")
+        operators = dict(operators) | dict.fromkeys(graph.inputs - constants.keys(), "")
         self.nodes += len(graph.nodes)
         if self.nodes > MOST_NODES:
             raise ValueError(f"more than {MOST_NODES} nodes")
         for node in graph.nodes:
-            if unknown := [name for name in node.inputs if name and name not in constants and name not in made]:
+            if unknown := [name for name in node.inputs if name and name not in constants and name not in operators]:
                 raise ValueError(f"{unknown[0]!r} before it is made")
             self.node(node)
             inputs = [constants.get(name) for name in node.inputs]
             self.sizes(node, inputs)
             if node.operator == "Div":
-                self.divisor(node, inputs, made)
+                self.divisor(node, inputs, operators)
             for branch in node.branches.values():
-                self.graph(branch, constants, made)
+                self.graph(branch, constants, operators)
             outputs = [name for name in node.outputs if name]
-            if doubled := [name for name in outputs if name in constants or name in made]:
+            if doubled := [name for name in outputs if name in constants or name in operators]:
                 raise ValueError(f"two values {doubled[0]!r}")
             if not node.branches and all(name in constants for name in node.inputs if name):
                 self.folded(node, inputs[0] if inputs else None)
                 constants.update(dict.fromkeys(outputs))
             else:
-                made.update(dict.fromkeys(outputs, node.operator))
+                operators.update(dict.fromkeys(outputs, node.operator))
 
     def node(self, node: Node) -> None:
         """Operator and attributes."""
@@ -194,10 +194,10 @@ class _Check:
         if values and product([max(abs(number), 1) for number in values]) > self.room // 8:
             raise ValueError(f"sizes {values[:8]} in {node.operator} {node.name!r}")
 
-    def divisor(self, node: Node, inputs: list[Tensor | None], made: Mapping[str, str]) -> None:
+    def divisor(self, node: Node, inputs: list[Tensor | None], operators: Mapping[str, str]) -> None:
         """Whole numbers are divided by positive constants only: a processor stops at 0, and at -1 for the smallest."""
         divisor = inputs[1] if len(inputs) == 2 else None
-        if divisor is None and made.get(node.inputs[1] if len(node.inputs) == 2 else "") == "Sqrt":
+        if divisor is None and operators.get(node.inputs[1] if len(node.inputs) == 2 else "") == "Sqrt":
             return  # which there is for floats only
         if (
             divisor is None

@@ -187,9 +187,9 @@ def own_hash(content: Mapping[str, Any]) -> str:
 
 def check_own_hash(content: Mapping[str, Any]) -> None:
     """Raise BundleError when manifest.json is not as it was written."""
-    if (found := own_hash(content)) != content[OWN_HASH]:
+    if (digest := own_hash(content)) != content[OWN_HASH]:
         raise BundleError(
-            f"{MANIFEST_NAME} was changed", got=f"sha256 {found}", expected=content[OWN_HASH], fix="copy it again"
+            f"{MANIFEST_NAME} was changed", got=f"sha256 {digest}", expected=content[OWN_HASH], fix="copy it again"
         )
 
 
@@ -229,11 +229,11 @@ def check_state(manifest: Manifest) -> None:
         inputs = {spec.name: spec for spec in graph.inputs}
         outputs = {spec.name: spec for spec in graph.outputs}
         for spec in manifest.state:
-            for own, found in ((spec.name, inputs), (spec.output, outputs)):
+            for own, specs in ((spec.name, inputs), (spec.output, outputs)):
                 wanted = TensorSpec(own, spec.dtype, spec.shape)
                 single = TensorSpec(own, spec.dtype, (1, *spec.shape[1:]))  # a graph may take one sequence only
-                if found.get(own) not in (wanted, single):
-                    raise refused(f"graphs.{name}", found.get(own, f"no {own}"), wanted)
+                if specs.get(own) not in (wanted, single):
+                    raise refused(f"graphs.{name}", specs.get(own, f"no {own}"), wanted)
 
 
 def check_profiles(manifest: Manifest) -> None:

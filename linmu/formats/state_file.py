@@ -64,8 +64,8 @@ def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple
     header = _header(path)
     metadata = header.metadata
     if metadata.get("format") != FORMAT or metadata.get("format_version") != FORMAT_VERSION:
-        found = f"{metadata.get('format')} version {metadata.get('format_version')}"
-        raise StateError(f"{path} is no state file", got=found, expected=f"{FORMAT} version {FORMAT_VERSION}")
+        version = f"{metadata.get('format')} version {metadata.get('format_version')}"
+        raise StateError(f"{path} is no state file", got=version, expected=f"{FORMAT} version {FORMAT_VERSION}")
     if metadata.get("model_hash") != model_hash:
         raise StateError(
             f"{path} belongs to another model",
@@ -116,20 +116,20 @@ def _check_tensors(where: str, tensors: Mapping[str, np.ndarray], specs: Sequenc
 
 
 def _check_shapes(
-    where: str, found: Mapping[str, tuple[str, tuple[int, ...]]], specs: Sequence[StateSpec], saved: bool
+    where: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]], specs: Sequence[StateSpec], saved: bool
 ) -> None:
     """(dtype, shape) by name against the specs, in the axis order of saved files where `saved`.
 
     Raises StateError for the first difference.
     """
     wanted = {spec.name for spec in specs}
-    if missing := sorted(wanted - set(found)):
+    if missing := sorted(wanted - set(tensors)):
         raise StateError(f"{where} lacks {missing[0]}", expected=f"{len(wanted)} tensors")
-    if surplus := sorted(set(found) - wanted):
+    if surplus := sorted(set(tensors) - wanted):
         raise StateError(f"{where} has a tensor the model does not: {surplus[0]}")
     symbols: dict[str, int] = {}
     for spec in specs:
-        dtype, actual = found[spec.name]
+        dtype, actual = tensors[spec.name]
         shape = spec.canonical_shape if saved else spec.shape
         if dtype != spec.dtype or not _fits(actual, shape, symbols):
             raise StateError(
@@ -150,8 +150,8 @@ def _fits(actual: tuple[int, ...], shape: tuple[int | str, ...], symbols: dict[s
     if len(actual) != len(shape):
         return False
     return all(
-        found == (symbols.setdefault(wanted, found) if isinstance(wanted, str) else wanted)
-        for found, wanted in zip(actual, shape, strict=True)
+        size == (symbols.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
+        for size, wanted in zip(actual, shape, strict=True)
     )
 
 
@@ -175,8 +175,8 @@ def _read_position(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
     """sha256 of everything in the file but itself: it shows damage, not who wrote the file."""
-    said = {name: value for name, value in metadata.items() if name != "sha256"}
-    digest = sha256(json.dumps(said, sort_keys=True).encode())
+    hashed = {name: value for name, value in metadata.items() if name != "sha256"}
+    digest = sha256(json.dumps(hashed, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensors[name]).data)

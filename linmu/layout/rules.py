@@ -8,7 +8,7 @@ from typing import Any
 
 from linmu.errors import InputError
 from linmu.families import STUDENT_PREFIX, Family, get_family
-from linmu.layout.tiles import given, tile_of
+from linmu.layout.tiles import tile_of, without_nulls
 
 # What config.json leaves out when it equals transformers' default.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -66,9 +66,9 @@ class PromptRules:
         family = get_family(str(config.get("model_type")).removeprefix(STUDENT_PREFIX))
         if family.vision == "none":
             return cls(family.name)
-        top = {**DEFAULTS[family.name], **given(config)}
+        top = {**DEFAULTS[family.name], **without_nulls(config)}
         if family.vision == "grid":
-            vision = {**VISION_DEFAULTS[family.name], **given(top.get("vision_config") or {})}
+            vision = {**VISION_DEFAULTS[family.name], **without_nulls(top.get("vision_config") or {})}
             return cls(
                 family.name,
                 image_token_id=top["image_token_id"],

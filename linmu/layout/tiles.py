@@ -54,8 +54,8 @@ def tile_of(family: str, config: Mapping[str, Any]) -> Tile:
 
     Raises InputError for a tower that is not known, tiles that are not square and patches that cannot be merged.
     """
-    top = {**TILE_DEFAULTS[family], **given(config)}
-    tower = given(top.get("vision_config") or {})
+    top = {**TILE_DEFAULTS[family], **without_nulls(config)}
+    tower = without_nulls(top.get("vision_config") or {})
     if family == "llava":
         return _llava_tile(top, tower or LLAVA_DEFAULT_TOWER)
     tower = {**TOWER_DEFAULTS[family], **tower}
@@ -66,7 +66,7 @@ def tile_of(family: str, config: Mapping[str, Any]) -> Tile:
     return tile
 
 
-def given(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a config that are not null."""
     return {key: value for key, value in config.items() if value is not None}
 

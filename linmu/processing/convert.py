@@ -107,14 +107,14 @@ def image_settings(family: str, config: dict[str, Any]) -> ImageSettings:
     if name not in allowed:
         raise InputError(f"image processor of a {family} model", got=name, expected="one of " + ", ".join(allowed))
     known = defaults.IMAGE_CLASSES[name]
-    given = {key: value for key, value in config.items() if value is not None}
-    return _image(family, known | given, volume=False)
+    settings = {key: value for key, value in config.items() if value is not None}
+    return _image(family, known | settings, volume=False)
 
 
 def video_settings(family: str, config: dict[str, Any]) -> VideoSettings:
     """Video settings of a family from a video processor's (or, in old folders, the image processor's) file."""
-    given = {key: value for key, value in config.items() if value is not None}
-    merged = defaults.VIDEO_DEFAULTS[family] | given
+    filled = {key: value for key, value in config.items() if value is not None}
+    merged = defaults.VIDEO_DEFAULTS[family] | filled
     sampling = merged.get("video_sampling")
     if family == "smolvlm" and isinstance(sampling, dict):  # SmolVLM's older files
         merged |= {"num_frames": sampling["max_frames"], "fps": sampling["fps"], "size": sampling["video_size"]}
@@ -259,8 +259,8 @@ def _tokens(
     if missing := [token for token in needed if tokenizer.token_to_id(token) is None]:
         raise InputError("the tokenizer lacks special tokens", got=f"no {missing}", fix="add them to tokenizer.json")
     eos = hf_files.eos_token_ids(folder, config)
-    if not eos and (found := tokenizer.token_to_id(named.get("eos_token", ""))) is not None:
-        eos = (found,)
+    if not eos and (end := tokenizer.token_to_id(named.get("eos_token", ""))) is not None:
+        eos = (end,)
     return TokenSettings(
         eos_token_ids=eos,
         template_variables=named,

@@ -202,8 +202,8 @@ class OrtRunner:
     def run_graph(self, name: str, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run graph `name` on arrays -> the outputs asked for."""
         with graph_errors(name):
-            found: list[np.ndarray] = self.session(name).run(outputs, feeds)
-        return found
+            values: list[np.ndarray] = self.session(name).run(outputs, feeds)
+        return values
 
     def _decode_inputs(self) -> dict[str, np.ndarray]:
         """Buffers of a decode step's inputs but the state; the layout of a single text token where there is one."""

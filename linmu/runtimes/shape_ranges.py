@@ -189,7 +189,7 @@ def bundle_ranges(manifest: Manifest, max_tokens: int | None = None) -> dict[str
     longest = recorded.get("prefill", {}).get("tokens")
     tokens = max_tokens or (longest.max if longest else longest_call(manifest))
     ranges = graph_ranges(manifest, tokens)
-    return {name: ranges[name] | found for name, found in recorded.items()}
+    return {name: ranges[name] | exported for name, exported in recorded.items()}
 
 
 def _text_ranges(manifest: Manifest, tokens: int, piece: int) -> Ranges:

@@ -135,14 +135,16 @@ def build(
     old = _old_index(folder, force, say)
     removed = engine_files.remove_stale(folder, old.values())  # first: what is stale takes room, too
     rows, engines = [], dict(old)
-    for graph, found in ranges.items():
-        parts = machine.parts(opened, graph, found)
+    for graph, graph_ranges in ranges.items():
+        parts = machine.parts(opened, graph, graph_ranges)
         problem = engine_files.engine_problem(folder, old.get(graph), parts)
         if problem is None and not force:
             rows.append(_kept(old[graph]))
             continue
         reason = problem or "asked for"
-        row, engines[graph] = _build_one(opened, graph, found, parts, machine, reason, ignore_memory, say, progress)
+        row, engines[graph] = _build_one(
+            opened, graph, graph_ranges, parts, machine, reason, ignore_memory, say, progress
+        )
         rows.append(row)
         engine_files.write_index(folder, engines.values())  # after each: an interrupt loses only what it stops
     engines = {graph: engine for graph, engine in engines.items() if graph in ranges}

@@ -118,12 +118,12 @@ def read_index(folder: Path) -> dict[str, Engine]:
         document = json.loads(path.read_text("utf-8"))
         if document["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version {document['format_version']!r}")
-        found = {graph: _engine(graph, entry) for graph, entry in document["engines"].items()}
+        engines = {graph: _engine(graph, entry) for graph, entry in document["engines"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read", got=error, fix="linmu build --force") from error
-    return found
+    return engines
 
 
 def write_index(folder: Path, engines: Iterable[Engine]) -> None:
