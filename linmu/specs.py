@@ -5,7 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from linmu.errors import BundleError
+
 Dim = int | str  # a symbolic dimension is a string
+
+# Axis order of a state in a saved file, by the last part of its name.
+CANONICAL_AXES = {
+    "recurrent": ("batch", "heads", "key_dim", "value_dim"),
+    "conv": ("batch", "channels", "taps"),
+    "key": ("batch", "heads", "window", "head_dim"),
+    "value": ("batch", "heads", "window", "head_dim"),
+}
+
+
+def state_kind(name: str) -> str:
+    """The kind of a state, the last part of its name: a key of CANONICAL_AXES; raises BundleError otherwise."""
+    kind = name.rpartition(".")[2]
+    if kind not in CANONICAL_AXES:
+        raise BundleError(f"unknown state {name!r}", expected="a name that ends in " + ", ".join(CANONICAL_AXES))
+    return kind
 
 
 @dataclass(frozen=True)
@@ -30,9 +48,7 @@ class TensorSpec:
 class StateSpec:
     """One state tensor: input name `past.*`, output name `present.*`, and its axes in storage order.
 
-    `axes` names the graph's axis order; saved files always use the canonical order:
-    recurrent (batch, heads, key_dim, value_dim), conv (batch, channels, taps),
-    key and value (batch, heads, window, head_dim).
+    `axes` names the graph's axis order; saved files always use the canonical order (CANONICAL_AXES).
     """
 
     name: str
@@ -41,6 +57,16 @@ class StateSpec:
     shape: tuple[Dim, ...]
     axes: tuple[str, ...]
     init: str = "zeros"
+
+    @property
+    def canonical_axes(self) -> tuple[str, ...]:
+        """Its axes in the order of saved files; raises BundleError for an unknown kind of state."""
+        return CANONICAL_AXES[state_kind(self.name)]
+
+    @property
+    def canonical_shape(self) -> tuple[Dim, ...]:
+        """Its sizes in the order of saved files."""
+        return tuple(self.shape[self.axes.index(axis)] for axis in self.canonical_axes)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's form."""

@@ -20,7 +20,7 @@ from linmu.layout import PromptRules
 from linmu.model.attention import MMateAttention, last_valid
 from linmu.model.modeling import (
     LinMUModel,
-    attention_dimensions,
+    attention_sizes,
     decoder_layers,
     student_class,
     teacher_config,
@@ -114,7 +114,7 @@ def _seed_layers(teacher, family, mmate, layout, probe, progress) -> tuple[dict[
     def on_attention(index: int):
         def hook(attention: nn.Module, _: tuple, kwargs: dict[str, Any], output: tuple[Tensor, Any]) -> None:
             u = kwargs["hidden_states"]
-            dims = attention_dimensions(attention, u.shape[-1], attention.head_dim)
+            dims = attention_sizes(attention, u.shape[-1], attention.head_dim)
             with torch.device("meta"):
                 block = MMateAttention(dims, mmate, index, not family.text_only)
             inherit(block, attention)

@@ -90,8 +90,8 @@ def open_answerer(folder: Path, engine: Engine) -> Answerer:
         read_model_folder(folder)  # a wrong folder is reported before torch takes its seconds to load
     for module in ("torch", "transformers"):
         require(module, needed_for=f"`linmu eval` of a {kind} folder", extra="convert")
-    made: Answerer = import_module(IN_TORCH).TorchAnswerer(folder, kind, engine)
-    return made
+    answerer: Answerer = import_module(IN_TORCH).TorchAnswerer(folder, kind, engine)
+    return answerer
 
 
 class SessionAnswerer:
@@ -119,10 +119,10 @@ class SessionAnswerer:
             with naming(question):
                 options: dict[str, Any] = {} if question.video_fps is None else {"video_fps": question.video_fps}
                 self.session.reset()
-                found = self.session.generate(
+                generation = self.session.generate(
                     question.prompt, question.pictures(), question.video, max_new_tokens=max_new_tokens, **options
                 )
-            yield question, Answer(found.text, len(found.token_ids), found.finish_reason == "stop")
+            yield question, Answer(generation.text, len(generation.token_ids), generation.finish_reason == "stop")
 
     def close(self) -> None:
         """Free graphs and weights."""

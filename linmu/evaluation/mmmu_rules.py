@@ -38,8 +38,8 @@ def chosen_letter(text: str, options: Sequence[str]) -> str:
 def open_candidates(text: str) -> list[str | float]:
     """What an open answer may mean: the tail behind key words of each line, and every number in it."""
     phrases = _key_phrases(text)
-    found = [*phrases, *(number for phrase in phrases for form in NUMBERS for number in re.findall(form, phrase))]
-    return list(dict.fromkeys(item for part in found for item in _forms(part)))
+    parts = [*phrases, *(number for phrase in phrases for form in NUMBERS for number in re.findall(form, phrase))]
+    return list(dict.fromkeys(item for part in parts for item in _forms(part)))
 
 
 def is_right(candidates: Sequence[str | float], answers: Sequence[str]) -> bool:

@@ -66,11 +66,11 @@ def check(questions: Sequence[Question]) -> None:
     """Raise InputError when there are none, an id occurs twice, an answer or a file is missing."""
     if not questions:
         raise InputError("the data set has no questions")
-    seen: set[str] = set()
+    ids: set[str] = set()
     for question in questions:
-        if question.id in seen:
+        if question.id in ids:
             raise InputError(f"question id {question.id!r} occurs twice", expected="every id once")
-        seen.add(question.id)
+        ids.add(question.id)
         if not question.answers:
             raise InputError(f"question {question.id!r} has no answer", fix="give a split with published answers")
     missing = sorted({str(file) for question in questions for file in question.files() if not _exists(file)})

@@ -182,23 +182,24 @@ def macro(tasks: Mapping[str, Row]) -> Row:
     return Row(total.n, total.accuracy, total.guessed, against)
 
 
-def evaluation_view(found: Evaluation) -> RenderableType:
+def evaluation_view(evaluation: Evaluation) -> RenderableType:
     """Tables for a terminal, in percent: by task, micro (all questions), macro (mean of tasks), by label."""
-    teacher = found.teacher is not None
-    title = f"{found.model.kind} {found.model.folder} on {found.data['folder']} ({found.data['format']})"
-    table = _table("task", found.tasks, teacher)
+    teacher = evaluation.teacher is not None
+    model, data = evaluation.model, evaluation.data
+    title = f"{model.kind} {model.folder} on {data['folder']} ({data['format']})"
+    table = _table("task", evaluation.tasks, teacher)
     table.add_section()
-    for name, row in (("micro", found.micro), ("macro", found.macro)):
+    for name, row in (("micro", evaluation.micro), ("macro", evaluation.macro)):
         table.add_row(name, *_cells(row))
     parts: list[RenderableType] = [escape(title), table]
-    parts += [_table(label, rows, teacher) for label, rows in found.groups.items()]
-    for name, asked in (("model", found.model), ("teacher", found.teacher)):
+    parts += [_table(label, rows, teacher) for label, rows in evaluation.groups.items()]
+    for name, asked in (("model", evaluation.model), ("teacher", evaluation.teacher)):
         if asked is not None:
             resumed = f", {asked.resumed} answers from the predictions file" if asked.resumed else ""
             parts.append(f"{name}: {escape(asked.backend)}, {asked.seconds:.1f} s{resumed}")
-    if found.micro.teacher is not None:
-        parts.append(f"model and teacher say the same text: {found.micro.teacher.agreement:.1%}")
-    return Group(*parts, *(f"note: {escape(note)}" for note in found.notes))
+    if evaluation.micro.teacher is not None:
+        parts.append(f"model and teacher say the same text: {evaluation.micro.teacher.agreement:.1%}")
+    return Group(*parts, *(f"note: {escape(note)}" for note in evaluation.notes))
 
 
 def _table(first: str, rows: Mapping[str, Row], teacher: bool) -> Table:

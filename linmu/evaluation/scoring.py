@@ -50,29 +50,29 @@ def exact_ignoring_case(text: str, question: Question) -> Verdict:
 
 
 def _exact(text: str, question: Question, ignore_case: bool) -> Verdict:
-    found = normalised(text, ignore_case)
+    normal = normalised(text, ignore_case)
     accepted = {normalised(answer, ignore_case) for answer in question.answers}
-    return Verdict(float(found in accepted), found)
+    return Verdict(float(normal in accepted), normal)
 
 
 def letter(text: str, question: Question) -> Verdict:
     """Video-MME: the first capital letter of an option, common phrases left out; none is wrong."""
-    found = _first_letter(text, question)
-    return Verdict(float(found in question.answers), found)
+    chosen = _first_letter(text, question)
+    return Verdict(float(chosen in question.answers), chosen)
 
 
 def letter_or_guess(text: str, question: Question) -> Verdict:
     """LongVideoBench: as `letter`, but a text without a letter counts as a guess among the options."""
-    found = _first_letter(text, question)
-    if found:
-        return Verdict(float(found in question.answers), found)
+    chosen = _first_letter(text, question)
+    if chosen:
+        return Verdict(float(chosen in question.answers), chosen)
     return _guess(question)
 
 
 def mmmu_choice(text: str, question: Question) -> Verdict:
     """MMMU, multiple choice: the last letter named, or the option quoted; else a guess among the options."""
-    found = mmmu_rules.chosen_letter(text, question.choices)
-    return Verdict(float(found in question.answers), found) if found else _guess(question)
+    chosen = mmmu_rules.chosen_letter(text, question.choices)
+    return Verdict(float(chosen in question.answers), chosen) if chosen else _guess(question)
 
 
 def mmmu_open(text: str, question: Question) -> Verdict:
@@ -84,8 +84,8 @@ def mmmu_open(text: str, question: Question) -> Verdict:
 
 def vqa(text: str, question: Question) -> Verdict:
     """TextVQA: the share of people who agree, three being enough, averaged over leaving each of them out."""
-    found = vqa_rules.normalised(text)
-    return Verdict(vqa_rules.accuracy(found, [vqa_rules.normalised(answer) for answer in question.answers]), found)
+    normal = vqa_rules.normalised(text)
+    return Verdict(vqa_rules.accuracy(normal, [vqa_rules.normalised(answer) for answer in question.answers]), normal)
 
 
 def option_letters(count: int) -> list[str]:
@@ -96,14 +96,14 @@ def option_letters(count: int) -> list[str]:
 def _first_letter(text: str, question: Question) -> str:
     for phrase in ANSWER_PHRASES:
         text = text.replace(phrase, "")
-    found = re.search(f"[{''.join(option_letters(len(question.choices)))}]", text)
-    return found.group() if found else ""
+    match = re.search(f"[{''.join(option_letters(len(question.choices)))}]", text)
+    return match.group() if match else ""
 
 
 def _guess(question: Question) -> Verdict:
     """Seeded by the question: the same in every run, whatever was asked before it."""
-    found = random.Random(question.id).choice(option_letters(len(question.choices)))
-    return Verdict(float(found in question.answers), found, guessed=True)
+    chosen = random.Random(question.id).choice(option_letters(len(question.choices)))
+    return Verdict(float(chosen in question.answers), chosen, guessed=True)
 
 
 Rule = Callable[[str, Question], Verdict]

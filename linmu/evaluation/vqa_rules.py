@@ -50,7 +50,7 @@ def normalised(text: str) -> str:
 
 def _without_punctuation(text: str) -> str:
     """A mark at a blank goes; between letters it becomes a blank."""
-    found = text
+    plain = text
     for mark in PUNCTUATION:
-        found = found.replace(mark, "" if f"{mark} " in text or f" {mark}" in text else " ")
-    return PERIOD.sub("", found, count=MOST_PERIODS)
+        plain = plain.replace(mark, "" if f"{mark} " in text or f" {mark}" in text else " ")
+    return PERIOD.sub("", plain, count=MOST_PERIODS)

@@ -32,7 +32,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     with _system_errors(target):
         clear_leftovers(target)
         _check_target_folder(target, overwrite)
-        made = _make_parents(target)
+        new_parents = _make_parents(target)
         temporary = sibling(target, PARTIAL)
     try:
         temporary.mkdir()
@@ -43,8 +43,8 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _move_folder(temporary, target, overwrite)
     except BaseException as error:  # KeyboardInterrupt too: whatever happened, nothing may stay behind
         shutil.rmtree(temporary, ignore_errors=True)
-        _remove_empty(made)
-        _raise_told(error, target, temporary)
+        _remove_empty(new_parents)
+        _raise_plainly(error, target, temporary)
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def atomic_file(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     with _system_errors(target):
         target = _file_target(Path(target), overwrite)
         clear_leftovers(target)
-        made = _make_parents(target)
+        new_parents = _make_parents(target)
         temporary = sibling(target, PARTIAL)
     try:
         yield temporary
@@ -66,8 +66,8 @@ def atomic_file(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
         os.replace(temporary, target)
     except BaseException as error:  # as above
         temporary.unlink(missing_ok=True)
-        _remove_empty(made)
-        _raise_told(error, target, temporary)
+        _remove_empty(new_parents)
+        _raise_plainly(error, target, temporary)
 
 
 def write_bytes(target: Path, data: bytes, *, overwrite: bool = True) -> None:
@@ -123,7 +123,7 @@ def _system_errors(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _raise_told(error: BaseException, target: Path, temporary: Path) -> None:
+def _raise_plainly(error: BaseException, target: Path, temporary: Path) -> None:
     """Raise `error` again, in terms of `target`: the temporary name is nobody's business and gone by now."""
     if isinstance(error, LinmuError):
         error.replace_text(str(temporary), str(target))

@@ -18,14 +18,14 @@ def parse_json(text: str | bytes, where: str, error: type[InputError] = InputErr
     """The document `text`; raises `error` that names `where`."""
     try:
         plain = text.decode("utf-8") if isinstance(text, bytes) else text
-        found = json.loads(
+        document = json.loads(
             plain, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
         )
         if "\\ud" in plain.lower():  # escapes of half a character: no text that could be written anywhere
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as problem:
         raise error(f"{where} is not valid JSON", got=problem, fix="copy it again, or make it anew") from problem
-    return found
+    return document
 
 
 def read_json(path: Path, what: str, error: type[InputError] = InputError) -> Any:
@@ -40,10 +40,10 @@ def read_json(path: Path, what: str, error: type[InputError] = InputError) -> An
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    document = dict(pairs)
+    if len(document) != len(pairs):
         raise ValueError("a key that occurs twice")
-    return found
+    return document
 
 
 def _no_constant(text: str) -> Any:

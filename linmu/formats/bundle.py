@@ -16,6 +16,7 @@ from linmu.files.strict_json import read_json
 from linmu.formats.manifest import (
     FileEntry,
     Manifest,
+    check_graph_weights,
     check_own_hash,
     check_profiles,
     check_state,
@@ -60,6 +61,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     complete = replace(manifest, files=entries)
     check_state(complete)
     check_profiles(complete)
+    check_graph_weights(complete)
     _check_members(complete)
     check_facts(complete)
     Manifest.from_json(json.loads(json.dumps(complete.to_json())))  # what we write, we can read
@@ -103,8 +105,8 @@ def check_graph_io(spec: GraphSpec, inputs: Sequence[TensorSpec], outputs: Seque
 
     Names, dtypes, ranks and static dimensions must agree. An input that the manifest calls dynamic must be dynamic.
     """
-    for side, wanted, found in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
-        actual = {item.name: item for item in found}
+    for side, wanted, actual_specs in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
+        actual = {item.name: item for item in actual_specs}
         expected = {item.name: item for item in wanted}
         if surplus := sorted(set(actual) - set(expected)):
             raise BundleError(f"{spec.file}: {side} {surplus[0]!r} is not in the manifest", fix="export again")
@@ -187,8 +189,8 @@ def _check_file(folder: Path, name: str, entry: FileEntry, verify_hashes: bool) 
 def _agree(expected: TensorSpec, actual: TensorSpec, strict: bool) -> bool:
     if expected.dtype != actual.dtype or len(expected.shape) != len(actual.shape):
         return False
-    for wanted, found in zip(expected.shape, actual.shape, strict=True):
-        if isinstance(found, int) and (wanted != found if isinstance(wanted, int) else strict):
+    for wanted, actual_dim in zip(expected.shape, actual.shape, strict=True):
+        if isinstance(actual_dim, int) and (wanted != actual_dim if isinstance(wanted, int) else strict):
             return False
     return True
 

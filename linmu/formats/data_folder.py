@@ -209,11 +209,11 @@ def _json_object(text: str) -> dict[str, Any]:
         raise ValueError(f"{name} is not JSON")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        row = dict(pairs)
+        if len(row) != len(pairs):
             names = [name for name, _ in pairs]
             raise ValueError(f"a key twice: {_short(next(name for name in names if names.count(name) > 1))}")
-        return found
+        return row
 
     try:
         data = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)

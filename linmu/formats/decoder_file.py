@@ -60,10 +60,10 @@ class DecoderFile:
     @property
     def places(self) -> dict[str, tuple[int, int]]:
         """Byte offset and length of every weight in the data file."""
-        found = {}
+        ranges = {}
         for name, entry in self.weights.items():
-            found[name] = entry.offset, prod(entry.shape) * np.dtype(entry.dtype).itemsize
-        return found
+            ranges[name] = entry.offset, prod(entry.shape) * np.dtype(entry.dtype).itemsize
+        return ranges
 
     def format(self, matrix: str) -> MatrixFormat | None:
         """How a matrix is quantized, or None."""
@@ -189,7 +189,7 @@ def embedding_rows(views: dict[str, np.ndarray], decoder: DecoderFile, ids: np.n
 
 def plain_parts(views: dict[str, np.ndarray], decoder: DecoderFile) -> dict[str, np.ndarray]:
     """Every weight as the step form has it: packed integers and scales unpacked (copies), the rest as in `views`."""
-    found = dict(views)
+    weights = dict(views)
     for name, packing in decoder.packing.items():
         format = decoder.format(name)
         assert format is not None  # read_decoder_file has looked
@@ -201,5 +201,5 @@ def plain_parts(views: dict[str, np.ndarray], decoder: DecoderFile) -> dict[str,
             shape = (scale.shape[0] * format.group, scale.shape[1])
         else:
             shape = (packed.shape[0], packed.shape[1])
-        found[part(name, "q")], found[part(name, "scale")] = unpack(packed, format, packing, shape), scale
-    return found
+        weights[part(name, "q")], weights[part(name, "scale")] = unpack(packed, format, packing, shape), scale
+    return weights

@@ -89,10 +89,10 @@ def _read(path: Path, file: BinaryIO, size: int) -> GgufHeader:
             arrays.append(key)
         else:
             metadata[key] = value
-    found = dict(_tensor(file) for _ in range(tensors))
+    tensors_by_name = dict(_tensor(file) for _ in range(tensors))
     alignment = int(metadata.get("general.alignment", 32)) or 1
     start = -(-file.tell() // alignment) * alignment
-    placed = {name: replace(tensor, start=start + tensor.start) for name, tensor in found.items()}
+    placed = {name: replace(tensor, start=start + tensor.start) for name, tensor in tensors_by_name.items()}
     end = max((tensor.start + tensor.length for tensor in placed.values()), default=start)
     if end > size:
         raise _damaged(path, f"{size} bytes where the header says {end} (truncated)")

@@ -18,7 +18,9 @@ from linmu.errors import BundleError
 from linmu.files.regular import regular_file
 from linmu.formats.manifest import Manifest
 from linmu.formats.manifest_facts import room
+from linmu.formats.manifest_object import MANIFEST_NAME
 from linmu.formats.onnx_file import FLOATS, Graph, Node, Tensor, read_graph
+from linmu.specs import GraphSpec
 
 MICROSOFT = "com.microsoft"
 OPERATORS: dict[str, frozenset[str]] = {
@@ -58,6 +60,7 @@ def check_graph_file(folder: Path, name: str, manifest: Manifest, weights: Place
         if unknown := sorted(set(domains) - set(OPERATORS)):
             raise ValueError(f"operators of {unknown[0]!r}")
         _Check(name, manifest, weights or {}).graph(graph, {}, {})
+        _check_data(name, graph, manifest)
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(
             f"{path} holds what linmu does not write", got=error, fix="export the bundle again with this version"
@@ -71,46 +74,71 @@ def check_graph_files(folder: Path, manifest: Manifest) -> None:
             check_graph_file(folder, graph.file, manifest)
 
 
+def graph_weights(folder: Path, graphs: Mapping[str, GraphSpec]) -> dict[str, dict[str, int]]:
+    """What the manifest says of graphs that a device compiles: bytes that each reads of each data file."""
+    return {
+        name: _data_bytes(spec.file, read_graph((folder / spec.file).read_bytes())[0]) for name, spec in graphs.items()
+    }
+
+
+def _data_bytes(name: str, graph: Graph) -> dict[str, int]:
+    """By the data file's path in the bundle; graph file `name` refers to files beside it."""
+    return {_beside(name, location): nbytes for location, nbytes in graph.data_bytes().items()}
+
+
+def _beside(name: str, location: str) -> str:
+    return f"{name.rpartition('/')[0]}/{location}".lstrip("/")
+
+
+def _check_data(name: str, graph: Graph, manifest: Manifest) -> None:
+    """Engines are kept by the hashes of the data files that the manifest names: it must name those that are read."""
+    read = _data_bytes(name, graph)
+    for key, spec in manifest.graphs.items():
+        stated = manifest.graph_weights.get(key, read)
+        if spec.file == name and stated != read:
+            raise ValueError(f"weights {read}, where {MANIFEST_NAME} says {stated}")
+
+
 class _Check:
     """One file's check; every method raises ValueError."""
 
     def __init__(self, name: str, manifest: Manifest, weights: Places):
         self.files, self.weights, self.room = manifest.files, weights, room(manifest)
-        self.prefix = name.rpartition("/")[0]
+        self.name = name
         self.nodes = 0
 
-    def graph(self, graph: Graph, constants: Mapping[str, Tensor | None], made: Mapping[str, str]) -> None:
-        """A graph, or a branch that also sees `constants` (None: computed from constants) and `made` of another one.
+    def graph(self, graph: Graph, constants: Mapping[str, Tensor | None], operators: Mapping[str, str]) -> None:
+        """A graph, or a branch that also sees another one's `constants` (None: computed from constants) and values.
 
-        made: operator by the value that it makes, "" for inputs.
+        operators: by the value that each makes, "" for inputs.
         """
-        if shadowed := graph.constants.keys() & (constants.keys() | made.keys()):
+        if shadowed := graph.constants.keys() & (constants.keys() | operators.keys()):
             raise ValueError(f"two values {sorted(shadowed)[0]!r}")
         for tensor in graph.constants.values():
             self.tensor(tensor)
         constants = dict(constants) | graph.constants
-        made = dict(made) | dict.fromkeys(graph.inputs - constants.keys(), "")
+        operators = dict(operators) | dict.fromkeys(graph.inputs - constants.keys(), "")
         self.nodes += len(graph.nodes)
         if self.nodes > MOST_NODES:
             raise ValueError(f"more than {MOST_NODES} nodes")
         for node in graph.nodes:
-            if unknown := [name for name in node.inputs if name and name not in constants and name not in made]:
+            if unknown := [name for name in node.inputs if name and name not in constants and name not in operators]:
                 raise ValueError(f"{unknown[0]!r} before it is made")
             self.node(node)
             inputs = [constants.get(name) for name in node.inputs]
             self.sizes(node, inputs)
             if node.operator == "Div":
-                self.divisor(node, inputs, made)
+                self.divisor(node, inputs, operators)
             for branch in node.branches.values():
-                self.graph(branch, constants, made)
+                self.graph(branch, constants, operators)
             outputs = [name for name in node.outputs if name]
-            if doubled := [name for name in outputs if name in constants or name in made]:
+            if doubled := [name for name in outputs if name in constants or name in operators]:
                 raise ValueError(f"two values {doubled[0]!r}")
             if not node.branches and all(name in constants for name in node.inputs if name):
                 self.folded(node, inputs[0] if inputs else None)
                 constants.update(dict.fromkeys(outputs))
             else:
-                made.update(dict.fromkeys(outputs, node.operator))
+                operators.update(dict.fromkeys(outputs, node.operator))
 
     def node(self, node: Node) -> None:
         """Operator and attributes."""
@@ -130,7 +158,7 @@ class _Check:
         """A constant's place and size."""
         if tensor.location is None:
             return
-        name = f"{self.prefix}/{tensor.location}".lstrip("/")
+        name = _beside(self.name, tensor.location)
         entry = self.files.get(name)
         if entry is None or name.endswith(".onnx"):
             raise ValueError(f"values of {tensor.name!r} in {tensor.location!r}, which is no data file of the bundle")
@@ -166,10 +194,10 @@ class _Check:
         if values and product([max(abs(number), 1) for number in values]) > self.room // 8:
             raise ValueError(f"sizes {values[:8]} in {node.operator} {node.name!r}")
 
-    def divisor(self, node: Node, inputs: list[Tensor | None], made: Mapping[str, str]) -> None:
+    def divisor(self, node: Node, inputs: list[Tensor | None], operators: Mapping[str, str]) -> None:
         """Whole numbers are divided by positive constants only: a processor stops at 0, and at -1 for the smallest."""
         divisor = inputs[1] if len(inputs) == 2 else None
-        if divisor is None and made.get(node.inputs[1] if len(node.inputs) == 2 else "") == "Sqrt":
+        if divisor is None and operators.get(node.inputs[1] if len(node.inputs) == 2 else "") == "Sqrt":
             return  # which there is for floats only
         if (
             divisor is None

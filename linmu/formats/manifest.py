@@ -16,12 +16,13 @@ from linmu.formats.manifest_object import MANIFEST_NAME, check_keys, check_names
 from linmu.formats.precision import Precision
 from linmu.formats.state_precision import exact_specs
 from linmu.layout.rules import PromptRules
-from linmu.specs import GraphSpec, StateSpec, TensorSpec
+from linmu.specs import CANONICAL_AXES, GraphSpec, StateSpec, TensorSpec, state_kind
 
 FORMAT = "linmu-bundle"
 FORMAT_VERSION = 2
 OWN_HASH = "manifest_sha256"
-WEIGHT_SUFFIXES = (".onnx", ".data", ".pte")
+DATA_SUFFIX = ".data"  # of files that hold what ONNX graphs refer to
+WEIGHT_SUFFIXES = (".onnx", DATA_SUFFIX, ".pte")
 
 DTYPE_BYTES = {
     **dict.fromkeys(("float64", "int64", "uint64"), 8),
@@ -31,14 +32,6 @@ DTYPE_BYTES = {
 }
 
 _STATE_NAME = re.compile(r"past\.(0|[1-9][0-9]{0,5})\.(\w+)")
-
-# Axis order of a state in a saved file, by the last part of its name.
-CANONICAL_AXES = {
-    "recurrent": ("batch", "heads", "key_dim", "value_dim"),
-    "conv": ("batch", "channels", "taps"),
-    "key": ("batch", "heads", "window", "head_dim"),
-    "value": ("batch", "heads", "window", "head_dim"),
-}
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,8 @@ class Manifest:
     """Everything manifest.json holds (format and format_version are constants of this version).
 
     `state_bytes` is the state of one sequence; `golden` says what each golden file holds; `profiles` hold
-    the shape range of every dynamic input, by graph and input, where the target needs them;
+    the shape range of every dynamic input, by graph and input, where the target needs them; `graph_weights` the bytes
+    that a graph reads of each data file, by graph and file, where a device compiles the graphs;
     `program` says of an ExecuTorch program how many tokens a piece has and what its delegate took of each method.
     """
 
@@ -95,6 +89,7 @@ class Manifest:
     generation: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, str] = field(default_factory=dict)
     profiles: dict[str, Any] = field(default_factory=dict)
+    graph_weights: dict[str, dict[str, int]] = field(default_factory=dict)
     program: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
 
@@ -136,6 +131,7 @@ class Manifest:
         )
         check_state(manifest)
         check_profiles(manifest)
+        check_graph_weights(manifest)
         return manifest
 
 
@@ -155,11 +151,12 @@ _TOP: dict[str, type] = {
     "generation": dict,
     "golden": dict,
     "profiles": dict,
+    "graph_weights": dict,
     "program": dict,
     "files": dict,
     OWN_HASH: str,
 }
-_TOP_OPTIONAL = ("profiles", "program")
+_TOP_OPTIONAL = ("profiles", "graph_weights", "program")
 _MODEL: dict[str, type] = {
     "name": str,
     "family": str,
@@ -190,23 +187,15 @@ def own_hash(content: Mapping[str, Any]) -> str:
 
 def check_own_hash(content: Mapping[str, Any]) -> None:
     """Raise BundleError when manifest.json is not as it was written."""
-    if (found := own_hash(content)) != content[OWN_HASH]:
+    if (digest := own_hash(content)) != content[OWN_HASH]:
         raise BundleError(
-            f"{MANIFEST_NAME} was changed", got=f"sha256 {found}", expected=content[OWN_HASH], fix="copy it again"
+            f"{MANIFEST_NAME} was changed", got=f"sha256 {digest}", expected=content[OWN_HASH], fix="copy it again"
         )
 
 
 def state_bytes(specs: Iterable[StateSpec]) -> int:
     """Bytes of all states of one sequence: a symbolic dimension (the batch) counts as 1."""
     return sum(DTYPE_BYTES[spec.dtype] * prod(dim for dim in spec.shape if isinstance(dim, int)) for spec in specs)
-
-
-def state_kind(name: str) -> str:
-    """The kind of a state, the last part of its name: a key of CANONICAL_AXES; raises BundleError otherwise."""
-    kind = name.rpartition(".")[2]
-    if kind not in CANONICAL_AXES:
-        raise BundleError(f"unknown state {name!r}", expected="a name that ends in " + ", ".join(CANONICAL_AXES))
-    return kind
 
 
 def model_hash(manifest: Manifest) -> str:
@@ -218,10 +207,7 @@ def model_hash(manifest: Manifest) -> str:
     weights: Any = {path: entry.sha256 for path, entry in manifest.files.items() if path.endswith(WEIGHT_SUFFIXES)}
     if manifest.model.weights_hash:
         weights = [manifest.model.weights_hash, manifest.precision.weights]
-    states = []
-    for spec in exact_specs(manifest.state):
-        shape = dict(zip(spec.axes, spec.shape, strict=True))
-        states.append([spec.name, spec.dtype, [shape[axis] for axis in CANONICAL_AXES[state_kind(spec.name)]]])
+    states = [[spec.name, spec.dtype, list(spec.canonical_shape)] for spec in exact_specs(manifest.state)]
     text = json.dumps([weights, sorted(states, key=lambda item: str(item[0]))], sort_keys=True)
     return sha256(text.encode()).hexdigest()
 
@@ -243,11 +229,11 @@ def check_state(manifest: Manifest) -> None:
         inputs = {spec.name: spec for spec in graph.inputs}
         outputs = {spec.name: spec for spec in graph.outputs}
         for spec in manifest.state:
-            for own, found in ((spec.name, inputs), (spec.output, outputs)):
+            for own, specs in ((spec.name, inputs), (spec.output, outputs)):
                 wanted = TensorSpec(own, spec.dtype, spec.shape)
                 single = TensorSpec(own, spec.dtype, (1, *spec.shape[1:]))  # a graph may take one sequence only
-                if found.get(own) not in (wanted, single):
-                    raise refused(f"graphs.{name}", found.get(own, f"no {own}"), wanted)
+                if specs.get(own) not in (wanted, single):
+                    raise refused(f"graphs.{name}", specs.get(own, f"no {own}"), wanted)
 
 
 def check_profiles(manifest: Manifest) -> None:
@@ -266,6 +252,19 @@ def check_profiles(manifest: Manifest) -> None:
                 whole = all(type(size) is int and size > 0 for size in sizes)
                 if not whole or sizes != sorted(sizes) or (isinstance(dim, int) and set(sizes) != {dim}):
                     raise refused(f"{where}.{key}", sizes, f"rising sizes of {dim}")
+
+
+def check_graph_weights(manifest: Manifest) -> None:
+    """Raise BundleError unless every entry is of a graph and a data file, and no larger than that file."""
+    for name, data in manifest.graph_weights.items():
+        where = f"graph_weights.{name}"
+        if name not in manifest.graphs or not isinstance(data, dict):
+            raise refused(where, "no graph of that name, or no JSON object")
+        for file, nbytes in data.items():
+            if file not in manifest.files or not file.endswith(DATA_SUFFIX):
+                raise refused(where, f"{file!r:.60}", "a data file of the bundle")
+            if type(nbytes) is not int or not 0 < nbytes <= manifest.files[file].bytes:
+                raise refused(f"{where}.{file}", f"{nbytes!r:.60}", f"1 to {manifest.files[file].bytes} bytes")
 
 
 def _check_version(data: Any) -> None:

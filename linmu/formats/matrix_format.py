@@ -71,12 +71,16 @@ class MatrixFormat:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> MatrixFormat:
         """Read `to_json`; raises TypeError on unknown keys, ValueError on an unknown format."""
-        found = cls(**data)
-        if type(found.group) is not int or found.group < 0:
+        format = cls(**data)
+        if type(format.group) is not int or format.group < 0:
             raise ValueError(f"unknown matrix format {data}")
-        if found.weights not in WEIGHTS or found.input not in INPUTS or found.group < (found.input == "int8_blocks"):
+        if (
+            format.weights not in WEIGHTS
+            or format.input not in INPUTS
+            or format.group < (format.input == "int8_blocks")
+        ):
             raise ValueError(f"unknown matrix format {data}")
-        return found
+        return format
 
 
 def part(weight: str, kind: str) -> str:

@@ -117,8 +117,8 @@ def find_weights(folder: Path) -> Weights:
         parameters = sum(header.parameters for header in headers)
         return Weights(tuple(files), None, parameters, sum(header.data_bytes for header in headers))
     if (gguf := find_gguf(folder)) is not None:
-        found = read_gguf(gguf)
-        return Weights((), gguf, found.parameters, found.data_bytes)
+        model = read_gguf(gguf)
+        return Weights((), gguf, model.parameters, model.data_bytes)
     if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
         raise InputError(
             f"{folder} has only pickled weights ({pickles[0]}), which linmu never opens",
@@ -153,19 +153,19 @@ def _safetensors(folder: Path) -> list[Path]:
 
 
 def _refuse_adapter(folder: Path) -> None:
-    found = next((name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
-    if found is None:
+    adapter = next((name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+    if adapter is None:
         return
     if any(folder.glob("*.gguf")) or (folder / SINGLE_NAME).is_file() or (folder / INDEX_NAME).is_file():
         raise InputError(
             f"{folder} has an adapter beside its weights",
-            got=found,
+            got=adapter,
             expected="a model alone",
             fix="move the adapter's files into a folder of their own; to merge it give that folder as --adapter",
         )
     raise InputError(
         f"{folder} is only an adapter",
-        got=found,
+        got=adapter,
         expected="a model folder",
         fix=f"linmu convert BASE_MODEL --adapter {folder}",
     )
@@ -213,7 +213,7 @@ def _shards(folder: Path) -> list[Path]:
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise InputError(f"{path}: weight_map", expected="tensor names with the files that hold them")
     files: list[Path] = []
-    seen: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name in sorted(set(table.values())):
         if Path(name).name != name:
             raise InputError(f"{path}: shard {name!r}", expected="a file name without folders")
@@ -222,13 +222,13 @@ def _shards(folder: Path) -> list[Path]:
         present = read_header(folder / name).tensors
         if absent := sorted(key for key, shard in table.items() if shard == name and key not in present):
             raise InputError(f"{folder / name} lacks tensor {absent[0]!r}", expected=f"the tensors {INDEX_NAME} names")
-        if twice := sorted(present.keys() & seen.keys()):
+        if twice := sorted(present.keys() & owners.keys()):
             raise InputError(
-                f"{folder / name} and {seen[twice[0]]} hold the same tensor",
+                f"{folder / name} and {owners[twice[0]]} hold the same tensor",
                 got=twice[0],
                 fix="copy the shards of one and the same model",
             )
-        seen |= dict.fromkeys(present, name)
+        owners |= dict.fromkeys(present, name)
         files.append(folder / name)
     return files
 

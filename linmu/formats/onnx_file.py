@@ -6,6 +6,7 @@ numbers are those of onnx.proto.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,6 +70,22 @@ class Graph:
     constants: dict[str, Tensor]
     inputs: frozenset[str]
 
+    def data_bytes(self) -> dict[str, int]:
+        """Bytes that it reads of each data file; what several constants share counts once."""
+        ranges = {(tensor.location, tensor.offset, tensor.nbytes) for tensor in self._tensors() if tensor.nbytes}
+        data = dict[str, int]()
+        for location, _, nbytes in ranges:
+            if location is not None:
+                data[location] = data.get(location, 0) + nbytes
+        return dict(sorted(data.items()))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.constants.values()
+        for node in self.nodes:
+            yield from node.tensors.values()
+            for branch in node.branches.values():
+                yield from branch._tensors()
+
 
 def read_graph(content: bytes) -> tuple[Graph, dict[str, int]]:
     """(graph, version by operator domain) of an ONNX file; raises ValueError for anything else."""
@@ -86,22 +103,22 @@ def read_graph(content: bytes) -> tuple[Graph, dict[str, int]]:
 def _graph(message: memoryview, depth: int) -> Graph:
     if depth > MOST_DEPTH:
         raise ValueError(f"branches more than {MOST_DEPTH} deep")
-    found = grouped(message, GRAPH)
+    by_number = grouped(message, GRAPH)
     constants = dict[str, Tensor]()
-    for value in found.get(5, []):
+    for value in by_number.get(5, []):
         tensor = _tensor(_message(value))
         if tensor.name in constants:
             raise ValueError(f"two constants {tensor.name!r}")
         constants[tensor.name] = tensor
-    inputs = frozenset(_text(grouped(_message(value), VALUE), 1) for value in found.get(11, []))
-    return Graph([_node(_message(value), depth) for value in found.get(1, [])], constants, inputs)
+    inputs = frozenset(_text(grouped(_message(value), VALUE), 1) for value in by_number.get(11, []))
+    return Graph([_node(_message(value), depth) for value in by_number.get(1, [])], constants, inputs)
 
 
 def _node(message: memoryview, depth: int) -> Node:
-    found = grouped(message, NODE)
-    names = [tuple(str(_message(value), "utf-8") for value in found.get(number, [])) for number in (1, 2)]
-    node = Node(_text(found, 7), _text(found, 4), _text(found, 3), names[0], names[1])
-    for value in found.get(5, []):
+    by_number = grouped(message, NODE)
+    names = [tuple(str(_message(value), "utf-8") for value in by_number.get(number, [])) for number in (1, 2)]
+    node = Node(_text(by_number, 7), _text(by_number, 4), _text(by_number, 3), names[0], names[1])
+    for value in by_number.get(5, []):
         attribute = grouped(_message(value), ATTRIBUTE)
         name = _text(attribute, 1)
         node.numbers[name] = integers([*attribute.get(3, []), *attribute.get(8, [])])
@@ -115,29 +132,29 @@ def _node(message: memoryview, depth: int) -> Node:
 
 
 def _tensor(message: memoryview) -> Tensor:
-    found = grouped(message, TENSOR)
-    name, element, dims = _text(found, 8), _number(found, 2), tuple(integers(found.get(1, [])))
+    by_number = grouped(message, TENSOR)
+    name, element, dims = _text(by_number, 8), _number(by_number, 2), tuple(integers(by_number.get(1, [])))
     if element not in BITS:
         raise ValueError(f"element type {element} of {name!r}")
     if len(dims) > DIMENSIONS or any(not 0 <= dim < MOST_DIMENSION for dim in dims):
         raise ValueError(f"sizes {list(dims)} of {name!r}")
     tensor = Tensor(name, element, dims, 0)
     nbytes = -(-tensor.elements * BITS[element] // 8)
-    if _number(found, 14) == EXTERNAL:
-        location, offset, length = _external(found.get(13, []))
-        if length != nbytes or any(found.get(number) for number in (4, 5, 7, 9)):
+    if _number(by_number, 14) == EXTERNAL:
+        location, offset, length = _external(by_number.get(13, []))
+        if length != nbytes or any(by_number.get(number) for number in (4, 5, 7, 9)):
             raise ValueError(f"{length} bytes of {name!r}, whose sizes {list(dims)} need {nbytes}")
         return Tensor(name, element, dims, nbytes, None, location, offset)
-    if found.get(13):
+    if by_number.get(13):
         raise ValueError(f"{name!r} has values inside and outside")
-    return Tensor(name, element, dims, nbytes, _values(found, name, element, tensor.elements, nbytes))
+    return Tensor(name, element, dims, nbytes, _values(by_number, name, element, tensor.elements, nbytes))
 
 
-def _values(found: dict[int, list[memoryview | int]], name: str, element: int, count: int, nbytes: int):
+def _values(by_number: dict[int, list[memoryview | int]], name: str, element: int, count: int, nbytes: int):
     """The integers of a tensor in the file (None: no integers), once it holds as many values as its sizes say."""
-    raw = [_message(value) for value in found.get(9, [])]
-    whole = integers([*found.get(5, []), *found.get(7, [])])  # also bits of halves
-    floats = sum(len(_message(value)) for value in found.get(4, []))
+    raw = [_message(value) for value in by_number.get(9, [])]
+    whole = integers([*by_number.get(5, []), *by_number.get(7, [])])  # also bits of halves
+    floats = sum(len(_message(value)) for value in by_number.get(4, []))
     held = sum(map(len, raw)) if raw else floats or (len(whole) * nbytes // max(count, 1) if whole else 0)
     if held != nbytes or (whole and len(whole) not in (count, nbytes)):
         raise ValueError(f"{held} bytes of {name!r}, whose sizes need {nbytes}")
@@ -166,13 +183,13 @@ def _message(value: memoryview | int) -> memoryview:
     return value
 
 
-def _text(found: dict[int, list[memoryview | int]], number: int) -> str:
+def _text(by_number: dict[int, list[memoryview | int]], number: int) -> str:
     """A string field: the last one counts, as in every reader."""
-    return str(_message(found[number][-1]), "utf-8") if number in found else ""
+    return str(_message(by_number[number][-1]), "utf-8") if number in by_number else ""
 
 
-def _number(found: dict[int, list[memoryview | int]], number: int) -> int:
-    value = found[number][-1] if number in found else 0
+def _number(by_number: dict[int, list[memoryview | int]], number: int) -> int:
+    value = by_number[number][-1] if number in by_number else 0
     if not isinstance(value, int):
         raise ValueError("bytes where a number belongs")
     return signed(value)

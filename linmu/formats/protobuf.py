@@ -31,12 +31,12 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
 
 def grouped(message: memoryview, known: frozenset[int]) -> dict[int, list[memoryview | int]]:
     """Values by field number; raises ValueError for a field that is not `known`."""
-    found: dict[int, list[memoryview | int]] = {}
+    groups: dict[int, list[memoryview | int]] = {}
     for number, value in fields(message):
         if number not in known:
             raise ValueError(f"a field {number}, which no graph here has")
-        found.setdefault(number, []).append(value)
-    return found
+        groups.setdefault(number, []).append(value)
+    return groups
 
 
 def varint(message: memoryview, place: int) -> tuple[int, int]:
@@ -54,16 +54,16 @@ def varint(message: memoryview, place: int) -> tuple[int, int]:
 
 def integers(values: list[memoryview | int]) -> list[int]:
     """A repeated int64, packed or not."""
-    found = list[int]()
+    numbers = list[int]()
     for value in values:
         if isinstance(value, int):
-            found.append(signed(value))
+            numbers.append(signed(value))
             continue
         place = 0
         while place < len(value):
             number, place = varint(value, place)
-            found.append(signed(number))
-    return found
+            numbers.append(signed(number))
+    return numbers
 
 
 def signed(value: int) -> int:

@@ -51,14 +51,16 @@ def check_quantization(config: Mapping[str, Any], extra: Mapping[str, Any], plac
     text = config.get("text_config")
     parts = [config, *([text] if isinstance(text, dict) else []), *([extra] if extra else [])]
     for part in parts:
-        found = next((part[name] for name in _CONFIGS if part.get(name)), None)
-        if found is None:
+        settings = next((part[name] for name in _CONFIGS if part.get(name)), None)
+        if settings is None:
             continue
-        if not isinstance(found, dict):
-            raise InputError(f"{place}: quantization_config", got=type(found).__name__, expected="a JSON object")
-        method = str(found.get("quant_method") or ("modelopt" if part is extra else "unknown")).lower()
-        algorithm = str(found.get("quant_algo") or (found.get("quantization") or {}).get("quant_algo") or "").upper()
-        if method == "bitsandbytes" or found.get("load_in_4bit") or found.get("load_in_8bit"):
+        if not isinstance(settings, dict):
+            raise InputError(f"{place}: quantization_config", got=type(settings).__name__, expected="a JSON object")
+        method = str(settings.get("quant_method") or ("modelopt" if part is extra else "unknown")).lower()
+        algorithm = str(
+            settings.get("quant_algo") or (settings.get("quantization") or {}).get("quant_algo") or ""
+        ).upper()
+        if method == "bitsandbytes" or settings.get("load_in_4bit") or settings.get("load_in_8bit"):
             method = "bitsandbytes"
         if method == "fp8" or (method == "modelopt" and algorithm == "FP8"):
             continue

@@ -18,9 +18,8 @@ from safetensors.numpy import save as save_tensors
 from linmu.errors import InputError, StateError
 from linmu.files.atomic import write_bytes
 from linmu.files.strict_json import parse_json
-from linmu.formats.manifest import CANONICAL_AXES, state_kind
 from linmu.formats.safetensors_file import Header, parse_header, read_header, steady_bytes
-from linmu.formats.state_precision import exact_specs, read_exact, store
+from linmu.formats.state_precision import canonical, exact_specs, from_canonical
 from linmu.specs import StateSpec
 
 FORMAT = "linmu-state"
@@ -44,20 +43,16 @@ def save_state(
     JSON values. Raises StateError on a missing, surplus, misshapen or non-finite tensor, InputError on a full disk.
     """
     _check_position(str(path), position)
-    _check_tensors("the state to save", tensors, specs, canonical=False)
-    exact = read_exact(specs, tensors)
-    canonical = {
-        spec.name: np.ascontiguousarray(np.transpose(exact[spec.name], _order(spec.axes, _canonical(spec))))
-        for spec in exact_specs(specs)
-    }
+    _check_tensors("the state to save", tensors, specs, saved=False)
+    states = canonical(specs, tensors)
     metadata = {
         **{key: json.dumps(value, allow_nan=False) for key, value in position.items()},
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "model_hash": model_hash,
     }
-    metadata["sha256"] = _digest(metadata, canonical)
-    write_bytes(Path(path), steady_bytes(save_tensors(canonical, metadata)))
+    metadata["sha256"] = _digest(metadata, states)
+    write_bytes(Path(path), steady_bytes(save_tensors(states, metadata)))
 
 
 def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -69,8 +64,8 @@ def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple
     header = _header(path)
     metadata = header.metadata
     if metadata.get("format") != FORMAT or metadata.get("format_version") != FORMAT_VERSION:
-        found = f"{metadata.get('format')} version {metadata.get('format_version')}"
-        raise StateError(f"{path} is no state file", got=found, expected=f"{FORMAT} version {FORMAT_VERSION}")
+        version = f"{metadata.get('format')} version {metadata.get('format_version')}"
+        raise StateError(f"{path} is no state file", got=version, expected=f"{FORMAT} version {FORMAT_VERSION}")
     if metadata.get("model_hash") != model_hash:
         raise StateError(
             f"{path} belongs to another model",
@@ -80,17 +75,13 @@ def load_state(path: Path, specs: Sequence[StateSpec], model_hash: str) -> tuple
         )
     exact = exact_specs(specs)
     shapes = {name: (_NUMPY.get(entry.dtype, entry.dtype), entry.shape) for name, entry in header.tensors.items()}
-    _check_shapes(str(path), shapes, exact, canonical=True)  # before anything of their size is read
+    _check_shapes(str(path), shapes, exact, saved=True)  # before anything of their size is read
     tensors = _tensors(path, header)
     _check_finite(str(path), tensors, exact)
     if metadata.get("sha256") != _digest(metadata, tensors):
         raise StateError(f"{path} was changed after it was saved", fix="save the state again")
     position = _read_position(path, metadata)
-    restored = {
-        spec.name: np.ascontiguousarray(np.transpose(tensors[spec.name], _order(_canonical(spec), spec.axes)))
-        for spec in exact_specs(specs)
-    }
-    return store(specs, restored), position
+    return from_canonical(specs, tensors), position
 
 
 def _header(path: Path) -> Header:
@@ -119,25 +110,27 @@ def _tensors(path: Path, header: Header) -> dict[str, np.ndarray]:
     }
 
 
-def _check_tensors(where: str, tensors: Mapping[str, np.ndarray], specs: Sequence[StateSpec], canonical: bool) -> None:
-    _check_shapes(where, {name: (str(x.dtype), x.shape) for name, x in tensors.items()}, specs, canonical)
+def _check_tensors(where: str, tensors: Mapping[str, np.ndarray], specs: Sequence[StateSpec], saved: bool) -> None:
+    _check_shapes(where, {name: (str(x.dtype), x.shape) for name, x in tensors.items()}, specs, saved)
     _check_finite(where, tensors, specs)
 
 
 def _check_shapes(
-    where: str, found: Mapping[str, tuple[str, tuple[int, ...]]], specs: Sequence[StateSpec], canonical: bool
+    where: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]], specs: Sequence[StateSpec], saved: bool
 ) -> None:
-    """(dtype, shape) by name against the specs; raises StateError for the first difference."""
+    """(dtype, shape) by name against the specs, in the axis order of saved files where `saved`.
+
+    Raises StateError for the first difference.
+    """
     wanted = {spec.name for spec in specs}
-    if missing := sorted(wanted - set(found)):
+    if missing := sorted(wanted - set(tensors)):
         raise StateError(f"{where} lacks {missing[0]}", expected=f"{len(wanted)} tensors")
-    if surplus := sorted(set(found) - wanted):
+    if surplus := sorted(set(tensors) - wanted):
         raise StateError(f"{where} has a tensor the model does not: {surplus[0]}")
     symbols: dict[str, int] = {}
     for spec in specs:
-        dtype, actual = found[spec.name]
-        sizes = dict(zip(spec.axes, spec.shape, strict=True))
-        shape = tuple(sizes[axis] for axis in (_canonical(spec) if canonical else spec.axes))
+        dtype, actual = tensors[spec.name]
+        shape = spec.canonical_shape if saved else spec.shape
         if dtype != spec.dtype or not _fits(actual, shape, symbols):
             raise StateError(
                 f"{where}: {spec.name}",
@@ -157,8 +150,8 @@ def _fits(actual: tuple[int, ...], shape: tuple[int | str, ...], symbols: dict[s
     if len(actual) != len(shape):
         return False
     return all(
-        found == (symbols.setdefault(wanted, found) if isinstance(wanted, str) else wanted)
-        for found, wanted in zip(actual, shape, strict=True)
+        size == (symbols.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
+        for size, wanted in zip(actual, shape, strict=True)
     )
 
 
@@ -180,18 +173,10 @@ def _read_position(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return position
 
 
-def _canonical(spec: StateSpec) -> tuple[str, ...]:
-    return CANONICAL_AXES[state_kind(spec.name)]
-
-
-def _order(current: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    return [list(current).index(axis) for axis in wanted]
-
-
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
     """sha256 of everything in the file but itself: it shows damage, not who wrote the file."""
-    said = {name: value for name, value in metadata.items() if name != "sha256"}
-    digest = sha256(json.dumps(said, sort_keys=True).encode())
+    hashed = {name: value for name, value in metadata.items() if name != "sha256"}
+    digest = sha256(json.dumps(hashed, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensors[name]).data)

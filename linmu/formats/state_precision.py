@@ -1,7 +1,8 @@
-"""What recurrent states are stored as between calls: float32 or float16.
+"""What states are stored as between calls: recurrent ones in float32 or float16, in a backend's axis order.
 
 Glossary
-    exact   float32 in canonical axis order, whatever a backend stores: what saved states and comparisons are made of
+    exact      float32, whatever a backend stores
+    canonical  exact, in the axis order of saved files: what saved states and comparisons are made of
 A call reads a state into float32, computes in float32, and rounds once at its end. Only `recurrent` is ever rounded:
 conv tails and the keys and values of a text window are a few per cent of it.
 """
@@ -55,3 +56,19 @@ def store(specs: Sequence[StateSpec], exact: Mapping[str, np.ndarray]) -> dict[s
             values = np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
         rounded[spec.name] = values
     return rounded
+
+
+def canonical(specs: Sequence[StateSpec], stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Stored states (axis order of `specs`) in the axis order of saved states, float32, by name."""
+    exact = read_exact(specs, stored)
+    return {spec.name: _reordered(exact[spec.name], spec.axes, spec.canonical_axes) for spec in specs}
+
+
+def from_canonical(specs: Sequence[StateSpec], states: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `canonical`: states in the axis order of `specs`, stored as they say."""
+    exact = {spec.name: _reordered(states[spec.name], spec.canonical_axes, spec.axes) for spec in specs}
+    return store(specs, exact)
+
+
+def _reordered(values: np.ndarray, current: tuple[str, ...], wanted: tuple[str, ...]) -> np.ndarray:
+    return np.ascontiguousarray(np.transpose(values, [current.index(axis) for axis in wanted]))

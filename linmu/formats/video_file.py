@@ -116,8 +116,8 @@ class Screen:
         # frame.side_data makes a cycle of references, in which PyAV keeps whole frames: it is asked for once
         if frame.rotation != self._rotation:
             self._rotation = frame.rotation
-            found = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
-            self._matrix = np.frombuffer(found[0], np.int32)[:9] if found else None
+            matrices = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+            self._matrix = np.frombuffer(matrices[0], np.int32)[:9] if matrices else None
         return pixels if self._matrix is None else turned(pixels, self._matrix)
 
 

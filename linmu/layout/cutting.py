@@ -28,11 +28,11 @@ def pieces(layout: PromptLayout, max_tokens: int) -> list[tuple[int, int]]:
     if max_tokens < 1:
         raise InputError(f"pieces of {max_tokens} tokens")
     cuts = np.asarray(cut_points(layout), np.int64)
-    found, start = [], 0
+    ends, start = [], 0
     while start < layout.length:
         fitting = int(np.searchsorted(cuts, start + max_tokens, side="right"))
         first = int(np.searchsorted(cuts, start, side="right"))
         stop = int(cuts[max(fitting - 1, first)])
-        found.append((start, stop))
+        ends.append((start, stop))
         start = stop
-    return found
+    return ends

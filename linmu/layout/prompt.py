@@ -134,10 +134,10 @@ def media_of_batch(
             rules.image_token_id: _grids(rules, "image", image_grid_thw, None),
             rules.video_token_id: _grids(rules, "video", video_grid_thw, second_per_grid_ts),
         }
-        found = [_take_grids(rules, row, waiting) for row in rows]
+        media = [_take_grids(rules, row, waiting) for row in rows]
         if left := Counter(item.kind for queue in waiting.values() for item in queue):
             raise InputError("grids without tokens in the prompt", got=dict(left), expected="as many placeholders")
-        return found
+        return media
     return [_square_tiles(rules, len(_vision_places(rules, row))) for row in rows]
 
 

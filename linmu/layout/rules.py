@@ -8,27 +8,22 @@ from typing import Any
 
 from linmu.errors import InputError
 from linmu.families import STUDENT_PREFIX, Family, get_family
+from linmu.layout.tiles import tile_of, without_nulls
 
 # What config.json leaves out when it equals transformers' default.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652},
     "qwen3_vl": {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652},
-    "smolvlm": {"image_token_id": 128257, "scale_factor": 2},
-    "idefics3": {"image_token_id": 128257, "scale_factor": 2},
-    "internvl": {"image_token_id": 151667, "downsample_ratio": 0.5},
-    "llava": {"image_token_index": 32000, "image_seq_length": 576, "vision_feature_select_strategy": "default"},
+    "smolvlm": {"image_token_id": 128257},
+    "idefics3": {"image_token_id": 128257},
+    "internvl": {"image_token_id": 151667},
+    "llava": {"image_token_index": 32000},
 }
 VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"spatial_merge_size": 2, "temporal_patch_size": 2, "tokens_per_second": 4},
     "qwen3_vl": {"spatial_merge_size": 2, "temporal_patch_size": 2},
-    "smolvlm": {"image_size": 224, "patch_size": 32},
-    "idefics3": {"image_size": 224, "patch_size": 32},
-    "internvl": {"image_size": 448, "patch_size": 14},
 }
-# LLaVA's towers by model_type: (image_size, patch_size, class tokens in front of the patches).
-LLAVA_TOWERS = {"clip_vision_model": (224, 32, 1), "siglip_vision_model": (224, 16, 0), "dinov2": (224, 14, 1)}
 LARGEST_RULE = 1 << 30
-LLAVA_DEFAULT_TOWER = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
 
 
 @dataclass(frozen=True)
@@ -71,20 +66,20 @@ class PromptRules:
         family = get_family(str(config.get("model_type")).removeprefix(STUDENT_PREFIX))
         if family.vision == "none":
             return cls(family.name)
-        top = {**DEFAULTS[family.name], **_given(config)}
-        vision = {**VISION_DEFAULTS.get(family.name, {}), **_given(top.get("vision_config") or {})}
+        top = {**DEFAULTS[family.name], **without_nulls(config)}
         if family.vision == "grid":
+            vision = {**VISION_DEFAULTS[family.name], **without_nulls(top.get("vision_config") or {})}
             return cls(
                 family.name,
                 image_token_id=top["image_token_id"],
                 video_token_id=top["video_token_id"],
                 vision_start_token_id=top["vision_start_token_id"],
                 merge_size=int(vision["spatial_merge_size"]),
-                temporal_patch_size=_side(vision["temporal_patch_size"]),
+                temporal_patch_size=_last(vision["temporal_patch_size"]),
                 tokens_per_second=float(vision.get("tokens_per_second", 1.0)),
             )
         image_token = top["image_token_id"] if "image_token_id" in top else top["image_token_index"]
-        rules = cls(family.name, image_token_id=image_token, tokens_per_tile=_tokens_per_tile(family.name, top, vision))
+        rules = cls(family.name, image_token_id=image_token, tokens_per_tile=tile_of(family.name, config).tokens)
         _ = rules.tile  # refuse here, not at the first image
         return rules
 
@@ -123,35 +118,6 @@ def _check_rule(name: str, value: Any) -> None:
         raise InputError(f"prompt rule {name}", got=f"{value!r:.60}", expected="a count")
 
 
-def _given(data: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that are null."""
-    return {key: value for key, value in data.items() if value is not None}
-
-
-def _side(value: Any) -> int:
+def _last(value: Any) -> int:
     """A size given as a number or as a pair."""
     return int(value[-1]) if isinstance(value, (list, tuple)) else int(value)
-
-
-def _tokens_per_tile(family: str, top: dict[str, Any], vision: dict[str, Any]) -> int:
-    """Tokens one tile takes in the prompt, after the connector."""
-    if family == "llava":
-        return _llava_tokens(top, vision or LLAVA_DEFAULT_TOWER)
-    patches = _side(vision["image_size"]) // _side(vision["patch_size"])
-    if family == "internvl":
-        return int(patches * top["downsample_ratio"]) ** 2
-    return patches**2 // int(top["scale_factor"]) ** 2
-
-
-def _llava_tokens(top: dict[str, Any], vision: dict[str, Any]) -> int:
-    """LLaVA's tokens: the tower's patches, with its class token under strategy "full"."""
-    tower = vision.get("model_type", "clip_vision_model")
-    if tower not in LLAVA_TOWERS:
-        raise InputError("LLaVA vision tower", got=tower, expected="one of " + ", ".join(LLAVA_TOWERS))
-    image_size, patch_size, class_tokens = LLAVA_TOWERS[tower]
-    side = _side(vision.get("image_size", image_size)) // _side(vision.get("patch_size", patch_size))
-    if tower == "dinov2":
-        # Dinov2 resizes its position table, so that a smaller image_seq_length tells the real crop.
-        side = min(side, math.isqrt(int(top["image_seq_length"])))
-    dropped = 1 if top["vision_feature_select_strategy"] == "default" else 0
-    return side * side + class_tokens - dropped

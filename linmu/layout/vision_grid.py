@@ -15,6 +15,7 @@ import numpy as np
 
 from linmu.errors import InputError
 from linmu.families import STUDENT_PREFIX, get_family
+from linmu.layout.tiles import tile_of
 
 Grid = tuple[int, int, int]
 
@@ -72,10 +73,6 @@ def vision_inputs(family: str, vision: dict[str, Any], grid: Grid) -> dict[str, 
     return inputs
 
 
-def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
 def _grid_facts(name: str, config: dict[str, Any]) -> dict[str, Any]:
     tower = config["vision_config"]
     merge, patch = tower["spatial_merge_size"], tower["patch_size"]
@@ -95,30 +92,17 @@ def _grid_facts(name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tile_facts(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    tower = config["vision_config"]
-    patch = _pair(tower["patch_size"])
-    tile = _pair(tower["image_size"])
-    if name == "llava" and tower["model_type"] == "dinov2":
-        # Dinov2 resizes its position table, so the tile follows from the number of image tokens, not from image_size.
-        side = round((config["image_seq_length"] - _kept_prefix(config)) ** 0.5)
-        tile = (side * patch[0], side * patch[1])
-    merge = {"llava": 1, "internvl": round(1 / config.get("downsample_ratio", 1))}.get(name) or config["scale_factor"]
-    tokens = (tile[0] // patch[0] // merge) * (tile[1] // patch[1] // merge)
+    tile = tile_of(name, config)
     return {
         "kind": "tiles",
         "family": name,
-        "channels": tower["num_channels"],
-        "tile_size": list(tile),
-        "patch": patch[0],
-        "merge": merge,
-        "tokens_per_tile": tokens + (_kept_prefix(config) if name == "llava" else 0),
+        "channels": config["vision_config"]["num_channels"],
+        "tile_size": [tile.pixels, tile.pixels],
+        "patch": tile.patch,
+        "merge": tile.merge,
+        "tokens_per_tile": tile.tokens,
         "hidden_size": config["text_config"]["hidden_size"],
     }
-
-
-def _kept_prefix(config: dict[str, Any]) -> int:
-    """Class tokens that stay in the output (LLaVA, strategy "full")."""
-    return 0 if config["vision_feature_select_strategy"] == "default" else 1
 
 
 def _block_positions(height: int, width: int, merge: int) -> np.ndarray:

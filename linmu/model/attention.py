@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.model.cache import layer_slot
-from linmu.model.mmate import Dimensions, MMateBlock
+from linmu.model.mmate import AttentionSizes, MMateBlock
 
 ATTENTION_NAME = "linmu"
 LAYOUT_ARGUMENT = "linmu_layout"  # what the student's forward adds to the arguments of its decoder layers
@@ -20,7 +20,7 @@ LAYOUT_ARGUMENT = "linmu_layout"  # what the student's forward adds to the argum
 class MMateAttention(MMateBlock):
     """MMateBlock with the call signature of a transformers `self_attn`."""
 
-    def __init__(self, dims: Dimensions, mmate: MMateConfig, layer_idx: int, vision: bool):
+    def __init__(self, dims: AttentionSizes, mmate: MMateConfig, layer_idx: int, vision: bool):
         super().__init__(dims, mmate, layer_idx, vision)
         self.vision = vision
 

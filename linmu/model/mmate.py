@@ -22,7 +22,7 @@ from linmu.model.sliding import sliding_attention
 
 
 @dataclass(frozen=True)
-class Dimensions:
+class AttentionSizes:
     """Sizes of one decoder layer's attention, with the biases and norms that its teacher has."""
 
     hidden: int
@@ -52,7 +52,7 @@ class RMSNorm(nn.Module):
 class Projections(nn.Module):
     """q, k, v of one branch with the teacher's shapes, biases and norms."""
 
-    def __init__(self, dims: Dimensions):
+    def __init__(self, dims: AttentionSizes):
         super().__init__()
         self.head_dim = dims.head_dim
         self.q_proj = nn.Linear(dims.hidden, dims.heads * dims.head_dim, bias=dims.qkv_bias)
@@ -72,7 +72,7 @@ class Projections(nn.Module):
 class MMateBlock(nn.Module):
     """Replaces one self-attention; `layout` tensors come from linmu.layout.stack_layouts (None = text only)."""
 
-    def __init__(self, dims: Dimensions, mmate: MMateConfig, layer_idx: int, vision: bool):
+    def __init__(self, dims: AttentionSizes, mmate: MMateConfig, layer_idx: int, vision: bool):
         super().__init__()
         self.dims, self.mmate, self.layer_idx = dims, mmate, layer_idx
         self.schedule, self.shift = layer_idx % SCHEDULES, layer_idx % SHIFTS

@@ -20,7 +20,7 @@ from linmu.errors import InputError
 from linmu.families import STUDENT_PREFIX, Family, get_family
 from linmu.layout import MediaGrid, PromptRules, media_of_batch, prompt_layout, stack_layouts
 from linmu.model.attention import ATTENTION_NAME, LAYOUT_ARGUMENT, MMateAttention
-from linmu.model.mmate import Dimensions
+from linmu.model.mmate import AttentionSizes
 from linmu.model.rotary import use_exact_angles
 
 MODEL_TYPE_PREFIX = STUDENT_PREFIX
@@ -208,10 +208,10 @@ def read_student_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def attention_dimensions(attention: nn.Module, hidden: int, head_dim: int) -> Dimensions:
+def attention_sizes(attention: nn.Module, hidden: int, head_dim: int) -> AttentionSizes:
     """Sizes of a teacher's self-attention, read from its projections."""
     norm = getattr(attention, "q_norm", None)
-    return Dimensions(
+    return AttentionSizes(
         hidden=hidden,
         heads=attention.q_proj.out_features // head_dim,
         kv_heads=attention.k_proj.out_features // head_dim,
@@ -232,7 +232,7 @@ def replace_attention(model: nn.Module, mmate: MMateConfig, family: Family) -> N
     """Put an M-MATE block in the place of every decoder self-attention (uninitialised weights)."""
     for index, layer in enumerate(decoder_layers(model)):
         old = layer.self_attn
-        dims = attention_dimensions(old, old.q_proj.in_features, old.head_dim)
+        dims = attention_sizes(old, old.q_proj.in_features, old.head_dim)
         if getattr(old, "sliding_window", None):
             raise InputError(
                 "the teacher uses sliding-window attention",

@@ -110,14 +110,14 @@ def _for_template(message: Message) -> Message:
 def render(source: str, messages: Sequence[Message], add_generation_prompt: bool, variables: dict[str, str]) -> str:
     """The chat text of `messages`; InputError when the template refuses them, TemplateCost beyond the limits."""
     template = compile_template(source)
-    given = {
+    builtins = {
         "messages": [_for_template(message) for message in messages],
         "tools": None,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
     }
     try:
-        return run(template, {**given, **variables})
+        return run(template, {**builtins, **variables})
     except TemplateLimit as error:
         raise TemplateCost(
             "the chat template goes beyond linmu's limits", got=error, fix="repair chat_template.jinja, or use raw=True"

@@ -29,13 +29,13 @@ _NOT_TEXT = re.compile("[\ud800-\udfff\ufdd0-\ufdef]")
 
 def check_text(text: str, what: str = "the prompt") -> None:
     """Raise InputError for lone surrogates (bytes that were no UTF-8) and Unicode's noncharacters."""
-    found = _NOT_TEXT.search(text)
-    if found is None:
+    match = _NOT_TEXT.search(text)
+    if match is None:
         return
-    surrogate = found.group() < "\ue000"
+    surrogate = match.group() < "\ue000"
     raise InputError(
         f"{what} holds {'half a character (a lone surrogate)' if surrogate else 'a noncharacter of Unicode'}",
-        got=f"U+{ord(found.group()):04X} at character {found.start()}",
+        got=f"U+{ord(match.group()):04X} at character {match.start()}",
         expected="a text that UTF-8 can hold",
         fix="decode the input as UTF-8" if surrogate else "leave it out",
     )
@@ -68,7 +68,7 @@ class ControlTokens:
         """Texts that a template may write side by side: what would be a control token only together is marked, too."""
         for text in texts:
             check_text(text)
-        places = [found.start() for found in self._anywhere.finditer("".join(texts))]
+        places = [match.start() for match in self._anywhere.finditer("".join(texts))]
         marked, start = [], 0
         for text in texts:
             here = [place - start for place in places if start <= place < start + len(text)]
@@ -83,7 +83,7 @@ class ControlTokens:
 
     def last(self, marked: str) -> int:
         """Where the last control token of a marked text begins; 0 without one."""
-        return max((found.start() for found in self._real.finditer(marked)), default=0)
+        return max((match.start() for match in self._real.finditer(marked)), default=0)
 
     def count(self, marked: str, token: str) -> int:
         """How often a control token stands in a marked text."""
@@ -100,10 +100,10 @@ class ControlTokens:
             marked, context = (self._real.sub(self._spell, text).replace(MARK, "") for text in (marked, context))
         return encode(tokenizer, marked, add_special_tokens, context)
 
-    def _spell(self, found: re.Match[str]) -> str:
+    def _spell(self, match: re.Match[str]) -> str:
         """A control token as `_respelled` spells it; placeholders that are no tokens stay what they are."""
-        token = self.ids.get(found.group())
-        return found.group() if token is None else _spelling(token)
+        token = self.ids.get(match.group())
+        return match.group() if token is None else _spelling(token)
 
     @cached_property
     def _respelled(self) -> Tokenizer:

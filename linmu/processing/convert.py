@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, processors
 
 from linmu.errors import InputError
 from linmu.families import get_family
+from linmu.layout.tiles import tile_of
 from linmu.processing import defaults, hf_files
 from linmu.processing.processor import PROCESSOR_FILE, TEMPLATE_FILE, TOKENIZER_FILE, TOKENIZER_FOLDER
 from linmu.processing.settings import (
@@ -84,7 +85,7 @@ def read_folder(folder: Path, tokenizer: Tokenizer) -> ProcessorSettings:
         return ProcessorSettings(family=family, tokens=_tokens(folder, config, family, tokenizer, ()))
     image = image_settings(family, hf_files.image_config(folder))
     video = video_settings(family, hf_files.video_config(folder)) if family in defaults.VIDEO_DEFAULTS else None
-    tile_grid = _tile_grid(folder, config, image)
+    tile_grid = _tile_grid(folder, config, family, image)
     tokens = _tokens(folder, config, family, tokenizer, tile_grid)
     return ProcessorSettings(family=family, tokens=tokens, image=image, video=video)
 
@@ -106,14 +107,14 @@ def image_settings(family: str, config: dict[str, Any]) -> ImageSettings:
     if name not in allowed:
         raise InputError(f"image processor of a {family} model", got=name, expected="one of " + ", ".join(allowed))
     known = defaults.IMAGE_CLASSES[name]
-    given = {key: value for key, value in config.items() if value is not None}
-    return _image(family, known | given, volume=False)
+    settings = {key: value for key, value in config.items() if value is not None}
+    return _image(family, known | settings, volume=False)
 
 
 def video_settings(family: str, config: dict[str, Any]) -> VideoSettings:
     """Video settings of a family from a video processor's (or, in old folders, the image processor's) file."""
-    given = {key: value for key, value in config.items() if value is not None}
-    merged = defaults.VIDEO_DEFAULTS[family] | given
+    filled = {key: value for key, value in config.items() if value is not None}
+    merged = defaults.VIDEO_DEFAULTS[family] | filled
     sampling = merged.get("video_sampling")
     if family == "smolvlm" and isinstance(sampling, dict):  # SmolVLM's older files
         merged |= {"num_frames": sampling["max_frames"], "fps": sampling["fps"], "size": sampling["video_size"]}
@@ -207,29 +208,27 @@ def _box(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (_edge(size, "height"), _edge(size, "width"))
 
 
-def _tile_grid(folder: Path, config: dict[str, Any], image: ImageSettings) -> tuple[int, ...]:
-    """Rows and columns of tokens of one tile; () for grid families."""
+def _tile_grid(folder: Path, config: dict[str, Any], family: str, image: ImageSettings) -> tuple[int, ...]:
+    """Rows and columns of tokens of one tile; () for grid families.
+
+    A processor's file has the word, so that one of another model is found; the model's tile where it says nothing.
+    """
     if isinstance(image, GridSettings):
         return ()
     processor = hf_files.optional_json(folder / hf_files.PROCESSOR_CONFIG)
-    vision = config.get("vision_config") or {}
     if isinstance(image, CropSettings):
-        return _llava_grid(processor, config, vision, image)
+        return _llava_grid(processor, config, image)
     name = "image_seq_length" if isinstance(image, CanvasSettings) else "image_seq_len"
-    count = processor.get(name) or config.get(name)
-    if count is None:
-        count = 256 if isinstance(image, CanvasSettings) else 169
+    count = processor.get(name) or config.get(name) or tile_of(family, config).tokens
     side = math.isqrt(int(count))
     if side * side != count:
         raise InputError("tokens per tile", got=count, expected="a square number", fix=f"correct {name}")
     return (side, side)
 
 
-def _llava_grid(
-    processor: dict[str, Any], config: dict[str, Any], vision: dict[str, Any], image: CropSettings
-) -> tuple[int, int]:
+def _llava_grid(processor: dict[str, Any], config: dict[str, Any], image: CropSettings) -> tuple[int, int]:
     """LLaVA's patches of one image; its class token must be dropped for the tokens to form a grid."""
-    patch = processor.get("patch_size") or vision.get("patch_size") or 14
+    patch = processor.get("patch_size") or tile_of("llava", config).patch
     strategy = processor.get("vision_feature_select_strategy") or config.get(
         "vision_feature_select_strategy", "default"
     )
@@ -260,8 +259,8 @@ def _tokens(
     if missing := [token for token in needed if tokenizer.token_to_id(token) is None]:
         raise InputError("the tokenizer lacks special tokens", got=f"no {missing}", fix="add them to tokenizer.json")
     eos = hf_files.eos_token_ids(folder, config)
-    if not eos and (found := tokenizer.token_to_id(named.get("eos_token", ""))) is not None:
-        eos = (found,)
+    if not eos and (end := tokenizer.token_to_id(named.get("eos_token", ""))) is not None:
+        eos = (end,)
     return TokenSettings(
         eos_token_ids=eos,
         template_variables=named,

@@ -90,10 +90,10 @@ def processor_fingerprint(processor: Processor) -> str:
 def pad_token_id(processor: Processor) -> int:
     """The tokenizer's padding token, else one that ends answers, else 0: masked wherever it stands."""
     name = processor.settings.tokens.template_variables.get("pad_token")
-    found = None if name is None else processor.tokenizer.token_to_id(name)
-    embedded = found is not None and (processor.vocabulary is None or found < processor.vocabulary)
-    if found is not None and embedded and found not in processor.media_token_ids:
-        return found
+    token = None if name is None else processor.tokenizer.token_to_id(name)
+    embedded = token is not None and (processor.vocabulary is None or token < processor.vocabulary)
+    if token is not None and embedded and token not in processor.media_token_ids:
+        return token
     return processor.eos_token_ids[0] if processor.eos_token_ids else 0
 
 
@@ -160,13 +160,13 @@ def _ended(answer: np.ndarray, processor: Processor) -> np.ndarray:
         raise InputError("the model names no token that ends an answer", fix="set eos_token_id in its config")
     if not len(answer):
         raise InputError("the answer has no tokens")
-    found = np.flatnonzero(np.isin(answer, ends))
-    if not len(found):
+    places = np.flatnonzero(np.isin(answer, ends))
+    if not len(places):
         return np.append(answer, ends[0])
-    rest = processor.decode(answer[found[0] + 1 :])
+    rest = processor.decode(answer[places[0] + 1 :])
     if rest.strip():
         raise InputError("text behind the end of the answer", got=repr(rest[:40]), fix="leave end tokens out of it")
-    return answer[: found[0] + 1]
+    return answer[: places[0] + 1]
 
 
 def _mask(inputs: ModelInputs, prompt_tokens: int, processor: Processor) -> np.ndarray:

@@ -53,9 +53,9 @@ def chat_template(folder: Path) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {path}", got=error, expected="a text in UTF-8") from error
     for name in (TEMPLATE_JSON, PROCESSOR_CONFIG, TOKENIZER_CONFIG):
-        found = _default_template(optional_json(folder / name).get("chat_template"))
-        if found is not None:
-            return found
+        template = _default_template(optional_json(folder / name).get("chat_template"))
+        if template is not None:
+            return template
     return None
 
 

@@ -88,9 +88,9 @@ class Processor:
         tokens = self.settings.tokens
         names = [tokens.image, tokens.video if isinstance(self.settings.image, GridSettings) else None]
         ids = {name: self.tokenizer.token_to_id(name) for name in names if name is not None}
-        if missing := [name for name, found in ids.items() if found is None]:
+        if missing := [name for name, token_id in ids.items() if token_id is None]:
             raise InputError("the tokenizer lacks media tokens", got=f"no {missing}", fix="convert the model again")
-        return tuple(found for found in ids.values() if found is not None)
+        return tuple(token_id for token_id in ids.values() if token_id is not None)
 
     @cached_property
     def control(self) -> ControlTokens:
@@ -130,9 +130,9 @@ class Processor:
             prompt, images, video, video_fps=video_fps, raw=raw, system=system, parse_special=parse_special
         )
         text = self.text_of(read, add_generation_prompt)
-        made = self.tokenized(text, read.media, self.adds_special_tokens(text, read.messages is not None))
-        assert made is not None  # nothing stands before it
-        return made
+        inputs = self.tokenized(text, read.media, self.adds_special_tokens(text, read.messages is not None))
+        assert inputs is not None  # nothing stands before it
+        return inputs
 
     def read(self, prompt: str | list[dict[str, Any]], images: Any = (), video: Any = None, **options: Any) -> Prompt:
         """The prompt checked and marked; options as in `encode`."""
@@ -196,13 +196,13 @@ class Processor:
     def _check_placeholders(self, text: str, images: int, videos: int) -> None:
         tokens = self.settings.tokens
         for kind, token, count in (("image", tokens.image, images), ("video", tokens.video, videos)):
-            found = self.control.count(text, token) if token is not None else 0
+            placeholders = self.control.count(text, token) if token is not None else 0
             if count and token is None:
                 raise InputError(f"the family {self.settings.family} takes no {kind}", got=count, fix="leave it out")
-            if found != count:
+            if placeholders != count:
                 raise InputError(
                     f"{kind} placeholders in the prompt do not match the {kind}s given",
-                    got=f"{found} placeholders {token!r} and {count} {kind}s",
+                    got=f"{placeholders} placeholders {token!r} and {count} {kind}s",
                     fix=f"give one {kind} per placeholder (and check that the chat template renders {kind}s)",
                 )
 
@@ -234,11 +234,11 @@ class Processor:
         self.check_ids(ids)
         grids = tuple(item.grid for item in ordered)
         expected = sum(t * h * w for grid in grids for t, h, w in grid.tiles)
-        found = int(np.isin(ids, self.media_token_ids).sum()) if kinds else 0
-        if found != expected:
+        vision_tokens = int(np.isin(ids, self.media_token_ids).sum()) if kinds else 0
+        if vision_tokens != expected:
             raise InputError(
                 "media tokens in the prompt do not match its images",
-                got=found,
+                got=vision_tokens,
                 expected=expected,
                 fix="leave the model's special tokens out of the text",
             )

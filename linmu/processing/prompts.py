@@ -35,7 +35,7 @@ class Prompt:
 
 
 def read_prompt(
-    given: str | list[dict[str, Any]],
+    prompt: str | list[dict[str, Any]],
     images: Any,
     video: Any,
     *,
@@ -51,11 +51,11 @@ def read_prompt(
     media = [MediaSource("image", image) for image in listed(images)]
     media += [] if video is None else [MediaSource("video", video, video_fps)]
     mark: Marker = _checked if parse_special or raw else control.mark_parts
-    if isinstance(given, str):
-        return _read_text(given, media, settings, mark, has_template, system, raw)
+    if isinstance(prompt, str):
+        return _read_text(prompt, media, settings, mark, has_template, system, raw)
     if raw:
-        raise InputError("prompt", got=type(given).__name__, expected="a text", fix="leave out raw=True")
-    messages = chat.check_messages(given)
+        raise InputError("prompt", got=type(prompt).__name__, expected="a text", fix="leave out raw=True")
+    messages = chat.check_messages(prompt)
     filled = _filled(messages, media, video_fps)
     if not filled and not chat.has_text(messages):
         raise InputError("the prompt is empty", expected="a text, an image or a video")
@@ -67,7 +67,7 @@ def read_prompt(
 
 
 def _read_text(
-    given: str,
+    prompt: str,
     media: list[MediaSource],
     settings: ProcessorSettings,
     mark: Marker,
@@ -75,12 +75,12 @@ def _read_text(
     system: str | None,
     raw: bool,
 ) -> Prompt:
-    if not given.strip() and not media:
+    if not prompt.strip() and not media:
         raise InputError("the prompt is empty", expected="a text, an image or a video")
     counts = {kind: sum(item.kind == kind for item in media) for kind in KINDS}
     if has_template and not raw:
         text_only = get_family(settings.family).text_only
-        message = chat.user_message(mark([given])[0], counts["image"], counts["video"], text_only)
+        message = chat.user_message(mark([prompt])[0], counts["image"], counts["video"], text_only)
         return Prompt((*_system(system, mark), message), "", tuple(media))
     if system is not None:
         raise InputError(
@@ -89,7 +89,7 @@ def _read_text(
             expected="a model with a chat template",
             fix="put it into the prompt",
         )
-    text = mark([given])[0]
+    text = mark([prompt])[0]
     if not raw and not get_family(settings.family).text_only:
         family, tokens = settings.family, settings.tokens
         text = "".join(bare_placeholder(family, kind, tokens) * n for kind, n in counts.items() if n) + text
@@ -112,15 +112,15 @@ def _system(system: str | None, mark: Marker) -> list[Message]:
 
 def marked_message(message: Message, mark: Marker) -> Message:
     """A message with every text in it marked, its media as bare placeholders."""
-    found = {key: value if key in UNMARKED_KEYS else _marked(value, mark) for key, value in message.items()}
+    marked = {key: value if key in UNMARKED_KEYS else _marked(value, mark) for key, value in message.items()}
     parts = message.get("content")
     if isinstance(parts, list):  # a template may write them side by side
         texts = iter(mark([part["text"] if part["type"] == "text" else "" for part in parts]))
-        found["content"] = [
+        marked["content"] = [
             {**part, "text": text} if part["type"] == "text" else part
-            for part, text in zip(found["content"], texts, strict=True)
+            for part, text in zip(marked["content"], texts, strict=True)
         ]
-    return found
+    return marked
 
 
 def _marked(value: Any, mark: Marker) -> Any:
@@ -136,14 +136,14 @@ def _marked(value: Any, mark: Marker) -> Any:
     return value
 
 
-def _filled(messages: Sequence[Message], given: Sequence[MediaSource], fps: float | None) -> list[MediaSource]:
+def _filled(messages: Sequence[Message], media: Sequence[MediaSource], fps: float | None) -> list[MediaSource]:
     """Media of the messages' parts: their own, and for bare placeholders those given beside the messages, in order."""
     parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
-    found = [medium for part in parts if (medium := media_of_part(part)) is not None]
+    in_parts = [medium for part in parts if (medium := media_of_part(part)) is not None]
     for kind in KINDS:
         bare, beside = (
-            sum(item.kind == kind and (items is given or item.source is None) for item in items)
-            for items in (found, given)
+            sum(item.kind == kind and (items is media or item.source is None) for item in items)
+            for items in (in_parts, media)
         )
         if bare != beside:
             raise InputError(
@@ -151,8 +151,10 @@ def _filled(messages: Sequence[Message], given: Sequence[MediaSource], fps: floa
                 got=f"{bare} parts without a file and {beside} {kind}s",
                 fix=f"give one {kind} per part",
             )
-    rest = {kind: iter([item for item in given if item.kind == kind]) for kind in KINDS}
-    filled = [item if item.source is not None else replace(item, source=next(rest[item.kind]).source) for item in found]
+    rest = {kind: iter([item for item in media if item.kind == kind]) for kind in KINDS}
+    filled = [
+        item if item.source is not None else replace(item, source=next(rest[item.kind]).source) for item in in_parts
+    ]
     return [
         replace(item, fps=fps) if item.kind == "video" and item.fps is None and fps is not None else item
         for item in filled

@@ -193,9 +193,9 @@ def _made(value: Any) -> Any:
 
 def _weigh(value: Any) -> int:
     """About how many characters `str(value)` has; raises TemplateLimit before anyone makes a text that is too long."""
-    total, seen, stack = 0, 0, [value]
+    total, visited, stack = 0, 0, [value]
     while stack:
-        item, seen = stack.pop(), seen + 1
+        item, visited = stack.pop(), visited + 1
         total += len(item) if isinstance(item, str | bytes) else 1
         if isinstance(item, Mapping):
             stack += [*item.keys(), *item.values()]
@@ -203,7 +203,7 @@ def _weigh(value: Any) -> int:
             stack.append(item._Namespace__attrs)
         elif isinstance(item, list | tuple | set | frozenset | type({}.keys()) | type({}.values()) | type({}.items())):
             stack += item
-        if total > MAX_CHARACTERS or seen + len(stack) > MAX_ROUNDS:
+        if total > MAX_CHARACTERS or visited + len(stack) > MAX_ROUNDS:
             raise TemplateLimit(f"a value of more than {MAX_CHARACTERS} characters or {MAX_ROUNDS} elements")
     return total
 
@@ -232,12 +232,12 @@ def _check_operator(operator: str, left: Any, right: Any) -> None:
 
 def _check_format(pattern: Any, values: Any) -> None:
     """A %-pattern or a format string: no wide fields, and values that fit."""
-    found = str(pattern)
-    if _WIDE.search(found):
-        raise TemplateLimit(f"the format {found[:40]!r}")
+    text = str(pattern)
+    if _WIDE.search(text):
+        raise TemplateLimit(f"the format {text[:40]!r}")
     weight = _weigh(values)
-    fields = found.count("%") + found.count("{") + 1
-    _at_most(len(found) + weight * fields, "a formatted text of")
+    fields = text.count("%") + text.count("{") + 1
+    _at_most(len(text) + weight * fields, "a formatted text of")
 
 
 def _check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -263,9 +263,9 @@ def _check_replace(text: Any, old: Any, new: Any) -> None:
 
 
 def _check_join(separator: Any, items: Iterable[Any]) -> list[Any]:
-    found = list(items)
-    _at_most(_weigh(found) + len(str(separator)) * len(found), "a joined text of")
-    return found
+    values = list(items)
+    _at_most(_weigh(values) + len(str(separator)) * len(values), "a joined text of")
+    return values
 
 
 def _check_filter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -62,11 +62,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         with np.errstate(invalid="ignore", over="ignore"):
             levels = (values[top : top + ROWS].astype(np.float64) - low) * (255 / max(high - low, 1e-300))
         grey[top : top + ROWS] = np.nan_to_num(levels, nan=0.0).clip(0, 255).round()
-    made = Image.fromarray(grey)
+    picture = Image.fromarray(grey)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
-        made.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return made
+        picture.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return picture
 
 
 def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:

@@ -59,8 +59,8 @@ class MediaSource:
 
     def settings(self, settings: ProcessorSettings) -> ProcessorSettings:
         """The processor's settings with this medium's own; InputError where the family cannot follow them."""
-        given = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        limits: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        limits: dict[str, Any] = {name: value for name, value in pixels.items() if value is not None}
         if not limits:
             return settings
         held = settings.image if self.kind == "image" else settings.video and settings.video.frames
@@ -189,22 +189,22 @@ def canonical_part(part: Mapping[str, Any]) -> dict[str, Any]:
     Raises InputError for settings that linmu would have to ignore.
     """
     kind = str(part["type"]).removesuffix("_url")
-    found = {key: value for key, value in part.items() if value is not None}
+    fields = {key: value for key, value in part.items() if value is not None}
     if kind not in KINDS:
-        return found
+        return fields
     if str(part["type"]).endswith("_url"):
-        found = {"type": kind, **_from_url_part(found, kind)}
-    if unknown := [key for key in REFUSED_KEYS if key in found]:
+        fields = {"type": kind, **_from_url_part(fields, kind)}
+    if unknown := [key for key in REFUSED_KEYS if key in fields]:
         raise InputError(
             f"{unknown[0]!r} in a part of a message",
-            got=repr(found[unknown[0]])[:40],
+            got=repr(fields[unknown[0]])[:40],
             expected="fps, min_pixels or max_pixels",
             fix="leave it out, or change the file",
         )
-    given = [key for key in SOURCE_KEYS if key in found]
-    if len(given) > 1:
-        raise InputError(f"a part of a message with several {kind}s", got=", ".join(given), expected="one of them")
-    return found
+    sources = [key for key in SOURCE_KEYS if key in fields]
+    if len(sources) > 1:
+        raise InputError(f"a part of a message with several {kind}s", got=", ".join(sources), expected="one of them")
+    return fields
 
 
 def _from_url_part(part: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def byte_tokens(tokenizer: Tokenizer) -> dict[int, int]:
         decoder = tokenizer.decoder
         if decoder is None or b'"ByteFallback"' not in decoder.__getstate__():
             return {}
-        found = {tokenizer.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
-    return {token: byte for token, byte in found.items() if token is not None}
+        bytes_by_id = {tokenizer.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+    return {token: byte for token, byte in bytes_by_id.items() if token is not None}
 
 
 class StreamDecoder:

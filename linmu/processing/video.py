@@ -155,9 +155,9 @@ def _decoded(path: Path) -> Timeline:
     """The timeline by decoding every frame; without usable times, frames come steadily at the header's rate."""
     with opened_video(path) as (container, stream):
         frames = [(frame.pts, getattr(frame, "duration", 0)) for frame in container.decode(stream)]
-        found, rate = _timeline(frames, stream, path), _header_rate(stream)
-    if found is not None:
-        return found
+        line, rate = _timeline(frames, stream, path), _header_rate(stream)
+    if line is not None:
+        return line
     if not frames or rate <= 0:
         raise InputError(f"no frames in the video {path}", got=f"{len(frames)} frames at {rate:g} per second")
     return Timeline(np.arange(len(frames)) / rate, rate, True, None)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from linmu.errors import BundleError
 from linmu.formats.matrix_format import LARGEST, MatrixFormat
+from linmu.formats.state_precision import canonical
 from linmu.reference.eager import StudentRunner
 from linmu.runtimes.base import PromptPiece, Runner, RunnerState, VisionFeatures
 from linmu.step.torch_formats import code_scale, input_codes, round_input, round_named
@@ -38,7 +39,6 @@ from linmu.verification.compare import (
     states_error,
     top_gap,
 )
-from linmu.verification.golden import canonical
 
 # Of an input's range (scale times the largest code); an int8 code is 1/127 of it, so these are 0.025 and 0.13 of one.
 # Measured between ONNX Runtime and the reference: 1e-6 of the range for text, and up to 9e-5 (0.012 of a code) where

@@ -30,5 +30,5 @@ def rounds_by_block() -> bool:
     options.add_session_config_entry("mlas.disable_kleidiai", "1")  # as bundles are opened
     inputs = np.full((1, 32), 0.4, np.float32)
     inputs[0, 0] = 127
-    (found,) = ort.InferenceSession(PRODUCT, options).run(None, {"x": inputs})
-    return bool(abs(float(found[0, 0]) - 127) < 1)
+    (products,) = ort.InferenceSession(PRODUCT, options).run(None, {"x": inputs})
+    return bool(abs(float(products[0, 0]) - 127) < 1)

@@ -39,9 +39,9 @@ def check_contract(manifest: Manifest) -> None:
 
 
 def _check_logits(name: str, graph: GraphSpec, vocab: int) -> None:
-    found = {spec.name: spec for spec in graph.outputs}.get("logits")
-    if found is None or found.dtype != "float32" or len(found.shape) != 3 or found.shape[-1] != vocab:
-        raise _bad(f"graphs.{name}", found, f"logits float32 of {vocab} tokens")
+    logits = {spec.name: spec for spec in graph.outputs}.get("logits")
+    if logits is None or logits.dtype != "float32" or len(logits.shape) != 3 or logits.shape[-1] != vocab:
+        raise _bad(f"graphs.{name}", logits, f"logits float32 of {vocab} tokens")
 
 
 def _bad(where: str, got: object, expected: object) -> BundleError:

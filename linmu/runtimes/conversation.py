@@ -83,15 +83,15 @@ class Turn(ModelInputs):
 class Past:
     """A session's state as the next turn sees it.
 
-    answer: every id since the last prompt, the unfed one (`pending`) included; said: its text where a stop string
-    cut it.
+    answer: every id since the last prompt, the unfed one (`pending`) included; answer_text: its text where a stop
+    string cut it.
     """
 
     tokens: int
     answer: tuple[int, ...]
     pending: tuple[int, ...]
     conversation: Conversation | None
-    said: str | None = None
+    answer_text: str | None = None
 
     @property
     def empty(self) -> bool:
@@ -148,8 +148,8 @@ class TurnMaker:
             same = len(prompt.media) >= count and all(
                 old is not None and same_source(old, new) for old, new in zip(known.media, prompt.media, strict=False)
             )
-            if same and (made := self._continued(prompt.messages, text, known, prompt.media[count:])):
-                return made
+            if same and (turn := self._continued(prompt.messages, text, known, prompt.media[count:])):
+                return turn
         return self._whole(prompt.messages, text, prompt.media, "the messages differ from what the state has read")
 
     # --- continuations
@@ -163,8 +163,8 @@ class TurnMaker:
                 text = self.processor.render_marked(messages, self.add)
             except InputError:
                 continue
-            if made := self._continued(messages, text, known, prompt.media):
-                return made
+            if turn := self._continued(messages, text, known, prompt.media):
+                return turn
         messages = (*before, self._message(self._answer_text()), *added)
         if any(item is None for item in known.media):
             return self._behind_unknown(replace(prompt, messages=added), before)
@@ -176,10 +176,10 @@ class TurnMaker:
         self, messages: tuple[Message, ...], text: str, known: Conversation, media: Sequence[MediaSource]
     ) -> Turn | None:
         """The turn that feeds the rest of `text`; None when what was read is not its beginning."""
-        found = self._rest(text, known)
-        if found is None:
+        unread = self._rest(text, known)
+        if unread is None:
             return None
-        rest, keeps = found
+        rest, keeps = unread
         before = text[: len(text) - len(rest)]
         keeps, rest, context = self._behind_answer(rest, before, keeps)
         if self._end_was_fed() and context != self._end_text():
@@ -231,8 +231,8 @@ class TurnMaker:
         stand_in: tuple[Message, ...] = before or ({"role": "user", "content": QUESTION},)
         messages = (*stand_in, self._message(ANSWER), *prompt.messages)
         text = self.processor.render_marked(messages, self.add)
-        head, found, rest = text.rpartition(ANSWER)
-        if not found or ANSWER in head:
+        head, answer, rest = text.rpartition(ANSWER)
+        if not answer or ANSWER in head:
             raise InputError("the chat template shows no answers: a conversation cannot go on", fix="use reset()")
         keeps, rest, context = self._behind_answer(rest, "", bool(self.past.pending))
         inputs = self.processor.tokenized(rest, prompt.media, False, context) if rest else None
@@ -267,8 +267,8 @@ class TurnMaker:
 
     def _answers(self) -> list[tuple[Message, ...]]:
         """The last answer as messages: as it was given, then with the spaces that templates put around answers."""
-        said = self._answer_text()
-        texts = dict.fromkeys((said, said.lstrip(), said.rstrip(), said.strip()))
+        whole = self._answer_text()
+        texts = dict.fromkeys((whole, whole.lstrip(), whole.rstrip(), whole.strip()))
         answers: list[tuple[Message, ...]] = [(self._message(text),) for text in texts]
         return [(), *answers] if not self._spoken() else answers
 
@@ -286,8 +286,8 @@ class TurnMaker:
 
     def _answer_text(self) -> str:
         """The answer as it was given to the user, marked."""
-        said = self.past.said
-        return self._marked(self.processor.decode(self._spoken()) if said is None else said)
+        text = self.past.answer_text
+        return self._marked(self.processor.decode(self._spoken()) if text is None else text)
 
     def _in_place(self, ids: Sequence[int]) -> str:
         """Generated ids as text behind their prompt (a decoder may drop the space that a text begins with)."""
@@ -339,12 +339,12 @@ class TurnMaker:
 
 def kept(media: Sequence[MediaSource | None]) -> tuple[MediaSource | None, ...]:
     """Media to be read again if need be: the newest ones within KEPT_MEDIA_BYTES, copied where a caller may change."""
-    left, found = KEPT_MEDIA_BYTES, []
+    left, newest_first = KEPT_MEDIA_BYTES, []
     for item in reversed(media):
         size = 0 if item is None else _bytes_of(item.source)
         left -= size
-        found.append(None if item is None or left < 0 else _copied(item))
-    return tuple(reversed(found))
+        newest_first.append(None if item is None or left < 0 else _copied(item))
+    return tuple(reversed(newest_first))
 
 
 def _bytes_of(source: Any) -> int:

@@ -110,15 +110,15 @@ class EtRunner:
 
     def _execute(self, name: str, arguments: list[Any]) -> Sequence[Any]:
         """A method on tensors in its order."""
-        found: Sequence[Any] = self._method(name).execute(arguments)
-        return found
+        outputs: Sequence[Any] = self._method(name).execute(arguments)
+        return outputs
 
     def _advance(self, name: str, feeds: dict[str, np.ndarray], past_length: int, state: TorchState) -> np.ndarray:
         if any(spec.name == "past_length" for spec in self.bundle.manifest.graphs[name].inputs):
             feeds["past_length"] = np.array([past_length], np.int64)
-        made = self.run(name, feeds, state.tensors)
-        state.advance(made)
-        logits: np.ndarray = made["logits"].numpy()[0, 0]
+        outputs = self.run(name, feeds, state.tensors)
+        state.advance(outputs)
+        logits: np.ndarray = outputs["logits"].numpy()[0, 0]
         return logits
 
     def _method(self, name: str) -> Any:
@@ -180,8 +180,8 @@ def check_method(program: Any, name: str, spec: GraphSpec, most: Mapping[str, in
             raise BundleError(f"{spec.file}: {side}s of {name}", got=count, expected=len(wanted), fix="export again")
         for place, item in enumerate(wanted):
             shape = [most.get(dim, dim) if isinstance(dim, str) else dim for dim in item.shape]
-            found = tensor(place)
-            sizes, dtype = list(found.sizes()), SCALAR_TYPES.get(found.dtype(), str(found.dtype()))
+            info = tensor(place)
+            sizes, dtype = list(info.sizes()), SCALAR_TYPES.get(info.dtype(), str(info.dtype()))
             if dtype != item.dtype or sizes != shape:
                 raise BundleError(
                     f"{spec.file}: {side} {item.name!r} of {name}",

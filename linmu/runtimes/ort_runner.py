@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +17,7 @@ from linmu.layout import PromptLayout, layout_tensors
 from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.base import TILES_AT_ONCE, PromptPiece, VisionFeatures
 from linmu.runtimes.contract import check_contract
+from linmu.runtimes.ort_errors import graph_errors, load_error, ort_errors
 from linmu.specs import GraphSpec, StateSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -148,14 +146,14 @@ class OrtRunner:
         session = self.session("vision")
         if "grid" not in call:  # tiles are independent: a few at a time bound the memory
             tiles, most = feeds["pixel_values"], TILES_AT_ONCE
-            with _told("vision"):
+            with graph_errors("vision"):
                 parts = [
                     session.run(["embeddings"], {"pixel_values": tiles[i : i + most]})[0]
                     for i in range(0, len(tiles), most)
                 ]
             embeddings = np.concatenate(parts)
             return VisionFeatures(embeddings.reshape(-1, embeddings.shape[-1]))
-        with _told("vision"):
+        with graph_errors("vision"):
             outputs = dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
         return VisionFeatures(outputs["embeddings"], outputs.get("deepstack"))
 
@@ -198,14 +196,14 @@ class OrtRunner:
 
     def run_bound(self, name: str, binding: ort.IOBinding, options: ort.RunOptions | None = None) -> None:
         """Run graph `name` on bound buffers."""
-        with _told(name):
+        with graph_errors(name):
             self.session(name).run_with_iobinding(binding, options)
 
     def run_graph(self, name: str, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run graph `name` on arrays -> the outputs asked for."""
-        with _told(name):
-            found: list[np.ndarray] = self.session(name).run(outputs, feeds)
-        return found
+        with graph_errors(name):
+            values: list[np.ndarray] = self.session(name).run(outputs, feeds)
+        return values
 
     def _decode_inputs(self) -> dict[str, np.ndarray]:
         """Buffers of a decode step's inputs but the state; the layout of a single text token where there is one."""
@@ -279,35 +277,11 @@ class OrtRunner:
                 self._source(path, options), options, providers=[PROVIDER], disabled_optimizers=unwanted
             )
         except ort_errors() as error:
-            raise BundleError(f"{path} cannot be loaded", got=_first_line(error), fix="export it again") from error
+            raise load_error(path, self.bundle.manifest.precision, error) from error
         # what verification adds to a graph's outputs (linmu.proof.exposed) stands behind those of the bundle
         outputs = [value for value in session.get_outputs() if not value.name.startswith(EXPOSED)]
         check_graph_io(spec, _specs(session.get_inputs()), _specs(outputs))
         return session
-
-
-@contextmanager
-def _told(name: str) -> Iterator[None]:
-    """What ONNX Runtime raises while a graph runs, as one line."""
-    try:
-        yield
-    except ort_errors() as error:
-        raise BundleError(
-            f"the {name} graph failed while it ran", got=_first_line(error), fix="linmu verify tells what is wrong"
-        ) from error
-
-
-@lru_cache(maxsize=1)
-def ort_errors() -> tuple[type[Exception], ...]:
-    """Everything that ONNX Runtime raises; its binding also uses ordinary ones."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    own = [item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception)]
-    return (*own, RuntimeError, ValueError, TypeError)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _specs(values: list[Any]) -> list[TensorSpec]:

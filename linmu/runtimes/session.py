@@ -237,13 +237,13 @@ class Session:
             clock.count()
             ended = token in self.processor.eos_token_ids
             text = "" if ended else stops.push(decoder.push(token))
-            last = ended or stops.found or count == limit - 1
-            if last and not stops.found:
+            last = ended or stops.complete or count == limit - 1
+            if last and not stops.complete:
                 text += stops.push(decoder.flush()) + stops.flush()
-            if stops.found:  # before the text is shown: whoever shows it may leave then
+            if stops.complete:  # before the text is shown: whoever shows it may leave then
                 with self._guard.call(stream):
-                    self.state.said = stops.given
-            yield text, token, ("stop" if ended or stops.found else "length") if last else None
+                    self.state.answer_text = stops.text
+            yield text, token, ("stop" if ended or stops.complete else "length") if last else None
             if last:
                 return
 

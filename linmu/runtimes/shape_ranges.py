@@ -99,12 +99,22 @@ def window_rows(tokens: int, row: int) -> int:
 
 
 def smallest_span(manifest: Manifest) -> int:
-    """Tokens of the smallest picture, tile or frame that the processor makes."""
-    vision = manifest.vision
-    if tokens := vision.get("tokens_per_tile"):
-        return int(tokens)
-    side = int(vision["patch"]) * int(vision["merge"])
-    return max(int(vision.get("resize", {}).get("min_pixels") or 0) // side**2, 1)
+    """Tokens of the smallest picture, tile or frame that the processor makes.
+
+    A grid has one at least: a part of a message may set `min_pixels`, and Qwen3-VL's limits count a clip's frames
+    together, so that one frame of many may be as small as a token.
+    """
+    return int(manifest.vision.get("tokens_per_tile") or 1)
+
+
+def backward_places(tokens: int, piece: int, span: int, gap: int) -> int:
+    """The most places of the backward sequence in a call of `tokens` tokens.
+
+    A piece of a prompt has at most `piece` tokens, which may all be spans of `span` tokens; a longer call is one span
+    that stays whole, or the two tiles of a golden vector.
+    """
+    most = min(tokens, piece)
+    return max(most + gap * (most // span - 1), tokens + gap)
 
 
 def longest_call(manifest: Manifest, piece: int = MAX_PIECE_TOKENS, step: int = LEAST_TEXT) -> int:
@@ -121,25 +131,27 @@ def longest_call(manifest: Manifest, piece: int = MAX_PIECE_TOKENS, step: int = 
     return ceil(max(wanted) / step) * step
 
 
-def graph_ranges(manifest: Manifest, tokens: int) -> dict[str, Ranges]:
-    """The ranges of every graph where a prefill call has at most `tokens` tokens.
+def graph_ranges(manifest: Manifest, tokens: int, piece: int = MAX_PIECE_TOKENS) -> dict[str, Ranges]:
+    """The ranges of every graph where a prefill call has at most `tokens` tokens, and a piece of a prompt `piece`.
 
     Raises BundleError for a symbolic dimension that this version does not know.
     """
     return {
         name: _used(
-            name, spec, _vision_ranges(manifest, tokens) if name == "vision" else _text_ranges(manifest, tokens)
+            name, spec, _vision_ranges(manifest, tokens) if name == "vision" else _text_ranges(manifest, tokens, piece)
         )
         for name, spec in manifest.graphs.items()
     }
 
 
-def profiles(manifest: Manifest, tokens: int | None = None) -> dict[str, dict[str, dict[str, list[int]]]]:
+def profiles(
+    manifest: Manifest, tokens: int | None = None, piece: int = MAX_PIECE_TOKENS
+) -> dict[str, dict[str, dict[str, list[int]]]]:
     """{graph: {input: {"min": shape, "opt": shape, "max": shape}}} of every input with a symbolic dimension.
 
-    tokens: of the longest prefill call (default: `longest_call`).
+    tokens: of the longest prefill call (default: `longest_call`); piece: of a piece of a prompt.
     """
-    ranges = graph_ranges(manifest, longest_call(manifest) if tokens is None else tokens)
+    ranges = graph_ranges(manifest, longest_call(manifest) if tokens is None else tokens, piece)
     shapes = {name: input_shapes(spec, ranges[name]) for name, spec in manifest.graphs.items()}
     return {
         name: {key: dict(zip(SIDES, map(list, sides), strict=True)) for key, sides in inputs.items()}
@@ -177,21 +189,20 @@ def bundle_ranges(manifest: Manifest, max_tokens: int | None = None) -> dict[str
     longest = recorded.get("prefill", {}).get("tokens")
     tokens = max_tokens or (longest.max if longest else longest_call(manifest))
     ranges = graph_ranges(manifest, tokens)
-    return {name: ranges[name] | found for name, found in recorded.items()}
+    return {name: ranges[name] | exported for name, exported in recorded.items()}
 
 
-def _text_ranges(manifest: Manifest, tokens: int) -> Ranges:
+def _text_ranges(manifest: Manifest, tokens: int, piece: int) -> Ranges:
     """Dimensions of token_embedding, prefill and step."""
     usual = min(USUAL_TOKENS, tokens)
     ranges = {"batch": Range(1, 1, 1), "tokens": Range(1, usual, tokens)}
     row = window_row(manifest) if "prefill" in manifest.graphs else None
     if not manifest.vision or row is None:
         return ranges
-    gap = manifest.model.mmate.taps - 1
-    spans = max(tokens // smallest_span(manifest), 1)
+    backward = backward_places(tokens, piece, smallest_span(manifest), manifest.model.mmate.taps - 1)
     rows = window_rows(tokens, row)
     return ranges | {
-        "backward": Range(1, usual, tokens + gap * (spans - 1)),
+        "backward": Range(1, usual, backward),
         "windows": Range(1, min(ceil(usual / row), rows), rows),
     }
 

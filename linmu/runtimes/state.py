@@ -29,7 +29,7 @@ class StateSnapshot:
     pending: tuple[int, ...]
     answer: tuple[int, ...] = ()
     conversation: Conversation | None = None
-    said: str | None = None
+    answer_text: str | None = None
 
 
 BEGINNING = StateSnapshot({}, 0, 0, ())  # without tensors: zeros, which need no copy
@@ -40,7 +40,7 @@ class SessionState:
 
     position: rotary position of the next token; tokens: tokens seen; pending: a generated token not yet fed; answer:
     tokens fed since the last prompt; conversation: what was read before them, None where it is not known (token ids
-    given by hand, a file without it); said: the last answer where a stop string cut it.
+    given by hand, a file without it); answer_text: the last answer where a stop string cut it.
     """
 
     def __init__(self, runner: Runner, bundle: Bundle, guard: Guard | None = None):
@@ -55,7 +55,7 @@ class SessionState:
         self.pending: tuple[int, ...] = snapshot.pending
         self.answer: list[int] = list(snapshot.answer)
         self.conversation: Conversation | None = snapshot.conversation
-        self.said: str | None = snapshot.said
+        self.answer_text: str | None = snapshot.answer_text
 
     @property
     def nbytes(self) -> int:
@@ -66,12 +66,12 @@ class SessionState:
     def past(self) -> Past:
         """What the next turn goes on from."""
         self._settle()
-        return Past(self.tokens, (*self.answer, *self.pending), self.pending, self.conversation, self.said)
+        return Past(self.tokens, (*self.answer, *self.pending), self.pending, self.conversation, self.answer_text)
 
     def read_prompt(self, tokens: int, position: int, conversation: Conversation | None) -> None:
         """Count a prompt that was read into the tensors."""
         self.tokens, self.position, self.conversation = self.tokens + tokens, position, conversation
-        self.pending, self.said = (), None
+        self.pending, self.answer_text = (), None
         self.answer.clear()
 
     @contextmanager
@@ -131,7 +131,7 @@ class SessionState:
             self.pending,
             tuple(self.answer),
             self.conversation,
-            self.said,
+            self.answer_text,
         )
 
     def restore(self, snapshot: StateSnapshot) -> None:
@@ -145,10 +145,10 @@ class SessionState:
         """Raise StateError unless the tensors are those of this model's state."""
         for spec in self._single_specs():
             array = snapshot.tensors.get(spec.name)
-            found = None if array is None else (array.dtype.name, array.shape)
-            if found != (spec.dtype, spec.shape):
+            kind = None if array is None else (array.dtype.name, array.shape)
+            if kind != (spec.dtype, spec.shape):
                 raise StateError(
-                    f"a copy of another model's state: {spec.name}", got=found, expected=(spec.dtype, spec.shape)
+                    f"a copy of another model's state: {spec.name}", got=kind, expected=(spec.dtype, spec.shape)
                 )
 
     def _single_specs(self) -> list[StateSpec]:
@@ -175,7 +175,7 @@ class SessionState:
             self._settle()
             position: dict[str, Any] = {"position": self.position, "tokens": self.tokens, "pending": list(self.pending)}
             if (talk := self.conversation) is not None:
-                position["conversation"] = {**talk.to_json(), "answer": list(self.answer), "said": self.said}
+                position["conversation"] = {**talk.to_json(), "answer": list(self.answer), "said": self.answer_text}
             save_state(
                 Path(path),
                 self.handle.read(),
@@ -195,17 +195,20 @@ class SessionState:
     def _snapshot(self, path: str | Path, tensors: dict[str, np.ndarray], values: dict[str, Any]) -> StateSnapshot:
         vocabulary = self._bundle.manifest.model.vocab_size
         try:
-            found = StateSnapshot(
+            stored = StateSnapshot(
                 tensors, values["position"], values["tokens"], _ids(values.get("pending", []), vocabulary)
             )
             talk = values.get("conversation")
             if talk is None:
-                return found
-            said = talk.get("said") if isinstance(talk, dict) else None
-            if not (said is None or isinstance(said, str)):
+                return stored
+            answer_text = talk.get("said") if isinstance(talk, dict) else None
+            if not (answer_text is None or isinstance(answer_text, str)):
                 raise ValueError("the last answer")
             return replace(
-                found, conversation=Conversation.from_json(talk), answer=_ids(talk.get("answer"), vocabulary), said=said
+                stored,
+                conversation=Conversation.from_json(talk),
+                answer=_ids(talk.get("answer"), vocabulary),
+                answer_text=answer_text,
             )
         except ValueError as error:
             raise StateError(f"{path}: metadata are damaged", got=error, fix="save the state again") from error

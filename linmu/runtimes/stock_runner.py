@@ -54,7 +54,7 @@ def stock_answer(bundle: Bundle, prompt: str, images: Sequence[Any] = (), max_ne
     processor = Processor.from_folder(bundle.folder)
     inputs = processor.encode(prompt, list(images))
     text_only = get_family(bundle.manifest.model.family).text_only
-    said = list[str]()
+    texts = list[str]()
     with muted(1, 2):
         import torch
         from executorch.extension.llm import runner as stock
@@ -63,20 +63,20 @@ def stock_answer(bundle: Bundle, prompt: str, images: Sequence[Any] = (), max_ne
         files = [str(Path(bundle.folder, name)) for name in (PROGRAM, TOKENIZER)]
         try:
             if text_only:
-                stock.TextLLMRunner(*files).generate(inputs.text, config, token_callback=said.append)
-                return said
+                stock.TextLLMRunner(*files).generate(inputs.text, config, token_callback=texts.append)
+                return texts
             image_token = bundle.manifest.model.prompt_rules.image_token_id
             pieces = stock_pieces(inputs, image_token, piece_tokens(bundle.manifest))
-            given = [
+            parts = [
                 stock.make_token_input(piece.tolist())
                 if piece.ndim == 1
                 else stock.make_image_input(torch.from_numpy(np.ascontiguousarray(piece)))
                 for piece in pieces
             ]
-            stock.MultimodalRunner(*files).generate(given, config, token_callback=said.append)
+            stock.MultimodalRunner(*files).generate(parts, config, token_callback=texts.append)
         except RuntimeError as error:
             raise BundleError(f"{files[0]}: the stock runner fails", got=str(error).strip()[:200]) from error
-    return said
+    return texts
 
 
 def tokenizer_ids(bundle: Bundle, input_ids: Sequence[int]) -> list[int]:
@@ -88,5 +88,5 @@ def tokenizer_ids(bundle: Bundle, input_ids: Sequence[int]) -> list[int]:
 
         tokenizer = CppHFTokenizer()
         tokenizer.load(str(bundle.folder / TOKENIZER))
-        found: list[int] = tokenizer.encode(text, 0, 0)
-    return found
+        tokens: list[int] = tokenizer.encode(text, 0, 0)
+    return tokens

@@ -16,28 +16,28 @@ def checked_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 class StopFilter:
-    """Pieces of a text go in, and come out as far as no stop string can begin in them; `found` when one is complete."""
+    """Pieces of a text go in, and come out as far as no stop string can begin in them; `complete` when one is."""
 
     def __init__(self, stops: Sequence[str]):
         self._stops, self._held = tuple(stops), ""
-        self.given, self.found = "", False
+        self.text, self.complete = "", False
 
     def push(self, text: str) -> str:
         """What may be shown of the text so far."""
         self._held += text
         ends = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if ends:
-            self.found = True
+            self.complete = True
             return self._give(min(ends))
         return self._give(len(self._held) - max((self._overlap(stop) for stop in self._stops), default=0))
 
     def flush(self) -> str:
         """The rest of a text that ended without a stop string."""
-        return "" if self.found else self._give(len(self._held))
+        return "" if self.complete else self._give(len(self._held))
 
     def _give(self, count: int) -> str:
         ready, self._held = self._held[:count], self._held[count:]
-        self.given += ready
+        self.text += ready
         return ready
 
     def _overlap(self, stop: str) -> int:

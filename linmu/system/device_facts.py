@@ -80,16 +80,16 @@ class DeviceLoad:
 
 def parse_meminfo(text: str) -> HostMemory | None:
     """/proc/meminfo's text; None when it does not name both figures."""
-    found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", text, re.MULTILINE))
-    if len(found) != 2:
+    sizes = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", text, re.MULTILINE))
+    if len(sizes) != 2:
         return None
-    return HostMemory(int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024)
+    return HostMemory(int(sizes["MemTotal"]) * 1024, int(sizes["MemAvailable"]) * 1024)
 
 
 def parse_nvpmodel(text: str) -> PowerMode | None:
     """What `nvpmodel -q` prints; None when it names no mode."""
-    found = POWER_MODE.search(text)
-    return PowerMode(found.group(1), None if found.group(2) is None else int(found.group(2))) if found else None
+    match = POWER_MODE.search(text)
+    return PowerMode(match.group(1), None if match.group(2) is None else int(match.group(2))) if match else None
 
 
 def parse_tegrastats(line: str) -> TegraSample | None:

@@ -61,12 +61,16 @@ class DeviceReport:
     def to_lines(self) -> list[str]:
         """A line for the device and one for every length."""
         lines = [f"{self.board or 'device'}, power mode {self.power_mode or 'unknown'}"]
-        for context, seen in sorted(self.loads.items()):
-            gpu = "" if seen.peak_gpu_percent is None else f", GPU {seen.peak_gpu_percent}%"
+        for context, device_load in sorted(self.loads.items()):
+            gpu = "" if device_load.peak_gpu_percent is None else f", GPU {device_load.peak_gpu_percent}%"
             power = ""
-            if seen.peak_power_mw is not None and seen.mean_power_mw is not None:
-                power = f", power {seen.peak_power_mw / 1e3:.1f} W (mean {seen.mean_power_mw / 1e3:.1f} W)"
-            lines.append(f"{context} tokens: peak RAM of the device {seen.peak_ram_bytes / 2**20:.0f} MiB{gpu}{power}")
+            if device_load.peak_power_mw is not None and device_load.mean_power_mw is not None:
+                power = (
+                    f", power {device_load.peak_power_mw / 1e3:.1f} W (mean {device_load.mean_power_mw / 1e3:.1f} W)"
+                )
+            lines.append(
+                f"{context} tokens: peak RAM of the device {device_load.peak_ram_bytes / 2**20:.0f} MiB{gpu}{power}"
+            )
         return lines
 
 
@@ -138,8 +142,8 @@ def bench(
             progress(f"{length} tokens")
         with LoadMonitor() as monitor:
             rows.append(_child(Path(bundle), length, backend, threads))
-        if (seen := monitor.load) is not None:
-            loads[length] = seen
+        if (device_load := monitor.load) is not None:
+            loads[length] = device_load
     report = BenchReport(str(bundle), threads, tuple(rows), _device(loads))
     if plot is not None:
         draw(report, Path(plot))

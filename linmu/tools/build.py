@@ -21,7 +21,6 @@ from linmu.runtimes.tensorrt.builder import capability_name
 from linmu.runtimes.tensorrt.compiler import compile_engine
 from linmu.runtimes.tensorrt.engine_files import Engine, EngineParts
 from linmu.runtimes.tensorrt.forecast import MemoryForecast, forecast_build, require_memory
-from linmu.runtimes.tensorrt.onnx_weights import graph_weights
 from linmu.runtimes.tensorrt.toolkit import Toolkit, load_toolkit
 from linmu.system.console import plain_text
 from linmu.system.device_facts import host_memory
@@ -136,14 +135,16 @@ def build(
     old = _old_index(folder, force, say)
     removed = engine_files.remove_stale(folder, old.values())  # first: what is stale takes room, too
     rows, engines = [], dict(old)
-    for graph, found in ranges.items():
-        parts = machine.parts(opened, graph, found)
+    for graph, graph_ranges in ranges.items():
+        parts = machine.parts(opened, graph, graph_ranges)
         problem = engine_files.engine_problem(folder, old.get(graph), parts)
         if problem is None and not force:
             rows.append(_kept(old[graph]))
             continue
         reason = problem or "asked for"
-        row, engines[graph] = _build_one(opened, graph, found, parts, machine, reason, ignore_memory, say, progress)
+        row, engines[graph] = _build_one(
+            opened, graph, graph_ranges, parts, machine, reason, ignore_memory, say, progress
+        )
         rows.append(row)
         engine_files.write_index(folder, engines.values())  # after each: an interrupt loses only what it stops
     engines = {graph: engine for graph, engine in engines.items() if graph in ranges}
@@ -195,10 +196,10 @@ def _build_one(
     progress: Progress | None,
 ) -> tuple[EngineRow, Engine]:
     spec, path = bundle.manifest.graphs[graph], bundle.path(bundle.manifest.graphs[graph].file)
-    found = forecast_build(graph_weights(path).nbytes, _available_bytes(machine))
-    say(_announcement(graph, reason, found))
+    forecast = forecast_build(engine_files.weight_bytes(bundle, graph), _available_bytes(machine))
+    say(_announcement(graph, reason, forecast))
     if not ignore_memory:
-        require_memory(graph, found)
+        require_memory(graph, forecast)
     name = engine_files.engine_name(graph, parts)
     with atomic_file(bundle.folder / ENGINES / name) as temporary:
         built = compile_engine(
@@ -207,12 +208,12 @@ def _build_one(
             flavour=machine.toolkit.flavour,
             engine=temporary,
             timing_cache=bundle.folder / ENGINES / engine_files.TIMING_CACHE,
-            workspace_bytes=found.workspace_bytes,
+            workspace_bytes=forecast.workspace_bytes,
             capability=machine.capability if machine.foreign else None,
             optimization_level=machine.level,
             progress=None if progress is None else lambda phase, done, all_: progress(f"{graph}: {phase}", done, all_),
         )
-    row = EngineRow(graph, name, True, reason, built.engine_bytes, built.seconds, found.peak_bytes, built.peak_bytes)
+    row = EngineRow(graph, name, True, reason, built.engine_bytes, built.seconds, forecast.peak_bytes, built.peak_bytes)
     return row, Engine(graph, name, built.engine_bytes, parts, built.seconds, built.peak_bytes)
 
 
@@ -226,8 +227,8 @@ def _available_bytes(machine: _Machine) -> int:
     return available if facts.integrated else min(available, facts.free_bytes)
 
 
-def _announcement(graph: str, reason: str, found: MemoryForecast) -> str:
+def _announcement(graph: str, reason: str, forecast: MemoryForecast) -> str:
     return (
-        f"{graph}: {reason}; {size(found.weight_bytes)} of weights, forecast peak {size(found.peak_bytes)} of "
-        f"{size(found.available_bytes)} available, workspace {size(found.workspace_bytes)}"
+        f"{graph}: {reason}; {size(forecast.weight_bytes)} of weights, forecast peak {size(forecast.peak_bytes)} of "
+        f"{size(forecast.available_bytes)} available, workspace {size(forecast.workspace_bytes)}"
     )

@@ -1,4 +1,4 @@
-"""The sizes of a decoder, from a model's config: what forecasts are made of."""
+"""The sizes of a decoder, from a bundle's manifest or a student's config: what forecasts are made of."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from linmu.config import MMateConfig
 from linmu.errors import InputError
+from linmu.formats.manifest import ModelFacts
 
 FLOAT_BYTES = 4
 CACHE_BYTES = 2  # the teacher's keys and values, as commonly kept: float16
@@ -47,14 +48,20 @@ class DecoderSizes:
         return FLOAT_BYTES * self.layers * (recurrent + conv + window)
 
 
-def decoder_sizes(config: dict[str, Any], folder: Path) -> DecoderSizes:
-    """The decoder's sizes from a config.json, its `text_config` where there is one; raises InputError if incomplete."""
+def bundle_sizes(model: ModelFacts) -> DecoderSizes:
+    """The sizes that a manifest says; the usual one for an MLP whose size it leaves out."""
+    intermediate = model.intermediate_size or 4 * model.hidden_size
+    return DecoderSizes(model.layers, model.hidden_size, intermediate, model.heads, model.kv_heads, model.head_dim)
+
+
+def student_sizes(config: dict[str, Any], folder: Path) -> DecoderSizes:
+    """The sizes that a config.json says, its `text_config` where there is one; raises InputError if incomplete."""
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     values: dict[str, Any] = {**config, **(text or {})}
     names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
     if missing := [name for name in names if type(values.get(name)) is not int or values[name] < 1]:
-        found = repr(values.get(missing[0]))
-        raise InputError(f"{folder / 'config.json'}: {missing[0]}", got=found, expected="a count")
+        value = repr(values.get(missing[0]))
+        raise InputError(f"{folder / 'config.json'}: {missing[0]}", got=value, expected="a count")
     layers, hidden, intermediate, heads = (values[name] for name in names)
     kv_heads = values.get("num_key_value_heads") or heads
     return DecoderSizes(layers, hidden, intermediate, heads, kv_heads, values.get("head_dim") or hidden // heads)

@@ -10,8 +10,7 @@ from typing import Any
 from linmu.errors import LinmuError
 from linmu.system.components import COMPONENTS, EITHER, TARGETS, Component, installed
 from linmu.system.device_facts import board
-
-KERNELS = ("LinearAttention", "CausalConvWithState")
+from linmu.system.ort_kernels import KERNELS, REQUIREMENT, missing_kernels
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,11 @@ def _examine(component: Component) -> Finding:
 
 def _kernels() -> Finding:
     """Whether ONNX Runtime has the recurrent operators that target onnx uses (domain com.microsoft)."""
-    name, install = f"onnxruntime kernels {' and '.join(KERNELS)}", "pip install 'onnxruntime>=1.31'"
+    name, install = f"onnxruntime kernels {' and '.join(KERNELS)}", f"pip install '{REQUIREMENT}'"
     try:
-        state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-        found = {(kernel.domain, kernel.op_name) for kernel in state.get_all_opkernel_def()}
+        missing = missing_kernels()
     except (ImportError, OSError, AttributeError) as error:
         return Finding(name, None, f"cannot be listed: {error}", ("onnx",), install)
-    missing = [kernel for kernel in KERNELS if ("com.microsoft", kernel) not in found]
     problem = f"no {', '.join(missing)}" if missing else None
     return Finding(name, None if missing else "1", problem, ("onnx",), install)
 

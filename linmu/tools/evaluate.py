@@ -59,7 +59,7 @@ def evaluate(
     room = plan.max_new_tokens or find_format(name).max_new_tokens
     answerer = open_answerer(model, engine)
     kept = Predictions(None if predictions is None else Path(predictions))
-    found, said = _ask(answerer, model, "model", questions, room, kept, progress)
+    asked_model, answers = _ask(answerer, model, "model", questions, room, kept, progress)
     notes = []
     other, replies = None, None
     if teacher is not None:
@@ -68,7 +68,7 @@ def evaluate(
             notes.append("the model and its teacher prepare prompts or pictures in different ways")
         other, replies = _ask(second, teacher, "teacher", questions, room, kept, progress)
     scored = [
-        score(question, said[question.id].text, None if replies is None else replies[question.id].text)
+        score(question, answers[question.id].text, None if replies is None else replies[question.id].text)
         for question in questions
     ]
     tasks = by_task(scored)
@@ -83,8 +83,8 @@ def evaluate(
         "seed": plan.seed,
         "max_new_tokens": room,
     }
-    notes += _notes(found, other, room)
-    return Evaluation(facts, found, other, micro(scored), macro(tasks), tasks, by_label(scored), tuple(notes))
+    notes += _notes(asked_model, other, room)
+    return Evaluation(facts, asked_model, other, micro(scored), macro(tasks), tasks, by_label(scored), tuple(notes))
 
 
 def _check_plan(plan: Plan, engine: Engine) -> None:
@@ -106,17 +106,17 @@ def _ask(
     """Every question's prediction by id, old ones from the file; the model is closed afterwards."""
     started = time.perf_counter()
     known = {question.id: kept.get(answerer.identity, question, room) for question in questions}
-    said = {name: prediction for name, prediction in known.items() if prediction is not None}
-    resumed = len(said)
+    predictions = {name: prediction for name, prediction in known.items() if prediction is not None}
+    resumed = len(predictions)
     try:
-        for question, answer in answerer.answers([item for item in questions if item.id not in said], room):
+        for question, answer in answerer.answers([item for item in questions if item.id not in predictions], room):
             prediction = Prediction(
                 answerer.identity, question.id, asked(question, room), answer.text, answer.tokens, answer.stopped
             )
             kept.add(prediction)
-            said[question.id] = prediction
+            predictions[question.id] = prediction
             if progress is not None:
-                progress(who, len(said), len(questions))
+                progress(who, len(predictions), len(questions))
     finally:
         answerer.close()
     return Asked(
@@ -126,16 +126,16 @@ def _ask(
         answerer.identity,
         resumed,
         time.perf_counter() - started,
-        fmean(prediction.tokens for prediction in said.values()),
-        sum(not item.stopped for item in said.values()),
-    ), said
+        fmean(prediction.tokens for prediction in predictions.values()),
+        sum(not item.stopped for item in predictions.values()),
+    ), predictions
 
 
 def _notes(model: Asked, teacher: Asked | None, room: int) -> list[str]:
     notes = []
-    for name, found in (("model", model), ("teacher", teacher)):
-        if found is not None and found.unfinished:
+    for name, result in (("model", model), ("teacher", teacher)):
+        if result is not None and result.unfinished:
             notes.append(
-                f"{found.unfinished} answers of the {name} were cut off after {room} tokens (--max-new-tokens)"
+                f"{result.unfinished} answers of the {name} were cut off after {room} tokens (--max-new-tokens)"
             )
     return notes

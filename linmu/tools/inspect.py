@@ -14,7 +14,7 @@ from linmu.formats.manifest import WEIGHT_SUFFIXES
 from linmu.formats.manifest_object import MANIFEST_NAME
 from linmu.formats.model_files import Weights, find_weights, read_config, require_student
 from linmu.formats.safetensors_file import read_header
-from linmu.tools.decoder_sizes import DecoderSizes, decoder_sizes
+from linmu.tools.decoder_sizes import DecoderSizes, bundle_sizes, student_sizes
 from linmu.tools.preset_memory import Decoder, PresetMemory, preset_memory
 
 CONTEXTS = tuple(1024 * 2**power for power in range(8))  # 1k to 128k tokens
@@ -85,8 +85,7 @@ def forecast(sizes: DecoderSizes, weight_bytes: int, state_bytes: int) -> tuple[
 def _bundle(folder: Path) -> Inspection:
     manifest = open_bundle(folder, verify_hashes=False).manifest
     model = manifest.model
-    intermediate = model.intermediate_size or 4 * model.hidden_size
-    sizes = DecoderSizes(model.layers, model.hidden_size, intermediate, model.heads, model.kv_heads, model.head_dim)
+    sizes = bundle_sizes(model)
     files = {name: entry.bytes for name, entry in manifest.files.items()}
     weight_bytes = sum(size for name, size in files.items() if name.endswith(WEIGHT_SUFFIXES))
     content = manifest.to_json()
@@ -113,7 +112,7 @@ def _student(folder: Path) -> Inspection:
     require_student(folder)
     config = read_config(folder)
     mmate = MMateConfig.from_json(config["linmu"])
-    sizes = decoder_sizes(config, folder)
+    sizes = student_sizes(config, folder)
     weights = find_weights(folder)
     total = sizes.state_bytes(mmate)
     return Inspection(

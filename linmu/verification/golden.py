@@ -22,10 +22,8 @@ from safetensors.numpy import load as load_tensors
 from linmu.errors import BundleError, InputError
 from linmu.files.strict_json import read_json
 from linmu.formats.bundle import Bundle
-from linmu.formats.manifest import CANONICAL_AXES, state_kind
 from linmu.formats.safetensors_file import read_header
-from linmu.formats.state_precision import exact_specs, read_exact, store
-from linmu.specs import StateSpec
+from linmu.specs import state_kind
 
 GRAPHS_FILE = "golden/graphs.safetensors"
 ROLLOUT_FILE = "golden/rollout.safetensors"
@@ -110,24 +108,6 @@ def synthetic_picture() -> Image.Image:
     pixels[height // 4 : height // 2, width // 3 : width // 2] = (230, 40, 20)
     pixels += seeded_bytes("noise", pixels.size).reshape(pixels.shape).astype(np.int16) % 16
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-
-
-def canonical(specs: Sequence[StateSpec], tensors: State) -> dict[str, np.ndarray]:
-    """States by `past.*` name in the axis order of saved states, float32, whatever they are stored as."""
-    ordered, exact = {}, read_exact(specs, tensors)
-    for spec in exact_specs(specs):
-        axes = [spec.axes.index(axis) for axis in CANONICAL_AXES[state_kind(spec.name)]]
-        ordered[spec.name] = np.ascontiguousarray(np.transpose(exact[spec.name], axes))
-    return ordered
-
-
-def from_canonical(specs: Sequence[StateSpec], tensors: State) -> dict[str, np.ndarray]:
-    """The inverse of `canonical`: states in the axis order of `specs`, stored as they say."""
-    ordered = {}
-    for spec in exact_specs(specs):
-        axes = [CANONICAL_AXES[state_kind(spec.name)].index(axis) for axis in spec.axes]
-        ordered[spec.name] = np.ascontiguousarray(np.transpose(tensors[spec.name], axes))
-    return store(specs, ordered)
 
 
 def grouped(name: str, array: np.ndarray) -> np.ndarray:

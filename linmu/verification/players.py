@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from linmu.formats.manifest import Manifest
+from linmu.formats.state_precision import canonical, from_canonical
 from linmu.processing import ModelInputs
 from linmu.runtimes.base import PromptPiece, Runner
 from linmu.runtimes.prompt import MAX_PIECE_TOKENS, place_prompt, prompt_pieces
 from linmu.runtimes.session import Session
-from linmu.verification.golden import canonical, from_canonical
 from linmu.verification.hidden import WHOLE
 
 PIECE_TOKENS = 16  # pieces of a session under test: cut wherever a prompt may be cut

@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from linmu.errors import BundleError
-from linmu.formats.graph_check import check_graph_file
+from linmu.formats.graph_check import check_graph_file, graph_weights
 from linmu.formats.manifest import FileEntry
+from linmu.specs import GraphSpec
 from tests.bundles import tiny_manifest
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -180,6 +181,33 @@ def test_branches_inside_branches(tmp_path):
         inner = branch("If", "c", then_branch=inner, else_branch=inner)
     nodes = [node("If", "c", then_branch=inner, else_branch=inner)]
     refused(saved(tmp_path, nodes, [constant("c", True)]), "branches more than 2 deep")
+
+
+def test_what_a_graph_reads_of_each_data_file(tmp_path):
+    graphs = {"step": GraphSpec("g.onnx", (), ())}
+    manifest = replace(MANIFEST, graphs=graphs, files={**MANIFEST.files, "two.data": FileEntry("0" * 64, 99)})
+    inner = branch("MatMul", "x", "w")
+    nodes = [
+        node("If", "c", then_branch=inner, else_branch=inner, output="a"),
+        node("MatMul", "x", "w"),
+        node("MatMul", "x", "same", output="b"),  # the same bytes count once
+        node("MatMul", "x", "v", output="z"),
+        node("MatMul", "x", "u", output="t"),
+    ]
+    constants = [
+        constant("c", True),
+        outside(),
+        outside("same"),
+        outside("v", offset=64, length=12, dims=(3, 1)),
+        outside("u", "two.data"),
+    ]
+    saved(tmp_path, nodes, constants)
+    weights = graph_weights(tmp_path, graphs)
+    assert weights == {"step": {"two.data": 24, "weights.data": 36}}
+    check_graph_file(tmp_path, "g.onnx", replace(manifest, graph_weights=weights))
+    for stated in ({}, {"weights.data": 36}, {"two.data": 24, "weights.data": 35}):
+        with pytest.raises(BundleError, match="where manifest.json says"):
+            check_graph_file(tmp_path, "g.onnx", replace(manifest, graph_weights={"step": stated}))
 
 
 def test_every_cut_of_a_file_is_one_line(tmp_path):

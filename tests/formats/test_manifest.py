@@ -40,6 +40,34 @@ def test_profiles_survive_json_and_stand_only_where_there_are_some():
     assert "profiles" not in tiny_manifest().to_json()
 
 
+def with_weights(weights):
+    files = {"weights.data": FileEntry("0" * 64, 200), "step.onnx": FileEntry("0" * 64, 9)}
+    return tiny_manifest(graph_weights=weights, files=files)
+
+
+def test_weights_of_graphs_survive_json_and_stand_only_where_there_are_some():
+    manifest = with_weights({"step": {"weights.data": 200}})
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert "graph_weights" not in tiny_manifest().to_json()
+    assert Manifest.from_json(with_weights({"step": {}}).to_json()).graph_weights == {"step": {}}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"other": {}}, "graph_weights.other"),
+        ({"step": []}, "graph_weights.step"),
+        ({"step": {"other.data": 1}}, "other.data"),
+        ({"step": {"step.onnx": 1}}, "a data file"),
+        *(({"step": {"weights.data": n}}, "1 to 200 bytes") for n in (201, 10**400, 0, -1, 1.0, True, None, "1", [])),
+    ],
+)
+def test_weights_that_fit_no_file_are_refused(weights, message):
+    with pytest.raises(BundleError, match=message) as caught:
+        Manifest.from_json(with_weights(weights).to_json())
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize(("profiles", "message"), PROFILES)
 def test_a_profile_that_fits_no_graph_is_refused(profiles, message):
     with pytest.raises(BundleError, match=message):

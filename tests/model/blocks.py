@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from linmu.config import MMateConfig
 from linmu.layout import PromptLayout, layout_tensors, stack_layouts
-from linmu.model.mmate import Dimensions, MMateBlock
+from linmu.model.mmate import AttentionSizes, MMateBlock
 from tests.layout.prompts import layout_of
 
 # Pairwise distinct: hidden 10, heads 6, key/value heads 3, head size 4 (q 24, k and v 12, conv channels 48).
-DIMS = Dimensions(hidden=10, heads=6, kv_heads=3, head_dim=4, qkv_bias=True, o_bias=True, qk_norm=True)
+DIMS = AttentionSizes(hidden=10, heads=6, kv_heads=3, head_dim=4, qkv_bias=True, o_bias=True, qk_norm=True)
 SMALL = {"window_frames": 2, "window_rows": 2, "window_columns": 3, "chunk_size": 5}
 # Text, an image of 3 x 4, text, two spans with text between their frames, a clip, text.
 PROMPT = layout_of(3, (1, 3, 4), 2, (3, 2, 2, 1), 1, (2, 1, 3), 4)
@@ -36,7 +36,7 @@ def fill(module: nn.Module, seed: int = 0, noise: float = 0.5) -> None:
 
 
 def random_block(
-    layer: int = 0, dims: Dimensions = DIMS, vision: bool = True, seed: int = 0, **settings: Any
+    layer: int = 0, dims: AttentionSizes = DIMS, vision: bool = True, seed: int = 0, **settings: Any
 ) -> MMateBlock:
     """A float64 block of layer `layer` with random parameters."""
     block = MMateBlock(dims, MMateConfig(**{**SMALL, **settings}), layer, vision).double().eval().requires_grad_(False)

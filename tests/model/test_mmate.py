@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from linmu.layout import cut_points
-from linmu.model.mmate import Dimensions
+from linmu.model.mmate import AttentionSizes
 from tests.layout.prompts import TEXT, layout_of
 from tests.model.blocks import (
     DIMS,
@@ -65,9 +65,9 @@ def test_block_is_the_reference(settings, layer):
 @pytest.mark.parametrize(
     "dims",
     [
-        Dimensions(hidden=10, heads=5, kv_heads=5, head_dim=6),
-        Dimensions(hidden=9, heads=7, kv_heads=1, head_dim=2, qkv_bias=True),
-        Dimensions(hidden=6, heads=1, kv_heads=1, head_dim=8, o_bias=True),
+        AttentionSizes(hidden=10, heads=5, kv_heads=5, head_dim=6),
+        AttentionSizes(hidden=9, heads=7, kv_heads=1, head_dim=2, qkv_bias=True),
+        AttentionSizes(hidden=6, heads=1, kv_heads=1, head_dim=8, o_bias=True),
     ],
 )
 @pytest.mark.parametrize("decay", ["query_head", "kv_head"])

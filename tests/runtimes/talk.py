@@ -57,7 +57,7 @@ class Reader:
         read = self.processor.read(prompt, images, video, **options)
         return TurnMaker(self.processor, self.past, add_generation_prompt).turn(read)
 
-    def ask(self, prompt, answer: list[int], images=(), said=None, **options) -> Turn:
+    def ask(self, prompt, answer: list[int], images=(), answer_text=None, **options) -> Turn:
         """Feed a prompt, then an answer whose last token stays unfed, as in a session."""
         turn = self.turn(prompt, images, **options)
         assert turn.after == (self.past.tokens, self.past.pending)
@@ -68,7 +68,7 @@ class Reader:
         self.ids += turn.input_ids.tolist()
         self.asked = list(self.ids)
         self.ids += answer[:-1]
-        self.past = Past(len(self.ids), tuple(answer), tuple(answer[-1:]), turn.conversation, said)
+        self.past = Past(len(self.ids), tuple(answer), tuple(answer[-1:]), turn.conversation, answer_text)
         self.notices.append(turn.notice)
         return turn
 

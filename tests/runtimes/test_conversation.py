@@ -98,8 +98,8 @@ def test_control_tokens_that_a_model_generates_in_an_answer_are_read_anew(reader
 
 def test_an_answer_that_a_stop_string_cut(reader_of):
     tokenizer, reader, end = reader_of(TEMPLATES["default system prompt"])
-    reader.ask("one?", plain_ids(tokenizer, "blue\n"), said="blue")  # the stop string is the token still unfed
-    turn = reader.ask("two?", plain_ids(tokenizer, "red\nUser"), said="red")
+    reader.ask("one?", plain_ids(tokenizer, "blue\n"), answer_text="blue")  # the stop string is the token still unfed
+    turn = reader.ask("two?", plain_ids(tokenizer, "red\nUser"), answer_text="red")
     assert not turn.restart and reader.asked == whole(tokenizer, reader.messages[:-1])
     turn = reader.ask("three?", [end])
     assert turn.restart and reader.asked == whole(tokenizer, reader.messages[:-1])

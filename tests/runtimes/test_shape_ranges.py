@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from linmu.errors import BundleError, InputError
 from linmu.formats.manifest import check_profiles
-from linmu.layout import PromptLayout, layout_tensors, pack_windows
+from linmu.layout import PromptLayout, PromptRules, layout_tensors, pack_windows, prompt_layout
 from linmu.layout.types import Span
 from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.prompt import MAX_PIECE_TOKENS
@@ -33,7 +34,9 @@ from linmu.runtimes.tensorrt.fit import check_ranges
 from linmu.runtimes.tensorrt.plan import bind_dimensions
 from linmu.specs import GraphSpec
 from tests.bundles import tiny_manifest
+from tests.processing.support import make_bundle, real_processor
 from tests.runtimes.tensorrt.support import GRID, ROW, TILES, vision_manifest
+from tests.tiny import tiny_config, tiny_tokenizer
 
 N = 192
 
@@ -46,9 +49,7 @@ def grids(draw, vision: dict):
         if vision["kind"] == "tiles":
             grid = (draw(st.integers(1, 3)), 4, 4)
         else:
-            height = draw(st.integers(1, 12))
-            least = -(-4 // height)  # smallest_span is 4 tokens
-            grid = (draw(st.integers(1, 8)), height, draw(st.integers(least, max(least, 14))))
+            grid = (draw(st.integers(1, 8)), draw(st.integers(1, 12)), draw(st.integers(1, 14)))
         text, size = draw(st.integers(0, 2)), int(np.prod(grid))
         if used + text + size > N:
             break
@@ -88,6 +89,30 @@ def test_the_bounds_are_reached():
     tensors = layout_tensors(full, manifest.model.mmate, row=ROW)
     assert tensors["layout.backward"].shape[1] == ranges["backward"].max == N + 3 * (N // 16 - 1)
     assert smallest_span(manifest) == 16
+
+
+def test_longer_calls_are_one_span():
+    """What is longer than a piece is a span that stays whole: restarts between spans are counted in a piece only."""
+    manifest = vision_manifest(GRID)
+    backward = {n: bundle_ranges(manifest, n)["prefill"]["backward"].max for n in (192, 2048, 8192, 16384)}
+    assert backward == {192: 192 + 3 * 191, 2048: 2048 + 3 * 2047, 8192: 8192 + 3, 16384: 16384 + 3}
+    phone = profiles(manifest, 2048, piece=256)["prefill"]["layout.backward"]
+    assert phone["max"][1] == 2048 + 3
+
+
+def test_small_frames_and_pictures_of_a_real_processor(tmp_path):
+    """Qwen3-VL: one token where the processor's min_pixels are 64, and a call of all its pictures fits."""
+    processor = make_bundle(real_processor("qwen3_vl"), "qwen3_vl", tmp_path)
+    clip = {"type": "video", "video": np.zeros((130, 8, 8, 3), np.uint8)}
+    picture = {"type": "image", "image": Image.new("RGB", (20, 20)), "min_pixels": 1}
+    manifest = vision_manifest({**GRID, "family": "qwen3_vl", "resize": {"min_pixels": 65536}})
+    rules = PromptRules.from_config(tiny_config("qwen3_vl", tiny_tokenizer("qwen3_vl")).to_dict())
+    for content in ([clip], [picture] * 60):
+        inputs = processor.encode([{"role": "user", "content": content}])
+        layout = prompt_layout(rules, inputs.input_ids, inputs.media, 8)
+        assert min(len(span.positions) for span in layout.spans) == 1
+        count = len(layout_tensors(layout, manifest.model.mmate, row=ROW)["layout.backward"][0])
+        assert bundle_ranges(manifest, max(layout.length, 128))["prefill"]["backward"].holds(count)
 
 
 @cache

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from linmu.formats.state_precision import canonical, from_canonical
 from linmu.verification import golden
 from linmu.verification.compare import (
     Meter,
@@ -22,9 +23,7 @@ from linmu.verification.compare import (
 from linmu.verification.golden import (
     Projector,
     Snapshot,
-    canonical,
     forced_ids,
-    from_canonical,
     grouped,
     seeded_bytes,
     signs,

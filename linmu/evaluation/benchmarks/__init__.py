@@ -47,12 +47,12 @@ def detect(folder: Path) -> str:
     """The name of the layout a folder has; raises InputError when it has none."""
     if not folder.is_dir():
         raise InputError(f"no data folder {folder}", expected="a folder with data.jsonl, or a local copy of a data set")
-    found = [name for name, entry in FORMATS.items() if _module(entry).looks_like(folder)]
-    if len(found) == 1:
-        return found[0]
+    names = [name for name, entry in FORMATS.items() if _module(entry).looks_like(folder)]
+    if len(names) == 1:
+        return names[0]
     raise InputError(
         f"cannot tell the format of {folder}",
-        got=", ".join(found) or "none of the known layouts",
+        got=", ".join(names) or "none of the known layouts",
         expected="one of " + ", ".join(FORMATS),
         fix="say it with --format",
     )

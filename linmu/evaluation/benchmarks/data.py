@@ -31,9 +31,9 @@ def read(folder: Path, options: Options) -> list[Question]:
             video=sample.video,
             video_fps=sample.video_fps,
             task=sample.task or "all",
-            labels=given,
+            labels=label,
         )
-        for sample, given in zip(data.samples, labels, strict=True)
+        for sample, label in zip(data.samples, labels, strict=True)
     ]
 
 
@@ -45,5 +45,5 @@ def parts_of(tasks: list[str]) -> list[tuple[tuple[str, str], ...]]:
     parts = [task.split("/") for task in tasks]
     if len({len(row) for row in parts}) != 1 or len(parts[0]) < 2:
         return [()] * len(tasks)
-    told = [place for place, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
-    return [tuple((f"part {place + 1} of the task", row[place]) for place in told) for row in parts]
+    varying = [place for place, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    return [tuple((f"part {place + 1} of the task", row[place]) for place in varying) for row in parts]

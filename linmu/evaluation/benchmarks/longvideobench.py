@@ -56,5 +56,5 @@ def _question(row: dict[str, Any], folder: Path, subtitles: bool) -> Question:
 
 def _subtitles(path: Path) -> str:
     """All lines of a subtitle file ("line" or "text" of each entry), one below the other."""
-    found = [str(row.get("line", row.get("text", ""))).strip() for row in json_rows(path)]
-    return "".join(f"{line}\n" for line in found if line)
+    texts = [str(row.get("line", row.get("text", ""))).strip() for row in json_rows(path)]
+    return "".join(f"{line}\n" for line in texts if line)

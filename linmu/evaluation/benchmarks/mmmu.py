@@ -83,11 +83,11 @@ def _question(row: dict[str, Any]) -> Question:
 
 def _images(row: dict[str, Any], prompt: str, name: str) -> tuple[bytes, ...]:
     """The images that question and options mention, in the order of their numbers."""
-    found = []
+    pictures = []
     for number in sorted({int(number) for number in re.findall(r"<image (\d+)>", prompt)}):
         image = field(row, f"image_{number}", dict, name)
-        found.append(field(image, "bytes", bytes, f"{name}, image {number}"))
-    return tuple(found)
+        pictures.append(field(image, "bytes", bytes, f"{name}, image {number}"))
+    return tuple(pictures)
 
 
 def _open_answers(answer: str, name: str) -> tuple[str, ...]:

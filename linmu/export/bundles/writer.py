@@ -21,7 +21,7 @@ from linmu.export.onnx.weight_file import write_weights
 from linmu.export.vision.graph import export_vision
 from linmu.files.atomic import atomic_folder
 from linmu.formats.bundle import write_manifest
-from linmu.formats.graph_check import check_graph_files
+from linmu.formats.graph_check import check_graph_files, graph_weights
 from linmu.formats.manifest import Manifest, state_bytes
 from linmu.formats.model_files import require_student
 from linmu.formats.precision import Precision
@@ -61,7 +61,7 @@ class Plan:
 
     weights, activations: "fp32" or "fp16", how matrices are stored and what their products are computed in (half
     precision products: linmu.step.half_ops). style: the decoder's graphs; vision_opset: the tower's.
-    profiles: whether the manifest records shape ranges.
+    compiled: whether a device compiles the graphs, so that the manifest says their shape ranges and weights.
     check: looks at the written graphs before golden vectors are made; what it returns stands in the report, and an
     error that it raises ends the export. quantization: `weights` then holds for what stays float. state: what recurrent
     states are rounded to (state_precision), unless a byte budget chooses it. writer: what makes graphs and
@@ -74,7 +74,7 @@ class Plan:
     activations: str
     style: GraphStyle
     vision_opset: int
-    profiles: bool = False
+    compiled: bool = False
     check: Check | None = None
     quantization: Quantization | None = None
     state: str = "fp32"
@@ -223,8 +223,9 @@ def write_graphs(
         vision=vision,
         generation=generation_facts(model, Processor.from_folder(folder)),
     )
-    if plan.profiles:
-        manifest = replace(manifest, profiles=profiles(manifest))
+    if plan.compiled:
+        weights = graph_weights(folder, manifest.graphs)
+        manifest = replace(manifest, profiles=profiles(manifest), graph_weights=weights)
     return manifest, reports
 
 

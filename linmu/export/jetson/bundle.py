@@ -53,4 +53,4 @@ def jetson_plan(
     """What this target decides; raises InputError for a preset that does not exist."""
     weights = "fp16" if quantization else stored_precision(precision, find_target(TARGET))
     check = partial(check_engines, compile_graphs=compile_check)
-    return Plan(TARGET, BACKENDS, weights, weights, STYLE, OPSET, profiles=True, check=check, quantization=quantization)
+    return Plan(TARGET, BACKENDS, weights, weights, STYLE, OPSET, compiled=True, check=check, quantization=quantization)

@@ -112,7 +112,7 @@ def write_program(
         generation=generation_facts(model, processor),
     )
     tokens = min(longest_call(manifest, PIECE_TOKENS, TOKEN_STEP), MOST_TOKENS)
-    manifest = replace(manifest, profiles=profiles(manifest, tokens))
+    manifest = replace(manifest, profiles=profiles(manifest, tokens, PIECE_TOKENS))
     most = {name: largest_sizes(recorded_ranges(manifest, name)) for name in methods}
     most |= {name: {"tokens": tokens} for name in stock}
     most.pop("vision_encoder", None)

@@ -83,8 +83,8 @@ def capability_name(text: str) -> str:
 
 def module_scope(node: str) -> str:
     """Where a node stands in the model, read from its name (`layers.3.MatMul_2` -> `layer 3`), or ""."""
-    found = LAYER.search(node)
-    return f"layer {found.group(1)}" if found else node.rpartition(".")[0].replace(".", " ")
+    match = LAYER.search(node)
+    return f"layer {match.group(1)}" if match else node.rpartition(".")[0].replace(".", " ")
 
 
 def _network_flags(trt: Any) -> int:

@@ -76,9 +76,9 @@ def compile_engine(
             process.kill()
             code = process.wait()
         log.seek(0)
-        said = log.read()
+        output = log.read()
     if answer is None:
-        last = (said.strip().splitlines() or ["it said nothing"])[-1]
+        last = (output.strip().splitlines() or ["it said nothing"])[-1]
         raise errors.DeviceError(f"{path.name}: {flavour} died while compiling", got=f"{_ending(code)}, {last}")
     if "error" in answer:
         raise _error(answer["error"])
@@ -126,10 +126,10 @@ def _talk(process: subprocess.Popen[str], request: str, progress: Progress | Non
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        answer = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return answer if isinstance(answer, dict) else None
 
 
 def _ending(code: int) -> str:
@@ -141,12 +141,12 @@ def _ending(code: int) -> str:
     return f"killed by {name}{memory}"
 
 
-def _error(told: dict[str, Any]) -> errors.LinmuError:
-    name, what = told.pop("kind"), told.pop("what")
-    return next(kind for kind in KINDS if kind.__name__ == name)(what, **told)
+def _error(facts: dict[str, Any]) -> errors.LinmuError:
+    name, what = facts.pop("kind"), facts.pop("what")
+    return next(kind for kind in KINDS if kind.__name__ == name)(what, **facts)
 
 
-def _told(error: errors.LinmuError) -> dict[str, Any]:
+def _error_facts(error: errors.LinmuError) -> dict[str, Any]:
     kind = next(kind for kind in KINDS if isinstance(error, kind))
     facts = {"got": error.got, "expected": error.expected, "fix": error.fix}
     return {"kind": kind.__name__, "what": error.what} | {
@@ -170,7 +170,7 @@ def _serve(say: Callable[[dict[str, Any]], None], request: dict[str, Any]) -> No
             progress=lambda *step: say({"step": step}),
         )
     except KINDS as error:
-        return say({"error": _told(error)})
+        return say({"error": _error_facts(error)})
     if request["engine"]:
         Path(request["engine"]).write_bytes(built.plan)
     if cache is not None and built.timing_cache is not None:

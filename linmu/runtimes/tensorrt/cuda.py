@@ -55,10 +55,12 @@ def gpu_facts(needed_for: str = "backend tensorrt") -> GpuFacts:
             fix="run this on the Jetson itself (in a container: with --runtime nvidia)",
         )
     call(rt, "cudaSetDevice", DEVICE)
-    found = call(rt, "cudaGetDeviceProperties", DEVICE)
+    properties = call(rt, "cudaGetDeviceProperties", DEVICE)
     free, total = call(rt, "cudaMemGetInfo")
-    name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
-    return GpuFacts(name.split("\0")[0], (found.major, found.minor), bool(found.integrated), int(total), int(free))
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    return GpuFacts(
+        name.split("\0")[0], (properties.major, properties.minor), bool(properties.integrated), int(total), int(free)
+    )
 
 
 def call(rt: Any, name: str, *arguments: Any) -> Any:

@@ -46,12 +46,12 @@ class DeviceSets:
 
     def addresses(self, source: int) -> dict[str, int]:
         """Where a run reads `past.*` (set `source`) and writes `present.*` (the other working set)."""
-        found = {}
+        places = {}
         for spec in self.specs:
             offset = self.arena.places[spec.name].offset
-            found[spec.name] = self._bases[source] + offset
-            found[spec.output] = self._bases[1 - source] + offset
-        return found
+            places[spec.name] = self._bases[source] + offset
+            places[spec.output] = self._bases[1 - source] + offset
+        return places
 
     def read_set(self, source: int) -> dict[str, np.ndarray]:
         """Copies of a set's tensors."""

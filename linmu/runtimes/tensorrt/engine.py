@@ -122,8 +122,8 @@ class OpenEngine:
         if unknown := context.infer_shapes():
             raise DeviceError(f"the {self.name} engine does not know the shape of {unknown[0]}")
         for name, wanted in self._states.items():
-            if (found := tuple(context.get_tensor_shape(name))) != wanted:
-                raise BundleError(f"engine {self.name}: output {name!r}", got=list(found), expected=list(wanted))
+            if (shape := tuple(context.get_tensor_shape(name))) != wanted:
+                raise BundleError(f"engine {self.name}: output {name!r}", got=list(shape), expected=list(wanted))
 
     def run(self, context: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One whole call: copies of all outputs but states."""
@@ -148,6 +148,6 @@ class OpenEngine:
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             dtype = str(engine.get_tensor_dtype(name).name)
-            found = TensorSpec(name, DTYPES.get(dtype, dtype), tuple(engine.get_tensor_shape(name)))
-            sides[engine.get_tensor_mode(name)].append(found)
+            spec = TensorSpec(name, DTYPES.get(dtype, dtype), tuple(engine.get_tensor_shape(name)))
+            sides[engine.get_tensor_mode(name)].append(spec)
         return sides[kinds.INPUT], sides[kinds.OUTPUT]

@@ -17,7 +17,6 @@ from linmu.errors import BundleError
 from linmu.files.atomic import write_bytes
 from linmu.formats.bundle import ENGINES, Bundle
 from linmu.runtimes import shape_ranges
-from linmu.runtimes.tensorrt.onnx_weights import graph_weights
 
 INDEX = "engines.json"
 TIMING_CACHE = "timing.cache"
@@ -84,16 +83,27 @@ def engine_parts(
     capability: str,
     level: int | None = None,
 ) -> EngineParts:
-    """What an engine of `graph` depends on here; raises BundleError for a data file that the manifest does not list."""
+    """What an engine of `graph` depends on here; raises BundleError where the manifest does not say its weights."""
     files, name = bundle.manifest.files, bundle.manifest.graphs[graph].file
-    folder = Path(name).parent
-    data = {}
-    for item in sorted(graph_weights(bundle.path(name)).data_bytes):
-        listed = (folder / item).as_posix()
-        if listed not in files:
-            raise BundleError(f"{name} reads {item}, which the manifest does not list", fix="export the bundle again")
-        data[listed] = files[listed].sha256
+    data = {file: files[file].sha256 for file in sorted(data_bytes(bundle, graph))}
     return EngineParts(files[name].sha256, data, flavour, version, gpu, capability, shape_ranges.to_json(ranges), level)
+
+
+def data_bytes(bundle: Bundle, graph: str) -> dict[str, int]:
+    """Bytes that `graph` reads of each data file; raises BundleError where the manifest does not say it."""
+    weights = bundle.manifest.graph_weights
+    if graph not in weights:
+        raise BundleError(
+            f"manifest.json: graph_weights has no {graph}",
+            expected="what each compiled graph reads",
+            fix="export the bundle again",
+        )
+    return weights[graph]
+
+
+def weight_bytes(bundle: Bundle, graph: str) -> int:
+    """All bytes that a compiler loads of `graph`: its file and what it reads of data files."""
+    return bundle.manifest.files[bundle.manifest.graphs[graph].file].bytes + sum(data_bytes(bundle, graph).values())
 
 
 def engine_name(graph: str, parts: EngineParts) -> str:
@@ -108,12 +118,12 @@ def read_index(folder: Path) -> dict[str, Engine]:
         document = json.loads(path.read_text("utf-8"))
         if document["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version {document['format_version']!r}")
-        found = {graph: _engine(graph, entry) for graph, entry in document["engines"].items()}
+        engines = {graph: _engine(graph, entry) for graph, entry in document["engines"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read", got=error, fix="linmu build --force") from error
-    return found
+    return engines
 
 
 def write_index(folder: Path, engines: Iterable[Engine]) -> None:

@@ -40,12 +40,13 @@ def forecast_build(weight_bytes: int, available_bytes: int) -> MemoryForecast:
     return MemoryForecast(weight_bytes, peak, available_bytes, max(int(WORKSPACE_SHARE * left), 16 * 2**20))
 
 
-def require_memory(graph: str, found: MemoryForecast) -> None:
+def require_memory(graph: str, forecast: MemoryForecast) -> None:
     """Raise InputError when a build cannot fit."""
-    if not found.fits:
+    if not forecast.fits:
+        weights = size(forecast.weight_bytes)
         raise InputError(
             f"building the {graph} engine would run out of memory",
-            got=f"{size(found.available_bytes)} available",
-            expected=f"about {size(found.peak_bytes)} ({FACTOR:.0f} x {size(found.weight_bytes)} of weights + base)",
+            got=f"{size(forecast.available_bytes)} available",
+            expected=f"about {size(forecast.peak_bytes)} ({FACTOR:.0f} x {weights} of weights + base)",
             fix="stop other programs, add swap, export with a smaller --quant, or try anyway with --ignore-memory",
         )

@@ -56,7 +56,7 @@ def bind_dimensions(spec: GraphSpec, shapes: Mapping[str, Sequence[int]]) -> dic
     if set(shapes) != {item.name for item in spec.inputs}:
         odd = sorted(set(shapes) ^ {item.name for item in spec.inputs})
         raise BundleError(f"{spec.file}: input {odd[0]!r}", got="missing or surplus", fix="export again")
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for item in spec.inputs:
         shape = tuple(shapes[item.name])
         if len(shape) != len(item.shape):
@@ -64,12 +64,12 @@ def bind_dimensions(spec: GraphSpec, shapes: Mapping[str, Sequence[int]]) -> dic
                 f"{spec.file}: input {item.name!r}", got=f"shape {list(shape)}", expected=list(item.shape)
             )
         for dim, size in zip(item.shape, shape, strict=True):
-            wanted = found.setdefault(dim, size) if isinstance(dim, str) else dim
+            wanted = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
             if wanted != size:
                 raise BundleError(
                     f"{spec.file}: input {item.name!r}", got=f"shape {list(shape)}", expected=f"{dim} = {wanted}"
                 )
-    return found
+    return sizes
 
 
 def check_engine(
@@ -81,8 +81,8 @@ def check_engine(
     where its range has one value. TensorRT does not always see that an output's dimension is static: its size is
     held against the manifest when it is known (OpenEngine.check_states).
     """
-    for side, wanted, found in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
-        actual, expected = ({item.name: item for item in items} for items in (found, wanted))
+    for side, wanted, actual_specs in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
+        actual, expected = ({item.name: item for item in items} for items in (actual_specs, wanted))
         if odd := sorted(set(actual) ^ set(expected)):
             where = "the manifest" if odd[0] in actual else "the engine"
             raise BundleError(f"engine {name}: {side} {odd[0]!r} is not in {where}", fix="linmu build --force")
@@ -97,11 +97,11 @@ def check_engine(
                 )
 
 
-def _fits(wanted: Sequence[int | str], found: Sequence[int | str], ranges: Ranges, may_be_unknown: bool) -> bool:
-    if len(wanted) != len(found):
+def _fits(wanted: Sequence[int | str], sizes: Sequence[int | str], ranges: Ranges, may_be_unknown: bool) -> bool:
+    if len(wanted) != len(sizes):
         return False
     anything = Range(1, 1, 2**62)
-    for dim, size in zip(wanted, found, strict=True):
+    for dim, size in zip(wanted, sizes, strict=True):
         if isinstance(dim, int):
             if size != dim and not (may_be_unknown and size == -1):
                 return False

@@ -201,7 +201,7 @@ def prefill_feeds(piece: PromptPiece, engine: OpenEngine) -> dict[str, np.ndarra
 def find_engines(bundle: Bundle, toolkit: Toolkit, gpu: str, capability: str) -> dict[str, Engine]:
     """The engines of all graphs for this GPU; raises MissingComponentError naming the first that cannot be used."""
     index = read_index(bundle.folder)
-    found = {}
+    engines = {}
     for graph in COMPILED:
         if graph not in bundle.manifest.graphs:
             continue
@@ -222,8 +222,8 @@ def find_engines(bundle: Bundle, toolkit: Toolkit, gpu: str, capability: str) ->
             raise MissingComponentError(
                 f"the {graph} engine (it {problem})", needed_for=NEEDED_FOR, fix=f"linmu build {bundle.folder}"
             )
-        found[graph] = engine
-    return found
+        engines[graph] = engine
+    return engines
 
 
 def unusable(bundle: Bundle) -> str | None:

@@ -16,7 +16,14 @@ from linmu.runtimes import backends
 from linmu.runtimes.backends import BACKENDS, available_backends, open_runner
 from linmu.runtimes.shape_ranges import bundle_ranges
 from linmu.runtimes.tensorrt.engine import is_state, without_states
-from linmu.runtimes.tensorrt.engine_files import Engine, engine_name, engine_parts, write_index
+from linmu.runtimes.tensorrt.engine_files import (
+    Engine,
+    data_bytes,
+    engine_name,
+    engine_parts,
+    weight_bytes,
+    write_index,
+)
 from linmu.runtimes.tensorrt.plan import bind_dimensions, plan_arena
 from linmu.runtimes.tensorrt.runner import find_engines
 from linmu.runtimes.tensorrt.toolkit import Toolkit
@@ -105,6 +112,21 @@ def test_engines_are_found_by_what_they_were_built_for(folder):
     (folder / "engines" / "engines.json").write_text("[]")
     with pytest.raises(BundleError, match="engines.json cannot be read"):
         find_engines(bundle, TOOLKIT, *ORIN)
+
+
+def test_weights_are_what_the_manifest_says(folder):
+    bundle = open_bundle(folder)
+    files, graphs = bundle.manifest.files, bundle.manifest.graphs
+    assert set(bundle.manifest.graph_weights) == set(graphs)
+    assert data_bytes(bundle, "vision").keys() == {"vision.data"}
+    for graph in ("prefill", "step"):
+        assert data_bytes(bundle, graph).keys() == {"weights.data"}
+        assert weight_bytes(bundle, graph) <= files[graphs[graph].file].bytes + files["weights.data"].bytes
+    (nbytes,) = data_bytes(bundle, "step").values()
+    assert 0.5 * files["weights.data"].bytes < nbytes  # all but the table of embeddings
+    silent = replace(bundle, manifest=replace(bundle.manifest, graph_weights={}))
+    with pytest.raises(BundleError, match="graph_weights has no vision.*export the bundle again"):
+        data_bytes(silent, "vision")
 
 
 def test_golden_pieces_and_buffers_fit_the_default_ranges(folder):
