@@ -70,6 +70,8 @@ def calibrate(
         for sample in source.read(record.done):
             last = record.done + 1 == len(source)
             steps = decode_tokens + (long_tokens if last else 0)
+            if last:
+                say(f"last sample and {steps} steps behind it", record.done, len(source))
             eos = () if last else processor.eos_token_ids
             _play(RunnerPlayer(runner, manifest, sample.inputs), sample, steps, eos, record.tokens)
             if broken := book.close(record.inputs, record.states, kept_rows):
@@ -79,11 +81,11 @@ def calibrate(
                     fix="check the picture and the student's weights",
                 )
             record.done += 1
-            say("calibrating", record.done, len(source))
+            say("samples", record.done, len(source))
             if record.done % SAVE_EVERY == 0 and not last:
                 write_record(partial, record)
     _check(record, model, form.vision)
-    say("rounding states")
+    say(f"float16 states over {state_tokens} tokens", len(source), len(source))
     stream = text_stream(source, processor.media_token_ids, state_tokens)
     record.float16_states = measure_states(model, manifest, stream)
     write_record(out, record)

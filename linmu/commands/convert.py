@@ -27,10 +27,12 @@ def command(
     json_output: JsonOption = False,
 ) -> None:
     """Replace every attention layer of a teacher's decoder by an M-MATE block and write the student."""
+    from linmu.files.atomic import require_free_folder
     from linmu.formats.model_files import read_model_folder
 
     mmate = mmate_config(settings or [])
     require_separate(teacher, out)
+    require_free_folder(out, overwrite)
     require_modules("linmu convert", "convert", "torch", "transformers")
     read_model_folder(teacher)  # a wrong folder is reported before torch takes its seconds to load
     with open_results() as results, progress_bar("converting") as progress:

@@ -62,6 +62,7 @@ def command(
     from linmu.demo import student_folder
     from linmu.export.phone.delegates import find_delegate
     from linmu.export.targets import find_target, stored_precision, write_bundle
+    from linmu.files.atomic import require_free_folder
     from linmu.formats.state_precision import state_precision
     from linmu.quantize.presets import planned
 
@@ -73,6 +74,7 @@ def command(
         find_delegate(target, delegate, calib is not None or quant not in (None, "none", "fp32"))
     student = student or student_folder()
     require_separate(student, out)
+    require_free_folder(out, overwrite)
     require_modules("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
     require_modules(f"linmu export --target {target}", row.extra, *row.packages)
     with open_results() as results:

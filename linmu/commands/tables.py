@@ -100,7 +100,7 @@ def _budget_view(found: BudgetReport) -> list[RenderableType]:
 
 def _methods_view(methods: dict[str, Any]) -> Table:
     """Of an ExecuTorch program: what its delegate computes of every method, and the kernels that are left."""
-    title = "share of the multiply-accumulates that the backend computes"
+    title = "share of the multiply-accumulates that the delegate computes"
     table = Table("method", "share", "calls of it", "left to portable kernels", title=title, title_justify="left")
     for name, method in sorted(methods.items()):
         left = ", ".join(f"{kernel} {count}" for kernel, count in method["left"].items())
