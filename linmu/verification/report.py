@@ -86,7 +86,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """All checks of one run; `stages` lists the bisect's stages in order, `culprit` the first one that differs."""
+    """All checks of one run; `culprit` is the first stage of the way from the student that differs."""
 
     bundle: str
     reference: str
