@@ -52,20 +52,20 @@ def _vision(reference: Reference, runner: Runner, base: Tolerance) -> Check:
 
 @torch.no_grad()
 def _positions(reference: Reference, runner: Runner, base: Tolerance) -> Check:
-    manifest, meter, runners = reference.bundle.manifest, Meter(), (reference.runner, reference.twin)
-    quantum = reference.runner.quantum
-    own, moved = (whole_prompt(one, reference.inputs, manifest) for one in runners)
-    eager, twin, other = (hidden_states(*pair) for pair in ((runners[0], own), (runners[1], own), (runners[1], moved)))
+    manifest, meter, quantum = reference.bundle.manifest, Meter(), reference.runner.quantum
+    prompt, twin_prompt = (whole_prompt(it, reference.inputs, manifest) for it in (reference.runner, reference.twin))
+    eager = hidden_states(reference.runner, prompt)
+    twin, twin_with_features = (hidden_states(reference.twin, pieces) for pieces in (prompt, twin_prompt))
     if not reference.runner.lossy:
         arguments = hf_inputs(reference.inputs, reference.student._prompt_rules)
         output = reference.student(**arguments, output_hidden_states=True, use_cache=False)
-        limit = base.widened((logits_noise(eager, other, quantum), 0.0))
+        limit = base.widened((logits_noise(eager, twin_with_features, quantum), 0.0))
         wanted = output.hidden_states[-1][0].float().numpy()
         meter.add(logits_error(eager, wanted, limit, name="hidden states of the step form"))
     with hidden_runner(reference.bundle, runner) as shown:
         if shown is not None:
             limit = base.widened((logits_noise(eager, twin, quantum), 0.0))
-            meter.add(logits_error(hidden_states(shown, own), eager, limit, name="hidden states"))
+            meter.add(logits_error(hidden_states(shown, prompt), eager, limit, name="hidden states"))
         note = "" if shown is not None else "this backend shows none"
     return (
         metered("student", runner.backend, EVERY, meter, note)
