@@ -19,7 +19,7 @@ from linmu.formats.bundle import open_bundle
 from linmu.formats.decoder_file import read_decoder_file
 from linmu.model.folders import load_student
 from linmu.proof.exposed import ExposedRunner, expose_inputs
-from linmu.proof.rounded import rounded_checks
+from linmu.proof.paths import exposed_paths
 from linmu.reference.eager import StudentRunner
 from linmu.reference.torch_runner import bundle_form
 from linmu.runtimes.ort_runner import OrtRunner
@@ -281,7 +281,8 @@ def test_a_backend_that_shows_nothing_is_refused(place) -> None:
         backend = "tensorrt"
 
     with pytest.raises(InputError, match="tensorrt.*does not show what it rounds.*--backend onnxruntime"):
-        rounded_checks(open_bundle(place[1]), None, Engine(), Tolerance(), 1)
+        with exposed_paths(open_bundle(place[1]), Engine(), None):
+            pass
 
 
 def test_sessions_that_show_inputs_close(place) -> None:
