@@ -63,7 +63,7 @@ def command(
     from linmu.export.phone.delegates import find_delegate
     from linmu.export.targets import find_target, stored_precision, write_bundle
     from linmu.formats.state_precision import state_precision
-    from linmu.quantize.presets import planned
+    from linmu.quantize.plan import planned
 
     row = find_target(target)  # all that can be wrong here is told before torch takes its seconds to load
     if planned(target, quant, calib, budget) is None:

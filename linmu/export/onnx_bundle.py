@@ -10,7 +10,7 @@ from linmu.export.onnx.decoder_graphs import FUSED, PLAIN
 from linmu.export.targets import find_target, stored_precision
 from linmu.export.vision.graph import OPSET as VISION_OPSET
 from linmu.formats.state_precision import state_precision
-from linmu.quantize.presets import planned
+from linmu.quantize.plan import planned
 
 TARGET = "onnx"
 BACKENDS = ("onnxruntime", "torch")
@@ -31,7 +31,7 @@ def write_bundle(
     """Export the student folder `student` to the bundle folder `out`.
 
     precision: "none" or "fp32", or "fp16" (matrices stored in half precision, computed in float32). plain_ops:
-    standard ONNX operators only. A preset of linmu.quantize.presets, or "auto" with `budget_bytes` for matrices and
+    standard ONNX operators only. A preset of linmu.formats.presets, or "auto" with `budget_bytes` for matrices and
     one state, needs `calibration`, a record of this student. state: "fp32" (default, unless "auto" chooses) or "fp16",
     what recurrent states are rounded to between calls. progress(text) and progress(text, done, total) report.
     Raises InputError for an unusable student or preset; nothing is left behind then.

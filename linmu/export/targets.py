@@ -62,7 +62,7 @@ def stored_precision(preset: str | None, target: Target) -> str:
 def write_bundle(student: Path | str, out: Path | str, *, target: str = "onnx", **options: Any) -> ExportReport:
     """Export the student folder `student` to the bundle folder `out`, through the target's own module.
 
-    options: overwrite, progress(text) or progress(text, done, total), precision (a preset, linmu.quantize.presets), and
+    options: overwrite, progress(text) or progress(text, done, total), precision (a preset, linmu.formats.presets), and
     those of the target's row in TARGETS, which its module's `write_bundle` explains; None counts as not given.
     Raises InputError for an unknown target, for an option that the target does not have, and what the module raises;
     nothing is left behind then.

@@ -18,7 +18,7 @@ from torch import nn
 from linmu.calibration.statistics import InputStatistics
 from linmu.errors import MissingComponentError
 from linmu.formats.matrix_format import MatrixFormat
-from linmu.quantize.presets import Scheme
+from linmu.formats.presets import Scheme
 
 NOTHING = 2.0**-31  # what the library takes for zero
 SMOOTH_ALPHA = 0.5  # how much of the difficulty moves from the input to the weights (SmoothQuant, eq. 4)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from linmu.calibration.record import CalibrationRecord
+from linmu.formats.presets import LAYER_MATRICES, Scheme
 from linmu.quantize.form import Choose, matrix_elements, quantize_form
-from linmu.quantize.presets import LAYER_MATRICES, Scheme
 from linmu.quantize.state_choice import BudgetReport, Outcome, StateOption, choose_state, state_options
 from linmu.step.form import DecoderForm
 

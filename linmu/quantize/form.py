@@ -11,8 +11,8 @@ import torch
 
 from linmu.calibration.record import CalibrationRecord
 from linmu.formats.matrix_format import MatrixFormat, part
+from linmu.formats.presets import LAYER_MATRICES, Preset, Scheme
 from linmu.quantize.layer import LayerQuantizer, MatrixReport, fitting
-from linmu.quantize.presets import LAYER_MATRICES, Preset, Scheme
 from linmu.quantize.rounding import relative_error, round_matrix
 from linmu.quantize.state_choice import BudgetReport
 from linmu.step.form import DecoderForm

@@ -17,13 +17,10 @@ import numpy as np
 
 from linmu.calibration.record import CalibrationRecord
 from linmu.formats.matrix_format import part
+from linmu.formats.presets import LAYER_MATRICES, Scheme
 from linmu.quantize.algorithms import find_scales
-from linmu.quantize.presets import LAYER_MATRICES, Scheme
 from linmu.quantize.rounding import QuantizedMatrix, relative_error, round_matrix
 from linmu.step.form import DecoderForm
-
-GROUPS = (128, 64, 32, 16)
-ROWS_GROUP = 32  # the smallest that XNNPACK multiplies rounded rows by
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,13 +38,12 @@ class MatrixReport:
 
 def fitting(scheme: Scheme | None, rows: int) -> tuple[Scheme | None, str]:
     """The scheme with a group that divides `rows` (smaller than asked for if need be), or None and the reason."""
-    if scheme is None or not scheme.format.group:
-        return scheme, ""
-    smallest = ROWS_GROUP if scheme.format.input == "int8_rows" else GROUPS[-1]
-    group = next((n for n in GROUPS if smallest <= n <= scheme.format.group and rows % n == 0), None)
-    if group is None:
-        return None, f"{rows} rows are no multiple of {smallest}"
-    return replace(scheme, format=replace(scheme.format, group=group)), ""
+    if scheme is None:
+        return None, ""
+    format = scheme.format.fitted(rows)
+    if format is None:
+        return None, f"{rows} rows are no multiple of {scheme.format.smallest_group}"
+    return replace(scheme, format=format), ""
 
 
 class LayerQuantizer:

@@ -9,10 +9,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from linmu.calibration.record import record_of
+from linmu.formats.presets import AUTO_SCHEMES, find_preset
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.quantize.auto import choose_by_budget
 from linmu.quantize.form import QuantizedForm, preset_form, quantize_form
-from linmu.quantize.presets import AUTO_SCHEMES, Quantization, find_preset
+from linmu.quantize.plan import Quantization
 from linmu.step.pack import decoder_form
 
 

@@ -15,7 +15,7 @@ from linmu.formats.bundle import open_bundle
 from linmu.formats.decoder_file import map_weights, plain_parts, read_decoder_file
 from linmu.formats.matrix_format import part
 from linmu.model.folders import load_student
-from linmu.quantize.presets import Quantization
+from linmu.quantize.plan import Quantization
 from linmu.quantize.student import quantize_student
 from linmu.runtimes.session import load
 from linmu.tools.verify import verify

@@ -32,7 +32,7 @@ from linmu.processing.convert import write_processor
 from linmu.processing.settings import to_json
 from linmu.quantize.form import QuantizedForm
 from linmu.quantize.layer import MatrixReport
-from linmu.quantize.presets import Quantization
+from linmu.quantize.plan import Quantization
 from linmu.quantize.state_choice import BudgetReport
 from linmu.quantize.student import quantize_student
 from linmu.reference.half_range import too_wide

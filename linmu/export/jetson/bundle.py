@@ -12,7 +12,7 @@ from linmu.export.jetson.ops import JetsonOps
 from linmu.export.onnx.decoder_graphs import GraphStyle
 from linmu.export.targets import find_target, stored_precision
 from linmu.formats.state_precision import state_precision
-from linmu.quantize.presets import Quantization, planned
+from linmu.quantize.plan import Quantization, planned
 
 TARGET = "jetson"
 BACKENDS = ("tensorrt", "onnxruntime", "torch")
@@ -35,7 +35,7 @@ def write_bundle(
     """Export the student folder `student` to the bundle folder `out`.
 
     precision: "none" or "fp32", or "fp16" (default): matrices stored and multiplied in half precision, all else in
-    float32; or a preset of linmu.quantize.presets, or "auto" with `budget_bytes` for matrices and one state: these need
+    float32; or a preset of linmu.formats.presets, or "auto" with `budget_bytes` for matrices and one state: these need
     `calibration`, a record of this student, and what they leave float is as in "fp16". compile_check: compile all
     graphs with TensorRT-RTX, where it is installed; no GPU is needed. state: "fp32" (default, unless "auto" chooses) or
     "fp16", what recurrent states are rounded to between calls.

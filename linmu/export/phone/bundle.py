@@ -29,9 +29,10 @@ from linmu.export.phone.tokenizer import match_everything
 from linmu.export.phone.weights import program_weights
 from linmu.export.vision.graph import OPSET
 from linmu.formats.manifest import Manifest, state_bytes
+from linmu.formats.presets import find_preset
 from linmu.processing import Processor
 from linmu.quantize.form import QuantizedForm
-from linmu.quantize.presets import find_preset, planned
+from linmu.quantize.plan import planned
 from linmu.reference.student_manifest import model_facts
 from linmu.reference.vision import build_vision
 from linmu.runtimes.shape_ranges import largest_sizes, longest_call, profiles, recorded_ranges
@@ -60,7 +61,7 @@ def write_bundle(
 ) -> ExportReport:
     """Export the student folder `student` to the bundle folder `out` for target "android" or "ios".
 
-    precision: "none" or "fp32", or a preset of linmu.quantize.presets, which needs `calibration`, a record of this
+    precision: "none" or "fp32", or a preset of linmu.formats.presets, which needs `calibration`, a record of this
     student (and is 8da4w unless said). delegate: a name of linmu.export.phone.delegates (default: xnnpack). Raises
     InputError for an unusable student, family, preset or delegate, CheckFailed where the delegate takes less than
     LEAST_SHARE of a method's multiply-accumulates; nothing is left behind then.
