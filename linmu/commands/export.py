@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from linmu.commands.options import JsonOption, OverwriteOption
-from linmu.commands.output import open_results, progress_bar, require_modules, require_separate, say, show_view
+from linmu.commands.output import open_results, progress_bar, require_modules, say, show_view
 
 EXAMPLES = (
     "Example: linmu export student -o bundle, or linmu export student --target jetson --quant int4 --calib "
@@ -72,7 +72,6 @@ def command(
     if delegate is not None and "delegate" in row.options:
         find_delegate(target, delegate, calib is not None or quant not in (None, "none", "fp32"))
     student = student or student_folder()
-    require_separate(student, out)
     require_modules("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
     require_modules(f"linmu export --target {target}", row.extra, *row.packages)
     with open_results() as results:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linmu.errors import InputError
+from linmu.files.separate import require_separate
 
 if TYPE_CHECKING:  # this imports torch
     from linmu.export.bundles.writer import ExportReport
@@ -64,10 +65,11 @@ def write_bundle(student: Path | str, out: Path | str, *, target: str = "onnx", 
 
     options: overwrite, progress(text) or progress(text, done, total), precision (a preset, linmu.formats.presets), and
     those of the target's row in TARGETS, which its module's `write_bundle` explains; None counts as not given.
-    Raises InputError for an unknown target, for an option that the target does not have, and what the module raises;
-    nothing is left behind then.
+    Raises InputError for an unknown target, for an option that the target does not have, for an `out` in the student
+    or around it, and what the module raises; nothing is left behind then.
     """
     row = find_target(target)
+    require_separate(out, student)
     if options.get("calibration") is not None:
         options["calibration"] = Path(options["calibration"])
     given = {name: value for name, value in options.items() if value is not None}
