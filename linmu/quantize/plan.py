@@ -1,4 +1,4 @@
-"""What an export is asked to quantize: a preset, the record it needs, a budget; checked before anything is read."""
+"""What an export is asked to quantize: a preset, its calibration, a budget; checked before anything is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from linmu.formats.presets import AUTO, AUTO_SCHEMES, RECORDED, find_preset
 
 @dataclass(frozen=True)
 class Quantization:
-    """What an export is asked for: a preset of the target (or "auto" with a byte budget), and the record.
+    """What an export is asked for: a preset of the target (or "auto" with a byte budget), a calibration record.
 
     head: whether the head may be quantized. A tied head is the table of embeddings too, and standard operators cannot
     read rows of packed integers. state: what states are to be rounded to, for "auto" (None: it chooses).
@@ -19,7 +19,7 @@ class Quantization:
 
     target: str
     preset: str
-    record: Path
+    calibration: Path
     budget_bytes: int | None = None
     head: bool = True
     state: str | None = None
@@ -28,7 +28,7 @@ class Quantization:
 def planned(
     target: str,
     preset: str | None,
-    record: Path | None,
+    calibration: Path | None,
     budget_bytes: int | None = None,
     head: bool = True,
     state: str | None = None,
@@ -38,11 +38,11 @@ def planned(
     A record alone stands for the target's preset of RECORDED, if there is one. Raises InputError for a preset that the
     target has not, one that lacks its record, and a budget without "auto".
     """
-    if preset is None and record is not None:
+    if preset is None and calibration is not None:
         preset = RECORDED.get(target)
     if preset is None or preset in ("none", "fp32", "fp16"):
-        if record is not None or budget_bytes is not None:
-            option = "--calib" if record is not None else "--budget"
+        if calibration is not None or budget_bytes is not None:
+            option = "--calib" if calibration is not None else "--budget"
             raise InputError(f"{option} with a float preset", got=preset or "the default", fix="name one with --quant")
         return None
     if preset == AUTO and target not in AUTO_SCHEMES:
@@ -53,9 +53,9 @@ def planned(
         raise InputError(
             "--budget and --quant auto belong together", got=f"--quant {preset}", expected="--quant auto --budget BYTES"
         )
-    if record is None:
+    if calibration is None:
         raise InputError(
             f"--quant {preset} needs a calibration record",
             fix="linmu calibrate STUDENT --data DATA -o calib.safetensors, then --calib FILE",
         )
-    return Quantization(target, preset, record, budget_bytes, head, state)
+    return Quantization(target, preset, calibration, budget_bytes, head, state)
