@@ -97,11 +97,11 @@ def _begun(partial: Path, origin: Origin) -> CalibrationRecord:
     """What an interrupted run of the same student, data and settings left, or an empty record."""
     if partial.exists():
         try:
-            found = read_record(partial)
+            record = read_record(partial)
         except InputError:
             return CalibrationRecord(origin)
-        if found.origin == origin:
-            return found
+        if record.origin == origin:
+            return record
     return CalibrationRecord(origin)
 
 

@@ -161,11 +161,11 @@ def _head(
         weights[head] = table
         reports[head] = MatrixReport(head, "float", 0.0, 2 * form.hidden * form.vocab, reason)
         return {}
-    seen = record.of("head", form.hidden)
+    statistics = record.of("head", form.hidden)
     weight = table().detach().float().numpy().T
-    amax = float(seen.amax.max()) if fitted.format.static_input else None
+    amax = float(statistics.amax.max()) if fitted.format.static_input else None
     matrix = round_matrix(weight, fitted.format, None, amax)
-    error = relative_error(seen.values["rows"], weight, matrix)
+    error = relative_error(statistics.values["rows"], weight, matrix)
     reports[head] = MatrixReport(head, matrix.format.weights, error, matrix.format.stored_bytes(*weight.shape))
     weights[part(head, "q")] = lambda: torch.from_numpy(np.ascontiguousarray(matrix.q))
     weights[part(head, "scale")] = lambda: torch.from_numpy(np.ascontiguousarray(matrix.scale))

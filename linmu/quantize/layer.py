@@ -88,17 +88,17 @@ class LayerQuantizer:
                 self.reports.append(_left(self.prefix + name, original[name], reason))
             return {}, None
         joint = np.concatenate([original[name] for name in names], axis=1)
-        seen = self.record.of(self.prefix + names[0], rows)
-        found = find_scales(joint, scheme, seen)
-        scaled = joint if found.pre is None else joint / found.pre[:, None]
+        statistics = self.record.of(self.prefix + names[0], rows)
+        scales = find_scales(joint, scheme, statistics)
+        scaled = joint if scales.pre is None else joint / scales.pre[:, None]
         edges = np.cumsum([original[name].shape[1] for name in names])[:-1]
         columns = np.split(scaled, edges, axis=1)
-        limits = [found.amax] * len(names) if found.amax.ndim == 0 else np.split(found.amax, edges, axis=-1)
+        limits = [scales.amax] * len(names) if scales.amax.ndim == 0 else np.split(scales.amax, edges, axis=-1)
         result = {}
         for name, block, amax in zip(names, columns, limits, strict=True):
-            result[name] = round_matrix(block, scheme.format, amax, found.input_amax, found.pre)
-            self.reports.append(self._report(name, original[name], result[name], seen.values["rows"]))
-        return result, found.pre
+            result[name] = round_matrix(block, scheme.format, amax, scales.input_amax, scales.pre)
+            self.reports.append(self._report(name, original[name], result[name], statistics.values["rows"]))
+        return result, scales.pre
 
     def _report(self, name: str, weight: np.ndarray, matrix: QuantizedMatrix, rows: np.ndarray) -> MatrixReport:
         precision = matrix.format.weights + (f" group {matrix.format.group}" if matrix.format.group else "")
