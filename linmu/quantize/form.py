@@ -65,8 +65,8 @@ def quantize_form(
             formats[name] = scheme.format
         for kind in _kinds(short, scheme):
             as_it_was = kind in UNCHANGED or (kind == "in_proj" and scheme is None)
-            whole = layers.weight(int(scope.split(".")[1]), kind)
-            weights[f"{scope}.{kind}"] = _first(thunk, form.channels, kind) if as_it_was else whole
+            quantized_weight = layers.weight(int(scope.split(".")[1]), kind)
+            weights[f"{scope}.{kind}"] = _first(thunk, form.channels, kind) if as_it_was else quantized_weight
     head = "token_embedding" if form.tied else "head"
     scheme = choose(head)
     if scheme is not None:
