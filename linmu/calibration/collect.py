@@ -16,6 +16,7 @@ from linmu.calibration.samples import CalibrationSample, open_samples
 from linmu.calibration.statistics import KEPT_ROWS
 from linmu.errors import InputError
 from linmu.files.atomic import check_file_target
+from linmu.files.separate import require_separate
 from linmu.formats.model_files import require_student
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.mapped import open_student
@@ -55,6 +56,7 @@ def calibrate(
     if out.suffix != ".safetensors":
         raise InputError("name of the calibration record", got=out.name, expected="NAME.safetensors")
     check_file_target(out)
+    require_separate(out, student)
     require_student(student)
     model, processor = open_student(student), model_processor(student)
     form = decoder_form(model)
@@ -97,11 +99,11 @@ def _begun(partial: Path, origin: Origin) -> CalibrationRecord:
     """What an interrupted run of the same student, data and settings left, or an empty record."""
     if partial.exists():
         try:
-            found = read_record(partial)
+            record = read_record(partial)
         except InputError:
             return CalibrationRecord(origin)
-        if found.origin == origin:
-            return found
+        if record.origin == origin:
+            return record
     return CalibrationRecord(origin)
 
 

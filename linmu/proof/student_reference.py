@@ -11,12 +11,12 @@ from linmu.calibration.record import record_of
 from linmu.errors import InputError
 from linmu.formats.bundle import Bundle
 from linmu.formats.decoder_file import DECODER_FILE, read_decoder_file
+from linmu.formats.presets import find_preset
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.folders import load_student
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.convert import write_processor
 from linmu.quantize.form import preset_form
-from linmu.quantize.presets import find_preset
 from linmu.reference.eager import StudentRunner, round_student, round_vision
 from linmu.reference.torch_runner import bundle_form
 from linmu.step.form import DecoderForm

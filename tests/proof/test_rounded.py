@@ -59,7 +59,7 @@ def place(request, students, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / f"{family}-{target}"
     options = {"compile_check": False} if target == "jetson" else {}
     student, record = students[family]
-    write_bundle(student, out, target=target, precision=preset, calibration=record, **options)
+    write_bundle(student, out, target=target, preset=preset, calibration=record, **options)
     return student, out, target, preset
 
 
@@ -78,7 +78,7 @@ def test_every_path_agrees_with_the_student(place) -> None:
 def test_float16_states_are_followed_too(students, tmp_path) -> None:
     student, record = students["llama"]
     bundle = tmp_path / "bundle"
-    write_bundle(student, bundle, target="onnx", precision="int4", calibration=record, state="fp16")
+    write_bundle(student, bundle, target="onnx", preset="int4", calibration=record, state="fp16")
     found = verify(bundle, student=student, steps=40, backends=["onnxruntime"])
     assert found.ok, found.to_text()
 

@@ -109,6 +109,8 @@ class SlidingOps:
         place = self.node(
             "Add", self.node("Unsqueeze", starts, self.graph.const([1])), self.graph.const(np.arange(2 * window))
         )  # [n, 2W] index into past | prompt
-        known = self.node("GreaterOrEqual", place, self.node("Sub", self.graph.const([window]), fill))
-        own = self.graph.const(offset == window, bool)  # padding queries keep themselves: no empty row
-        return self.node("Or", self.node("And", band, self.node("Unsqueeze", known, self.graph.const([1]))), own)
+        holds_token = self.node("GreaterOrEqual", place, self.node("Sub", self.graph.const([window]), fill))
+        own_key = self.graph.const(offset == window, bool)  # padding queries keep themselves: no empty row
+        return self.node(
+            "Or", self.node("And", band, self.node("Unsqueeze", holds_token, self.graph.const([1]))), own_key
+        )

@@ -328,8 +328,8 @@ def causal_constants(index: Tensor, restart: Tensor | None, *, strict: bool = Fa
     strict: no token sees itself (the backward direction).
     """
     triangle = (index[:, None] >= index[None, :]).float()[None]
-    seen = (index[:, None] > index[None, :]).float()[None] if strict else triangle
-    bias, restarts = (1 - seen) * MASKED, None
+    visible = (index[:, None] > index[None, :]).float()[None] if strict else triangle
+    bias, restarts = (1 - visible) * MASKED, None
     if restart is not None:
         span = restart.long().cumsum(0)
         bias = bias + (span[:, None] != span[None, :]).float()[None] * MASKED
@@ -344,8 +344,8 @@ def recent_bias(tokens: int, window: int, fill: Tensor) -> Tensor:
     """
     place = torch.arange(window + tokens)
     offset = place[None, :] - torch.arange(tokens)[:, None]
-    seen = (offset >= 1) & (offset <= window) & (place >= window - fill)[None, :]
-    return ((1 - seen.float()) * MASKED)[None]
+    visible = (offset >= 1) & (offset <= window) & (place >= window - fill)[None, :]
+    return ((1 - visible.float()) * MASKED)[None]
 
 
 def _heads(state: Tensor) -> Tensor:
