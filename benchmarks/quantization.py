@@ -21,12 +21,12 @@ import torch
 
 from linmu.calibration.record import record_of
 from linmu.calibration.samples import CalibrationSample, DataSamples
+from linmu.formats.presets import PRESETS, Preset
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.folders import load_student
 from linmu.processing import ModelInputs
 from linmu.processing.encode import model_processor
 from linmu.quantize.form import preset_form
-from linmu.quantize.presets import PRESETS, Preset
 from linmu.reference.eager import StudentRunner
 from linmu.reference.student_manifest import student_manifest
 from linmu.step.pack import decoder_form

@@ -18,10 +18,10 @@ from torch import Tensor
 from linmu.calibration.record import CalibrationRecord
 from linmu.formats.manifest import Manifest
 from linmu.formats.precision import Precision
+from linmu.formats.presets import PRESETS
 from linmu.formats.state_precision import STATE_PRECISIONS
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_form
-from linmu.quantize.presets import PRESETS
 from linmu.reference.eager import StudentRunner, round_student, round_vision, stored_form
 from linmu.reference.half_range import too_wide
 from linmu.reference.student_manifest import student_manifest

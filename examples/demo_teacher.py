@@ -1,4 +1,4 @@
-"""Train the demo's teacher from scratch: a SmolVLM of 3.7M parameters on the questions of linmu.demo.
+"""Train the demo's teacher from scratch: a SmolVLM of 3.7M parameters on the demo's questions (examples.questions).
 
     python examples/demo_teacher.py out/demo-teacher [--steps 6800]
 

@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--fresh", action="store_true", help="make every product anew")
-    parser.add_argument("--quant", default="none", help="precision preset of the bundle")
+    parser.add_argument("--quant", default="none", help="preset of the bundle")
     parser.add_argument("--max-new-tokens", type=int, default=24)
     args = parser.parse_args()
     steps = products(args.out, args.quant)

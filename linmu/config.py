@@ -93,6 +93,24 @@ class MMateConfig:
         """The Local-Swin window."""
         return WindowSize(self.window_frames, self.window_rows, self.window_columns)
 
+    def state_heads(self, heads: int, kv_heads: int) -> int:
+        """Heads that own a decay and a state, of so many query and key/value heads."""
+        return heads if self.decay == "query_head" else kv_heads
+
+    def mixes(self, vision: bool) -> bool:
+        """Whether there is an alpha: windows over vision tokens, if prompts can hold some, or over text."""
+        return (vision and self.local_swin) or self.text_window > 0
+
+    def gate_width(self, heads: int, vision: bool) -> int:
+        """Columns of the gates g_f | g_b | alpha."""
+        return heads * (2 * (vision and self.backward) + self.mixes(vision))
+
+    def control_widths(self, heads: int, kv_heads: int, vision: bool) -> tuple[int, ...]:
+        """Columns of an input projection behind q | k | v: dt forward; dt backward and gates where there are any."""
+        directions = 2 if vision and self.backward else 1
+        gates = self.gate_width(heads, vision)
+        return (self.state_heads(heads, kv_heads),) * directions + ((gates,) if gates else ())
+
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
         return asdict(self)

@@ -128,6 +128,15 @@ def test_missing_component_is_exit_3_and_names_the_extra(tmp_path, arguments, ex
     assert "torch is needed" in done.stderr and f"linmu[{extra}]" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [("export",), ("convert", "examples/demo_teacher")], ids=("export", "convert"))
+def test_an_output_that_exists_is_refused_before_torch_loads(tmp_path, arguments):
+    (tmp_path / "out").mkdir()
+    line = [*arguments, "-o", str(tmp_path / "out")]
+    code = f"import sys; from linmu.cli import main; print(main({line!r}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 False\n" and "exists already; fix: pass --overwrite" in done.stderr
+
+
 def test_doctor_and_inspect_work_without_torch(tmp_path):
     folder = tiny_bundle(tmp_path / "b")
     assert run_linmu("inspect", str(folder), before=BLOCK).returncode == 0

@@ -11,6 +11,7 @@ import pytest
 
 import linmu
 from linmu.errors import InputError
+from tests.folders import student_folder
 from tests.paths import ROOT
 from tests.test_architecture import FORBIDDEN, MODULES, imports
 
@@ -120,18 +121,37 @@ def test_commands_call_exactly_these_functions(command):
 
 
 def test_folders_may_be_texts(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
     for call in (
-        lambda: linmu.convert(str(tmp_path), str(tmp_path / "out")),
-        lambda: linmu.export_bundle(str(tmp_path), str(tmp_path / "out"), target="jetson"),
-        lambda: linmu.calibrate(str(tmp_path), str(tmp_path / "out.safetensors"), data=str(tmp_path)),
-        lambda: linmu.evaluate(str(tmp_path), str(tmp_path)),
-        lambda: linmu.bench(str(tmp_path)),
-        lambda: linmu.build(str(tmp_path)),
-        lambda: linmu.verify(str(tmp_path), report=str(tmp_path / "report.html")),
-        lambda: linmu.inspect(str(tmp_path)),
-        lambda: linmu.load(str(tmp_path)),
-        lambda: linmu.distill_student(*[str(tmp_path)] * 3, str(tmp_path / "out")),
+        lambda: linmu.convert(str(folder), str(tmp_path / "out")),
+        lambda: linmu.export_bundle(str(folder), str(tmp_path / "out"), target="jetson"),
+        lambda: linmu.calibrate(str(folder), str(tmp_path / "out.safetensors"), data=str(folder)),
+        lambda: linmu.evaluate(str(folder), str(folder)),
+        lambda: linmu.bench(str(folder)),
+        lambda: linmu.build(str(folder)),
+        lambda: linmu.verify(str(folder), report=str(tmp_path / "report.html")),
+        lambda: linmu.inspect(str(folder)),
+        lambda: linmu.load(str(folder)),
+        lambda: linmu.distill_student(*[str(folder)] * 3, str(tmp_path / "out")),
     ):
         with pytest.raises(InputError) as told:
             call()
         assert told.value.exit_code == 2 and not (tmp_path / "out").exists()
+
+
+def test_inputs_are_never_written_into(tmp_path):
+    student = student_folder("llama", tmp_path)
+    before = {path: path.read_bytes() for path in student.iterdir() if path.is_file()}
+    for call in (
+        lambda: linmu.convert(student, student, overwrite=True),
+        lambda: linmu.convert(student / "teacher", student, overwrite=True),
+        lambda: linmu.export_bundle(student, student, overwrite=True),
+        lambda: linmu.export_bundle(student, student / "bundle", target="android"),
+        lambda: linmu.calibrate(student, student / "model.safetensors", allow_random=True),
+        lambda: linmu.distill_student(student, tmp_path / "teacher", tmp_path / "data", student / "out"),
+        lambda: linmu.distill_student(student, tmp_path / "teacher", tmp_path / "data", tmp_path / "data"),
+    ):
+        with pytest.raises(InputError, match="two folders, neither in the other"):
+            call()
+    assert {path: path.read_bytes() for path in student.iterdir() if path.is_file()} == before

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := sorted(set(tasks) - set(TASKS)):
         parser.error(f"unknown tasks {unknown}; there are {', '.join(TASKS)}")
     write_data_folder(chosen.out, lines(samples(chosen.split, chosen.seed, chosen.count, tasks, chosen.frames)))
+    print(f"{chosen.count} samples written to {chosen.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from linmu.calibration.samples import CalibrationSample, open_samples
 from linmu.calibration.statistics import KEPT_ROWS
 from linmu.errors import InputError
 from linmu.files.atomic import check_file_target
+from linmu.files.separate import require_separate
 from linmu.formats.model_files import require_student
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.mapped import open_student
@@ -55,6 +56,7 @@ def calibrate(
     if out.suffix != ".safetensors":
         raise InputError("name of the calibration record", got=out.name, expected="NAME.safetensors")
     check_file_target(out)
+    require_separate(out, student)
     require_student(student)
     model, processor = open_student(student), model_processor(student)
     form = decoder_form(model)
@@ -70,6 +72,8 @@ def calibrate(
         for sample in source.read(record.done):
             last = record.done + 1 == len(source)
             steps = decode_tokens + (long_tokens if last else 0)
+            if last:
+                say(f"last sample and {steps} steps behind it", record.done, len(source))
             eos = () if last else processor.eos_token_ids
             _play(RunnerPlayer(runner, manifest, sample.inputs), sample, steps, eos, record.tokens)
             if broken := book.close(record.inputs, record.states, kept_rows):
@@ -79,11 +83,11 @@ def calibrate(
                     fix="check the picture and the student's weights",
                 )
             record.done += 1
-            say("calibrating", record.done, len(source))
+            say("samples", record.done, len(source))
             if record.done % SAVE_EVERY == 0 and not last:
                 write_record(partial, record)
     _check(record, model, form.vision)
-    say("rounding states")
+    say(f"float16 states over {state_tokens} tokens", len(source), len(source))
     stream = text_stream(source, processor.media_token_ids, state_tokens)
     record.float16_states = measure_states(model, manifest, stream)
     write_record(out, record)
@@ -95,11 +99,11 @@ def _begun(partial: Path, origin: Origin) -> CalibrationRecord:
     """What an interrupted run of the same student, data and settings left, or an empty record."""
     if partial.exists():
         try:
-            found = read_record(partial)
+            record = read_record(partial)
         except InputError:
             return CalibrationRecord(origin)
-        if found.origin == origin:
-            return found
+        if record.origin == origin:
+            return record
     return CalibrationRecord(origin)
 
 

@@ -23,7 +23,7 @@ def octave(roundings: int) -> int:
 
 def relative_errors(curve: np.ndarray) -> dict[int, float]:
     """Relative error by the fewest roundings of its octave; octaves that no token fell into are left out."""
-    return {1 << row: float(np.sqrt(moved / whole)) for row, (moved, whole) in enumerate(curve) if whole > 0}
+    return {1 << row: float(np.sqrt(moved / total)) for row, (moved, total) in enumerate(curve) if total > 0}
 
 
 def checked_curve(values: np.ndarray) -> np.ndarray:

@@ -28,19 +28,19 @@ class Book:
     def see_state(self, name: str, value: Tensor, lowest: bool = False) -> None:
         """The largest |value| (or the lowest value) over all but the last axis, or by head of [B, M, d, d]."""
         x = value.detach()
-        found = x.reshape(-1, x.shape[-1]).amin(0) if lowest else x.abs().amax((0, 2, 3) if x.ndim == 4 else (0, 1))
+        extreme = x.reshape(-1, x.shape[-1]).amin(0) if lowest else x.abs().amax((0, 2, 3) if x.ndim == 4 else (0, 1))
         old = self.states.get(name)
-        new = found.numpy().astype(np.float32)
+        new = extreme.numpy().astype(np.float32)
         self.states[name] = new if old is None else (np.minimum if lowest else np.maximum)(old, new)
 
-    def close(self, inputs: dict[str, InputStatistics], states: dict[str, np.ndarray], kept: int) -> str | None:
+    def close(self, inputs: dict[str, InputStatistics], states: dict[str, np.ndarray], kept_rows: int) -> str | None:
         """Add everything to statistics; returns the name of something that was not finite (nothing is added then)."""
         stacked = {name: np.concatenate(parts) for name, parts in self.rows.items()}
         for name, x in (*stacked.items(), *self.states.items()):
             if not np.isfinite(x).all():
                 return name
         for name, x in stacked.items():
-            inputs.setdefault(name, InputStatistics(x.shape[1], kept)).add(x)
+            inputs.setdefault(name, InputStatistics(x.shape[1], kept_rows)).add(x)
         for name, value in self.states.items():
             old = states.get(name, value)
             states[name] = np.minimum(old, value) if name.endswith("log_decay") else np.maximum(old, value)

@@ -64,16 +64,16 @@ class CalibrationRecord:
 
     def of(self, matrix: str, channels: int) -> InputStatistics:
         """Statistics of one matrix; raises InputError when the record has none, or of another size."""
-        found = self.inputs.get(matrix)
-        if found is None or found.channels != channels or not found.count:
-            got = "nothing" if found is None else f"{found.count} rows of {found.channels} channels"
+        statistics = self.inputs.get(matrix)
+        if statistics is None or statistics.channels != channels or not statistics.count:
+            got = "nothing" if statistics is None else f"{statistics.count} rows of {statistics.channels} channels"
             raise InputError(
                 f"the calibration record on {matrix}",
                 got=got,
                 expected=f"rows of {channels} channels",
                 fix="calibrate this student again, on data that use all of it (pictures too)",
             )
-        return found
+        return statistics
 
     def summary(self) -> dict[str, object]:
         """Plain JSON values: what it is of, how much it saw, and the largest values."""
@@ -113,12 +113,12 @@ def write_record(path: Path, record: CalibrationRecord) -> None:
 
 def digest(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
     """Hexadecimal sha256 of everything in a record but itself: it shows damage, not who wrote the file."""
-    said = {name: value for name, value in metadata.items() if name != "sha256"}
-    found = sha256(json.dumps(said, sort_keys=True).encode())
+    hashed = {name: value for name, value in metadata.items() if name != "sha256"}
+    result = sha256(json.dumps(hashed, sort_keys=True).encode())
     for name in sorted(tensors):
-        found.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        found.update(np.ascontiguousarray(tensors[name]).data)
-    return found.hexdigest()
+        result.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        result.update(np.ascontiguousarray(tensors[name]).data)
+    return result.hexdigest()
 
 
 def read_record(path: Path) -> CalibrationRecord:
@@ -147,8 +147,8 @@ def _parse(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Ca
         raise ValueError(f"unknown origin {sorted(origin)}")
     hashes = [origin.pop(name) for name in ("student_hash", "data_hash")]
     counts = [done, *origin.values(), *counted.values()]
-    whole = all(type(count) is int and 0 <= count < 1 << 62 for count in counts)
-    if not whole or not all(isinstance(text, str) for text in hashes):
+    plausible = all(type(count) is int and 0 <= count < 1 << 62 for count in counts)
+    if not plausible or not all(isinstance(text, str) for text in hashes):
         raise ValueError("an origin or counts that are no hashes and counts")
     if set(counted) != {"prefill", "decode"}:
         raise ValueError(f"tokens of {sorted(counted)}")

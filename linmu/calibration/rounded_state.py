@@ -32,14 +32,14 @@ PRECISION = "fp16"
 
 def text_stream(source: DataSamples | RandomSamples, media: tuple[int, ...], count: int) -> np.ndarray:
     """`count` token ids [count] int64: questions and answers one after the other, again from the first at the end."""
-    found, total = [np.zeros(0, np.int64)], 0
+    parts, total = [np.zeros(0, np.int64)], 0
     for sample in source.read(0):
         ids = np.concatenate([sample.inputs.input_ids, np.array(sample.answer, np.int64)])
-        found.append(ids[~np.isin(ids, media)])
-        total += len(found[-1])
+        parts.append(ids[~np.isin(ids, media)])
+        total += len(parts[-1])
         if total >= count:
             break
-    return np.resize(np.concatenate(found), count if total else 0)
+    return np.resize(np.concatenate(parts), count if total else 0)
 
 
 def measure_states(model: PreTrainedModel, manifest: Manifest, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -75,9 +75,9 @@ class ShadowedOps(TorchOps):
         shadow, roundings = self._shadows.get(self.scope, (torch.zeros_like(past), 0))
         moved = []
         for t in range(q.shape[1]):
-            here = slice(t, t + 1)
+            token = slice(t, t + 1)
             output, shadow = super().linear_attention(
-                q[:, here], k[:, here], v[:, here], g[:, here], shadow, None, form
+                q[:, token], k[:, token], v[:, token], g[:, token], shadow, None, form
             )
             shadow = self.read_state(self.write_state(shadow, self._rounded), self._rounded)
             moved.append(output)

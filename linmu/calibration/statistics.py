@@ -22,7 +22,7 @@ class InputStatistics:
     """Of one input [N, C]: extrema per channel and sampled rows; `count` rows were seen."""
 
     channels: int
-    kept: int = KEPT_ROWS
+    sample_rows: int = KEPT_ROWS
     count: int = 0
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -47,14 +47,14 @@ class InputStatistics:
 
     def _sample(self, x: np.ndarray) -> None:
         new = priorities(self.count, len(x))
-        held = self.values["priorities"]
-        if len(held) == self.kept:  # most rows are out of the running
-            chosen = new < held.max()
+        present = self.values["priorities"]
+        if len(present) == self.sample_rows:  # most rows are out of the running
+            chosen = new < present.max()
             x, new = x[chosen], new[chosen]
         if not len(new):
             return
-        every = np.concatenate([held, new])
-        order = np.argsort(every, kind="stable")[: self.kept]
+        every = np.concatenate([present, new])
+        order = np.argsort(every, kind="stable")[: self.sample_rows]
         self.values["rows"] = np.concatenate([self.values["rows"], x])[order]
         self.values["priorities"] = every[order]
 
@@ -70,24 +70,24 @@ class InputStatistics:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Everything as tensors, for a file."""
-        return {**self.values, "count": np.array([self.count, self.kept], np.int64)}
+        return {**self.values, "count": np.array([self.count, self.sample_rows], np.int64)}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> InputStatistics:
         """Read `tensors` back; raises KeyError when one is missing, ValueError for what no input can have given."""
         if set(tensors) != {*_FIELDS, "count"} or tensors["count"].shape != (2,):
             raise ValueError(f"statistics {sorted(tensors)}")
-        count, kept = (int(n) for n in tensors["count"])
-        channels, found = tensors["min"].size, cls(tensors["min"].size, kept, count)
-        rows = min(count, kept)
-        for name, empty in found.values.items():
+        count, sample_rows = (int(n) for n in tensors["count"])
+        channels, fresh = tensors["min"].size, cls(tensors["min"].size, sample_rows, count)
+        rows = min(count, sample_rows)
+        for name, empty in fresh.values.items():
             value = tensors[name]
             shape = (rows, *empty.shape[1:]) if name in ("rows", "priorities") else empty.shape
             if value.dtype != empty.dtype or value.shape != shape:
                 raise ValueError(f"{name} of {value.dtype}{list(value.shape)} for {count} rows of {channels} channels")
-        if count < 0 or kept < 1 or not channels or not _plausible(tensors, count):
+        if count < 0 or sample_rows < 1 or not channels or not _plausible(tensors, count):
             raise ValueError(f"statistics of {count} rows that no rows can have")
-        return cls(channels, kept, count, {name: np.array(tensors[name]) for name in _FIELDS})
+        return cls(channels, sample_rows, count, {name: np.array(tensors[name]) for name in _FIELDS})
 
 
 def _plausible(tensors: dict[str, np.ndarray], count: int) -> bool:

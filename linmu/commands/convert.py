@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from linmu.commands.options import JsonOption, OverwriteOption
-from linmu.commands.output import open_results, progress_bar, require_modules, require_separate, say, show_view
+from linmu.commands.output import open_results, progress_bar, require_modules, say, show_view
 from linmu.errors import InputError
+from linmu.files.separate import require_separate
 
 EXAMPLES = "Example: linmu convert ./SmolVLM-256M -o student --set text_window=64"
 
@@ -27,12 +28,14 @@ def command(
     json_output: JsonOption = False,
 ) -> None:
     """Replace every attention layer of a teacher's decoder by an M-MATE block and write the student."""
+    from linmu.files.atomic import require_free_folder
     from linmu.formats.model_files import read_model_folder
 
     mmate = mmate_config(settings or [])
-    require_separate(teacher, out)
+    require_separate(out, teacher)  # and a wrong folder: reported before torch takes its seconds to load
+    require_free_folder(out, overwrite)
     require_modules("linmu convert", "convert", "torch", "transformers")
-    read_model_folder(teacher)  # a wrong folder is reported before torch takes its seconds to load
+    read_model_folder(teacher)
     with open_results() as results, progress_bar("converting") as progress:
         from linmu.commands.tables import conversion_view
         from linmu.conversion.folder import convert_folder

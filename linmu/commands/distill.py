@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from linmu.commands.options import JsonOption
-from linmu.commands.output import open_results, require_modules, require_separate, say, show_view
+from linmu.commands.output import open_results, require_modules, say, show_view
+from linmu.files.separate import require_separate
 
 EXAMPLES = "Example: linmu distill student --teacher teacher --data train -o trained --validation held-out"
 
@@ -33,8 +34,7 @@ def command(
     json_output: JsonOption = False,
 ) -> None:
     """Train a student to answer like its teacher, in stages; --resume goes on after a kill."""
-    for source in (student, teacher, data):
-        require_separate(source, out)
+    require_separate(out, student, teacher, data)  # reported before torch takes its seconds to load
     require_modules("linmu distill", "convert", "torch", "transformers", "accelerate", "peft")
     with open_results() as results:
         from linmu.distill.recipe import load_recipe, parse_settings, parse_stages

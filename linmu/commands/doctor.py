@@ -15,10 +15,10 @@ def command(json_output: JsonOption = False) -> None:
     from linmu.tools.doctor import diagnose
 
     with open_results() as results:
-        found = diagnose()
+        diagnosis = diagnose()
         if json_output:
-            results.json(found.to_json())
+            results.json(diagnosis.to_json())
         else:
-            results.view(diagnosis_view(found))
-        if not found.ok:
+            results.view(diagnosis_view(diagnosis))
+        if not diagnosis.ok:
             raise CheckFailed("the base install is broken", fix="pip install --force-reinstall linmu")

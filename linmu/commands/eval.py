@@ -49,9 +49,9 @@ def command(
     engine = Engine(backend, threads, device, dtype, batch_size)
     with open_results() as results:
         with progress_bars() as progress:
-            found = evaluate(
+            evaluation = evaluate(
                 model, data, teacher=teacher, plan=plan, engine=engine, predictions=predictions, progress=progress
             )
-        show_view(evaluation_view(found))
+        show_view(evaluation_view(evaluation))
         if json_output:
-            results.json(found)
+            results.json(evaluation)

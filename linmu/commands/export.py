@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from linmu.commands.options import JsonOption, OverwriteOption
-from linmu.commands.output import open_results, progress_bar, require_modules, require_separate, say, show_view
+from linmu.commands.output import open_results, progress_bar, require_modules, say, show_view
 
 EXAMPLES = (
     "Example: linmu export student -o bundle, or linmu export student --target jetson --quant int4 --calib "
@@ -22,11 +22,11 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write.", show_default=False)],
     student: Annotated[Path | None, typer.Argument(help="Student folder.", show_default="the demo student")] = None,
     target: Annotated[str, typer.Option("--target", help="onnx, jetson, android or ios.")] = "onnx",
-    quant: Annotated[
+    preset: Annotated[
         str | None,
         typer.Option("--quant", help="none, fp16, int8, int4, fp8 (jetson), auto; on phones none, 8da4w or 8da8w."),
     ] = None,
-    calib: Annotated[
+    calibration: Annotated[
         Path | None, typer.Option("--calib", help="Record of `linmu calibrate`, for int8, int4, fp8 and auto.")
     ] = None,
     budget: Annotated[
@@ -61,18 +61,19 @@ def command(
     from linmu.commands.tables import export_view
     from linmu.demo import student_folder
     from linmu.export.phone.delegates import find_delegate
-    from linmu.export.targets import find_target, stored_precision, write_bundle
+    from linmu.export.targets import find_target, stored_floats, write_bundle
+    from linmu.files.atomic import require_free_folder
     from linmu.formats.state_precision import state_precision
-    from linmu.quantize.presets import planned
+    from linmu.quantize.plan import planned
 
     row = find_target(target)  # all that can be wrong here is told before torch takes its seconds to load
-    if planned(target, quant, calib, budget) is None:
-        stored_precision(quant, row)
+    if planned(target, preset, calibration, budget) is None:
+        stored_floats(preset, row)
     state_precision(state)
     if delegate is not None and "delegate" in row.options:
-        find_delegate(target, delegate, calib is not None or quant not in (None, "none", "fp32"))
+        find_delegate(target, delegate, calibration is not None or preset not in (None, "none", "fp32"))
     student = student or student_folder()
-    require_separate(student, out)
+    require_free_folder(out, overwrite)
     require_modules("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
     require_modules(f"linmu export --target {target}", row.extra, *row.packages)
     with open_results() as results:
@@ -81,10 +82,10 @@ def command(
                 student,
                 out,
                 target=target,
-                precision=quant,
+                preset=preset,
                 plain_ops=plain_ops or None,
                 compile_check=None if compile_check else False,
-                calibration=calib,
+                calibration=calibration,
                 budget_bytes=budget,
                 state=state,
                 delegate=delegate,

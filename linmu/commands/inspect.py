@@ -22,8 +22,8 @@ def command(
     from linmu.tools.inspect import inspect_folder
 
     with open_results() as results:
-        found = inspect_folder(folder)
+        inspection = inspect_folder(folder)
         if json_output:
-            results.json(found.to_json())
+            results.json(inspection.to_json())
         else:
-            results.view(inspection_view(found))
+            results.view(inspection_view(inspection))

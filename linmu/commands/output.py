@@ -16,7 +16,6 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from linmu.commands.process import drop_stdout
-from linmu.errors import InputError
 
 PIPED_WIDTH = 120  # columns of a table that goes to a file or a pipe
 ASCII_BOXES = str.maketrans("━─┃│┏┳┓┡╇┩├┼┤└┴┘", "--||" + 12 * "+")  # of reports that go where they do not exist
@@ -28,13 +27,6 @@ def require_modules(command: str, extra: str, *modules: str) -> None:
 
     for module in modules:
         require(module, needed_for=f"`{command}`", extra=extra)
-
-
-def require_separate(source: Path, out: Path) -> None:
-    """Raise InputError when one of two folders lies in the other."""
-    source, out = source.resolve(), out.resolve()
-    if out == source or out in source.parents or source in out.parents:
-        raise InputError(f"cannot write to {out}", got=f"input {source}", expected="two folders, neither in the other")
 
 
 class Results:

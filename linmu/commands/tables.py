@@ -17,37 +17,37 @@ if TYPE_CHECKING:  # these import torch
     from linmu.quantize.state_choice import BudgetReport
 
 
-def inspection_view(found: Inspection) -> RenderableType:
+def inspection_view(inspection: Inspection) -> RenderableType:
     """Summary, graphs and memory forecast of a bundle or student."""
-    parts: list[RenderableType] = [_summary(found)]
-    for name, graph in found.graphs.items():
+    parts: list[RenderableType] = [_summary(inspection)]
+    for name, graph in inspection.graphs.items():
         table = Table("", "name", "dtype", "shape", title=f"graph {name} ({graph['file']})", title_justify="left")
         for side, specs in (("in", graph["inputs"]), ("out", graph["outputs"])):
             for spec in specs:
                 if not spec["name"].startswith(("past.", "present.")):
                     table.add_row(side, spec["name"], spec["dtype"], _shape(spec["shape"]))
         parts.append(table)
-    if found.files:
+    if inspection.files:
         table = Table("file", "size", title="files", title_justify="left")
-        for name, count in sorted(found.files.items(), key=lambda item: -item[1]):
+        for name, count in sorted(inspection.files.items(), key=lambda item: -item[1]):
             table.add_row(name, size(count))
         parts.append(table)
-    parts.append(_forecast(found))
-    if found.presets:
-        parts.append(_presets(found))
+    parts.append(_forecast(inspection))
+    if inspection.presets:
+        parts.append(_presets(inspection))
     return Group(*parts)
 
 
-def diagnosis_view(found: Diagnosis) -> RenderableType:
+def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
     """A table of components and a line for every target."""
-    machine = f"{found.machine}, {found.board}" if found.board else found.machine
-    table = Table("component", "version", "needed by", "to install", title=f"Python {found.python}, {machine}")
-    for finding in found.findings:
+    machine = f"{diagnosis.machine}, {diagnosis.board}" if diagnosis.board else diagnosis.machine
+    table = Table("component", "version", "needed by", "to install", title=f"Python {diagnosis.python}, {machine}")
+    for finding in diagnosis.findings:
         state = finding.version or "[red]missing[/red]"
         note = "" if finding.ok else (finding.problem + "; " if finding.problem else "") + finding.install
         table.add_row(finding.name, state, ", ".join(finding.needed_by), note.replace("[", "\\["))
     ready = Table("for", "ready", title="targets and extras", title_justify="left")
-    for name, is_ready in found.ready().items():
+    for name, is_ready in diagnosis.ready().items():
         ready.add_row(name, "[green]yes[/green]" if is_ready else "no")
     return Group(table, ready)
 
@@ -86,21 +86,21 @@ def export_view(report: ExportReport) -> RenderableType:
     return Group(table, *_check_view(report.check), sizes, state, *budget, took)
 
 
-def _budget_view(found: BudgetReport) -> list[RenderableType]:
+def _budget_view(report: BudgetReport) -> list[RenderableType]:
     """A row for every state precision that was looked at, and why one was taken."""
-    title = f"budget of {found.budget_bytes:,} bytes (errors: squared, summed)"
+    title = f"budget of {report.budget_bytes:,} bytes (errors: squared, summed)"
     table = Table("state", "its bytes", "its error", "matrices", "their error", title=title, title_justify="left")
-    for outcome in found.outcomes:
+    for outcome in report.outcomes:
         state = outcome.state
         after = f"{state.error:.3g} ({state.roundings:,} steps)" if state.roundings else f"{state.error:.3g}"
         matrices = "do not fit" if outcome.matrix_error is None else f"{outcome.matrix_error:.3g}"
         table.add_row(state.precision, f"{state.stored_bytes:,}", after, f"{outcome.matrix_bytes:,}", matrices)
-    return [table, f"state {found.chosen.state.precision}: {found.reason}"]
+    return [table, f"state {report.chosen.state.precision}: {report.reason}"]
 
 
 def _methods_view(methods: dict[str, Any]) -> Table:
     """Of an ExecuTorch program: what its delegate computes of every method, and the kernels that are left."""
-    title = "share of the multiply-accumulates that the backend computes"
+    title = "share of the multiply-accumulates that the delegate computes"
     table = Table("method", "share", "calls of it", "left to portable kernels", title=title, title_justify="left")
     for name, method in sorted(methods.items()):
         left = ", ".join(f"{kernel} {count}" for kernel, count in method["left"].items())
@@ -130,18 +130,18 @@ def _named(value: str | int | list[str]) -> str:
     return "/".join(value) if isinstance(value, list) else str(value)
 
 
-def _summary(found: Inspection) -> Table:
-    table = Table(show_header=False, title=f"{found.kind} {found.folder}", title_justify="left")
-    sizes = found.sizes
+def _summary(inspection: Inspection) -> Table:
+    table = Table(show_header=False, title=f"{inspection.kind} {inspection.folder}", title_justify="left")
+    sizes = inspection.sizes
     rows = {
-        "model": f"{found.name} ({found.family}), {found.parameters / 1e6:.1f} million parameters",
+        "model": f"{inspection.name} ({inspection.family}), {inspection.parameters / 1e6:.1f} million parameters",
         "decoder": f"{sizes.layers} layers, hidden {sizes.hidden_size}, heads {sizes.heads}/{sizes.kv_heads}"
         f" of {sizes.head_dim}",
-        "target": found.target or "",
-        "precision": ", ".join(f"{key} {_named(value)}" for key, value in found.precision.items() if value),
-        "weights": size(found.weight_bytes),
-        "state": f"{size(found.state_bytes)} for one sequence, at any context length",
-        "state tensors": f"{len(found.state)} (past.* and present.*)" if found.state else "",
+        "target": inspection.target or "",
+        "precision": ", ".join(f"{key} {_named(value)}" for key, value in inspection.precision.items() if value),
+        "weights": size(inspection.weight_bytes),
+        "state": f"{size(inspection.state_bytes)} for one sequence, at any context length",
+        "state tensors": f"{len(inspection.state)} (past.* and present.*)" if inspection.state else "",
     }
     for name, value in rows.items():
         if value:
@@ -149,7 +149,7 @@ def _summary(found: Inspection) -> Table:
     return table
 
 
-def _forecast(found: Inspection) -> Table:
+def _forecast(inspection: Inspection) -> Table:
     table = Table(
         "context",
         "decoding",
@@ -158,13 +158,13 @@ def _forecast(found: Inspection) -> Table:
         title="memory forecast",
         title_justify="left",
     )
-    for item in found.forecast:
+    for item in inspection.forecast:
         cells = (item.decode_bytes, item.prefill_bytes, item.teacher_cache_bytes)
         table.add_row(f"{item.context // 1024}k", *(size(count) for count in cells))
     return table
 
 
-def _presets(found: Inspection) -> Table:
+def _presets(inspection: Inspection) -> Table:
     table = Table(
         "target",
         "--quant",
@@ -174,7 +174,7 @@ def _presets(found: Inspection) -> Table:
         title="bundles of this student (forecast)",
         title_justify="left",
     )
-    for item in found.presets:
+    for item in inspection.presets:
         build = size(item.build_peak_bytes) if item.build_peak_bytes else ""
         table.add_row(item.target, item.preset, size(item.weight_bytes), size(item.running_bytes), build)
     return table

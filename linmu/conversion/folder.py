@@ -18,6 +18,7 @@ from linmu.conversion.probe import default_probe
 from linmu.conversion.prompt_files import check_prompt_files
 from linmu.errors import InputError
 from linmu.files.atomic import atomic_folder
+from linmu.files.separate import require_separate
 from linmu.formats.model_files import ModelFolder, read_model_folder
 from linmu.layout import PromptRules
 from linmu.model.folders import CONVERSION_FILE, DTYPES, load_teacher, model_config, quiet, write_side_files
@@ -56,12 +57,13 @@ def convert_folder(
     adapter: folder of a LoRA adapter whose products are added to the teacher's weights first.
     dtype: that of the student's weights; "auto" keeps the teacher's (GGUF: float32). progress(done, total) counts
     layers. Besides the model, `out` gets the tokenizer's and processor's files and conversion.json, the report.
-    Raises InputError for an unusable teacher or target; nothing is left behind then.
+    Raises InputError for an unusable teacher or target, or an `out` in or around an input; nothing is left behind then.
     """
     started = time.perf_counter()
     teacher, out, adapter = Path(teacher), Path(out), None if adapter is None else Path(adapter)
     if dtype not in DTYPES:
         raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
+    require_separate(out, teacher, *(() if adapter is None else (adapter,)))
     source = read_model_folder(teacher)
     if adapter is not None:
         from linmu.model.adapter import check_adapter  # peft takes its seconds to load

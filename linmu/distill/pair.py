@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from linmu.errors import InputError
-from linmu.formats.model_files import read_model_folder
+from linmu.families import STUDENT_PREFIX
+from linmu.formats.model_files import read_model_folder, read_student_config
 from linmu.model.folders import load_teacher
-from linmu.model.modeling import MODEL_TYPE_PREFIX, read_student_config
 
 TOLERANCE = 2e-2  # of the largest weight: a student stored in a narrower type is still its teacher's
 _MIXER = ".self_attn."
@@ -20,7 +20,7 @@ _MIXER = ".self_attn."
 
 def check_folders(student: Path, teacher: Path) -> None:
     """Raise InputError unless both are model folders of one family (files only, no weights are read)."""
-    family = str(read_student_config(student)["model_type"]).removeprefix(MODEL_TYPE_PREFIX)
+    family = str(read_student_config(student)["model_type"]).removeprefix(STUDENT_PREFIX)
     teacher_family = read_model_folder(teacher).family.name
     if teacher_family != family:
         raise InputError(

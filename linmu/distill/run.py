@@ -25,6 +25,7 @@ from linmu.distill.sources import Setting, cached_sources, live_sources
 from linmu.distill.stage import StageRun, run_stage
 from linmu.errors import InputError
 from linmu.files.atomic import write_bytes
+from linmu.files.separate import require_separate
 from linmu.formats.data_folder import DataFolder
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.layout import PromptRules
@@ -63,6 +64,7 @@ def distill(
     """
     started, state = time.perf_counter(), PartialState(cpu=not torch.cuda.is_available())
     student, teacher, out = Path(student), Path(teacher), Path(out)
+    require_separate(out, student, teacher, data, *(() if validation is None else (validation,)))
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     chosen = _chosen_stages(recipe, stages)
     say = (say or _to_stderr) if state.is_main_process else _silent

@@ -1,4 +1,4 @@
-"""What can be exported: one literal table of targets and one of precision presets; export goes through the table."""
+"""What can be exported: one literal table of targets and one of float presets; export goes through the table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linmu.errors import InputError
+from linmu.files.separate import require_separate
 
 if TYPE_CHECKING:  # this imports torch
     from linmu.export.bundles.writer import ExportReport
@@ -15,13 +16,13 @@ if TYPE_CHECKING:  # this imports torch
 
 @dataclass(frozen=True)
 class Target:
-    """Where a bundle is to run: default precision, and the module whose `write_bundle` makes it.
+    """Where a bundle is to run: default preset, and the module whose `write_bundle` makes it.
 
-    options: what that function takes besides student, out, precision, overwrite and progress. packages: what it needs
+    options: what that function takes besides student, out, preset, overwrite and progress. packages: what it needs
     besides what every export needs, and the extra that installs them. fixed: options that are the target's own.
     """
 
-    precision: str
+    preset: str
     module: str
     options: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
@@ -41,7 +42,7 @@ TARGETS: dict[str, Target] = {
     "ios": _phone("ios"),
 }
 # Preset -> how matrices are stored. Target onnx computes everything in float32, jetson multiplies as it stores.
-PRECISIONS: dict[str, str] = {"none": "fp32", "fp32": "fp32", "fp16": "fp16"}
+FLOATS: dict[str, str] = {"none": "fp32", "fp32": "fp32", "fp16": "fp16"}
 
 
 def find_target(name: str) -> Target:
@@ -51,28 +52,29 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def stored_precision(preset: str | None, target: Target) -> str:
+def stored_floats(preset: str | None, target: Target) -> str:
     """How matrices are stored, "fp32" or "fp16"; raises InputError for a preset that does not exist."""
-    preset = target.precision if preset is None else preset
-    if preset not in PRECISIONS:
-        raise InputError("precision preset", got=repr(preset), expected="one of " + ", ".join(PRECISIONS))
-    return PRECISIONS[preset]
+    preset = target.preset if preset is None else preset
+    if preset not in FLOATS:
+        raise InputError("preset", got=repr(preset), expected="one of " + ", ".join(FLOATS))
+    return FLOATS[preset]
 
 
 def write_bundle(student: Path | str, out: Path | str, *, target: str = "onnx", **options: Any) -> ExportReport:
     """Export the student folder `student` to the bundle folder `out`, through the target's own module.
 
-    options: overwrite, progress(text) or progress(text, done, total), precision (a preset, linmu.quantize.presets), and
+    options: overwrite, progress(text) or progress(text, done, total), preset (linmu.formats.presets), and
     those of the target's row in TARGETS, which its module's `write_bundle` explains; None counts as not given.
-    Raises InputError for an unknown target, for an option that the target does not have, and what the module raises;
-    nothing is left behind then.
+    Raises InputError for an unknown target, for an option that the target does not have, for an `out` in the student
+    or around it, and what the module raises; nothing is left behind then.
     """
     row = find_target(target)
+    require_separate(out, student)
     if options.get("calibration") is not None:
         options["calibration"] = Path(options["calibration"])
-    given = {name: value for name, value in options.items() if value is not None}
-    known = ("precision", "overwrite", "progress", *row.options)
-    if unknown := sorted(set(given) - set(known)):
+    chosen = {name: value for name, value in options.items() if value is not None}
+    known = ("preset", "overwrite", "progress", *row.options)
+    if unknown := sorted(set(chosen) - set(known)):
         raise InputError(f"option {unknown[0]} of target {target}", expected="one of " + ", ".join(known))
-    report: ExportReport = import_module(row.module).write_bundle(Path(student), Path(out), **given, **row.fixed)
+    report: ExportReport = import_module(row.module).write_bundle(Path(student), Path(out), **chosen, **row.fixed)
     return report

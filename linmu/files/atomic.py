@@ -155,6 +155,12 @@ def _file_target(target: Path, overwrite: bool) -> Path:
     return Path(os.path.realpath(target)) if target.is_symlink() else target
 
 
+def require_free_folder(target: Path, overwrite: bool) -> None:
+    """Raise InputError where atomic_folder would refuse `target`: for commands that take long before they write."""
+    with _system_errors(target):
+        _check_target_folder(target, overwrite)
+
+
 def _check_target_folder(target: Path, overwrite: bool) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError(f"cannot write the folder {target}", got="a file or a link of that name", fix="choose another")

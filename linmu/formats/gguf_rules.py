@@ -6,6 +6,7 @@ be one that is known here, or the file is refused by its name.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,8 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 def check_gguf(path: Path, header: GgufHeader, architecture: str) -> None:
     """Raise InputError, naming the key or tensor, when the file holds something that a teacher would not get."""
     metadata = header.metadata
-    if int(metadata.get("split.count", 0)) > 1:
+    _check_numbers(path, metadata, architecture)
+    if metadata.get("split.count", 0) > 1:
         raise InputError(
             f"{path} is one part of several",
             got=f"split.count {metadata['split.count']}",
@@ -74,7 +76,7 @@ def check_gguf(path: Path, header: GgufHeader, architecture: str) -> None:
         if match[1] not in _READ or key in header.arrays:
             raise InputError(f"{path}: metadata that linmu does not carry", got=key, fix=SAFETENSORS)
     known = {"token_embd.weight", "output.weight", "output_norm.weight", ROPE_FREQS}
-    for index in range(int(metadata.get(f"{architecture}.block_count", 0))):
+    for index in range(min(int(metadata.get(f"{architecture}.block_count", 0)), len(header.tensors))):
         layer = [f"{name}.weight" for name in _LAYER] + list(_EXTRA[architecture])
         known |= {f"blk.{index}.{name}" for name in layer}
     if strange := sorted(set(header.tensors) - known):
@@ -84,6 +86,15 @@ def check_gguf(path: Path, header: GgufHeader, architecture: str) -> None:
             got=f"{strange[0]} ({len(strange)} in all)",
         )
     _check_head(path, metadata, architecture)
+
+
+def _check_numbers(path: Path, metadata: Mapping[str, Any], architecture: str) -> None:
+    """Every value that is read as a number is a finite one."""
+    names = [f"{architecture}.{name}" for name in _READ if name != "rope.scaling.type"]
+    for key in ("split.count", *names):
+        value = metadata.get(key, 0)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise InputError(f"{path}: {key}", got=repr(value), expected="a number", fix=SAFETENSORS)
 
 
 def config_changes(path: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from typing import Any
 WEIGHTS = ("int8", "int4", "fp8")
 INPUTS = ("", "int8", "fp8", "int8_blocks", "int8_rows")
 INT8_LARGEST, INT4_LARGEST, FP8_LARGEST = 127.0, 7.0, 448.0
+GROUPS = (128, 64, 32, 16)  # rows that share a scale; one that does not divide a matrix shrinks
+ROWS_GROUP = 32  # the smallest that XNNPACK multiplies rounded rows by
 LARGEST = {
     "int8": INT8_LARGEST,
     "int8_blocks": INT8_LARGEST,
@@ -50,6 +52,19 @@ class MatrixFormat:
     def static_input(self) -> bool:
         """Whether inputs are rounded with a scale that calibration found."""
         return self.input in ("int8", "fp8")
+
+    @property
+    def smallest_group(self) -> int:
+        """The smallest group that can take the place of this one."""
+        return ROWS_GROUP if self.input == "int8_rows" else GROUPS[-1]
+
+    def fitted(self, rows: int) -> MatrixFormat | None:
+        """The format with a group that divides `rows`, smaller than its own if need be; None where there is none."""
+        if not self.group:
+            return self
+        groups = (group for group in GROUPS if self.smallest_group <= group <= self.group and rows % group == 0)
+        group = next(groups, None)
+        return None if group is None else replace(self, group=group)
 
     def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:
         """Shape of the scales of a matrix [rows, columns]."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from linmu.errors import InputError
-from linmu.families import Family, get_family
+from linmu.families import STUDENT_PREFIX, Family, get_family
 from linmu.formats.gguf_file import read_gguf
 from linmu.formats.gguf_rules import check_gguf, rope_scaling
 from linmu.formats.safetensors_file import read_header
@@ -91,7 +91,21 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def is_student(config: dict[str, Any]) -> bool:
     """Whether a config.json is that of a folder made by `linmu convert`."""
-    return isinstance(config.get("linmu"), dict)
+    return isinstance(config.get("linmu"), dict) and str(config.get("model_type")).startswith(STUDENT_PREFIX)
+
+
+def read_student_config(folder: Path) -> dict[str, Any]:
+    """The content of a student's config.json; raises InputError when the folder is none."""
+    config = read_config(folder)
+    if not is_student(config):
+        lacks = "" if isinstance(config.get("linmu"), dict) else " without M-MATE settings"
+        raise InputError(
+            f"{folder} is not a student",
+            got=f"a model of type {config.get('model_type')!r}{lacks}",
+            expected="a folder made by `linmu convert`",
+            fix=f"linmu convert {folder} -o STUDENT",
+        )
+    return config
 
 
 def read_json_object(path: Path, fix: str | None = None) -> dict[str, Any]:
@@ -245,12 +259,5 @@ def _gguf_folder(folder: Path, gguf: Path) -> ModelFolder:
 
 def require_student(folder: Path) -> None:
     """Raise InputError unless `folder` holds a student with whole weight files (checked without loading them)."""
-    config = read_config(folder)
-    if not is_student(config):
-        raise InputError(
-            f"{folder} is not a student",
-            got=f"a model of type {config.get('model_type')!r}",
-            expected="a folder made by `linmu convert`",
-            fix=f"linmu convert {folder} -o STUDENT",
-        )
+    read_student_config(folder)
     find_weights(folder)

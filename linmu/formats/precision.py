@@ -13,10 +13,11 @@ from typing import Any
 
 from linmu.formats.manifest_object import check_keys, check_names, refused
 from linmu.formats.matrix_format import INPUTS
+from linmu.formats.presets import AUTO, PRESETS
 from linmu.formats.state_precision import STATE_PRECISIONS
 
 FLOATS = ("fp32", "fp16")
-QUANTIZED = ("int8", "int4", "fp8", "auto", "8da4w", "8da8w")  # presets of linmu.quantize.presets
+QUANTIZED = (*dict.fromkeys(name for presets in PRESETS.values() for name in presets), AUTO)
 OPERATORS = ("fused", "plain", "executorch")
 
 

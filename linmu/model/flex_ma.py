@@ -37,7 +37,7 @@ class Direction(nn.Module):
     def __init__(self, hidden: int, heads: int, kv_heads: int, head_dim: int, mmate: MMateConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.mmate = heads, kv_heads, head_dim, mmate
-        self.state_heads = heads if mmate.decay == "query_head" else kv_heads
+        self.state_heads = mmate.state_heads(heads, kv_heads)
         channels = (heads + 2 * kv_heads) * head_dim
         self.conv_weight = nn.Parameter(torch.empty(channels, 1, mmate.taps))
         self.conv_bias = nn.Parameter(torch.empty(channels))

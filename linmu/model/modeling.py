@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from transformers.modeling_utils import AttentionInterface
 from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.families import STUDENT_PREFIX, Family, get_family
+from linmu.formats.model_files import read_student_config
 from linmu.layout import MediaGrid, PromptRules, media_of_batch, prompt_layout, stack_layouts
 from linmu.model.attention import ATTENTION_NAME, LAYOUT_ARGUMENT, MMateAttention
 from linmu.model.mmate import AttentionSizes
 from linmu.model.rotary import use_exact_angles
-
-MODEL_TYPE_PREFIX = STUDENT_PREFIX
 
 
 class LinMUModel:
@@ -45,7 +43,7 @@ class LinMUModel:
         """Load a student folder; raises InputError when it is none or lacks weights. Arguments as in transformers."""
         if "linmu_family" not in cls.__dict__:
             config = read_student_config(Path(folder))
-            return student_class(config["model_type"].removeprefix(MODEL_TYPE_PREFIX)).from_pretrained(
+            return student_class(config["model_type"].removeprefix(STUDENT_PREFIX)).from_pretrained(
                 folder, *args, **kwargs
             )
         kwargs.pop("trust_remote_code", None)
@@ -157,7 +155,7 @@ def student_class(model_type: str) -> type[PreTrainedModel]:
     config_class = type(
         "LinMU" + teacher.config_class.__name__,
         (teacher.config_class,),
-        {"model_type": MODEL_TYPE_PREFIX + model_type, "__module__": __name__},
+        {"model_type": STUDENT_PREFIX + model_type, "__module__": __name__},
     )
 
     @wraps(teacher.forward)  # generate() checks its arguments against this signature
@@ -171,41 +169,9 @@ def student_class(model_type: str) -> type[PreTrainedModel]:
 def teacher_config(config: PreTrainedConfig) -> dict[str, Any]:
     """A student's config as its teacher's plain dict (all defaults filled in)."""
     data = config.to_dict()
-    data["model_type"] = str(data["model_type"]).removeprefix(MODEL_TYPE_PREFIX)
+    data["model_type"] = str(data["model_type"]).removeprefix(STUDENT_PREFIX)
     data.pop("linmu", None)
     return data
-
-
-def read_student_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a student folder; raises InputError when the folder is missing or no student."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(
-            "not a student folder",
-            got=str(folder),
-            expected="a folder with config.json",
-            fix="make one with `linmu convert TEACHER -o STUDENT`",
-        )
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON", got=str(error)) from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}", got=type(config).__name__, expected="a JSON object")
-    if not str(config.get("model_type", "")).startswith(MODEL_TYPE_PREFIX):
-        raise InputError(
-            f"{folder} is not a linmu student",
-            got=f"model_type {config.get('model_type')!r}",
-            expected=f"a model_type that starts with {MODEL_TYPE_PREFIX!r}",
-            fix="convert it first: linmu convert TEACHER -o STUDENT",
-        )
-    if not isinstance(config.get("linmu"), dict):
-        raise InputError(
-            f"{path} has no M-MATE settings",
-            expected='an object under "linmu"',
-            fix="convert the teacher again: linmu convert TEACHER -o STUDENT",
-        )
-    return config
 
 
 def attention_sizes(attention: nn.Module, hidden: int, head_dim: int) -> AttentionSizes:

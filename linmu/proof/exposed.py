@@ -20,7 +20,7 @@ from linmu.errors import BundleError
 from linmu.export.onnx.quantized_ops import INT8_INPUTS
 from linmu.formats.bundle import Bundle
 from linmu.formats.matrix_format import part
-from linmu.proof.paths import FILES, SESSION, Path
+from linmu.proof.paths import FILES, SESSION, Path, RoundedInputs
 from linmu.runtimes.ort_runner import EXPOSED, OrtRunner
 from linmu.step.form import DecoderForm
 from linmu.verification.float_inputs import FOLDER_OPTION
@@ -30,13 +30,13 @@ SCALE, CODES = part("", "input_scale"), part("", "q")
 
 
 class ExposedRunner(OrtRunner):
-    """An OrtRunner whose decoder calls leave the inputs of rounded products in `seen`, by matrix ([1,S,in] float32).
+    """An OrtRunner whose decoder calls leave the inputs of rounded products in `rounded_inputs`.
 
     Raises BundleError for a graph that rounds the input of a matrix twice, or with another matrix's scale.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
-        self.seen: dict[str, np.ndarray] = {}
+        self.rounded_inputs: RoundedInputs = {}
         super().__init__(bundle, threads)
 
     def _source(self, path: FilePath, options: ort.SessionOptions) -> str | bytes:
@@ -59,15 +59,16 @@ class ExposedRunner(OrtRunner):
     def run_graph(self, name: str, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run graph `name` on arrays and keep what it exposes."""
         names = self._exposed(name)
-        found = super().run_graph(name, [*outputs, *names], feeds)
-        self._keep(names, found[len(outputs) :])
-        return found[: len(outputs)]
+        values = super().run_graph(name, [*outputs, *names], feeds)
+        self._keep(names, values[len(outputs) :])
+        return values[: len(outputs)]
 
     def _exposed(self, name: str) -> list[str]:
         return [value.name for value in self.session(name).get_outputs() if value.name.startswith(EXPOSED)]
 
     def _keep(self, names: list[str], values: list[np.ndarray]) -> None:
-        self.seen = {name.removeprefix(EXPOSED): value for name, value in zip(names, values, strict=True)}
+        matrices = [name.removeprefix(EXPOSED) for name in names]
+        self.rounded_inputs = dict(zip(matrices, values, strict=True))
 
 
 def expose_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ def expose_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
     What stands inside a branch cannot be an output. These are products of windows, whose inputs are tokens of an input
     that is exposed. Raises BundleError as ExposedRunner says.
     """
-    graph, found = model.graph, list[str]()
+    graph, matrices = model.graph, list[str]()
     for node in list(graph.node):
         if node.op_type == "MatMulNBits" and _level(node) == INT8_INPUTS:
             suffix = CODES
@@ -87,20 +88,20 @@ def expose_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
         else:
             continue
         matrix = node.input[1].removesuffix(suffix)
-        if not node.input[1].endswith(suffix) or matrix in found:
+        if not node.input[1].endswith(suffix) or matrix in matrices:
             raise BundleError(f"the constant of {node.name}", got=node.input[1], expected="one of a matrix, used once")
-        found.append(matrix)
+        matrices.append(matrix)
         graph.node.append(helper.make_node("Identity", [node.input[0]], [EXPOSED + matrix]))
         graph.output.append(helper.make_tensor_value_info(EXPOSED + matrix, TensorProto.FLOAT, None))
-    return tuple(found)
+    return tuple(matrices)
 
 
 @contextmanager
 def exposed_graphs(bundle: Bundle, runner: OrtRunner, form: DecoderForm) -> Iterator[list[Path]]:
     """The paths of an ONNX Runtime runner: the graph files one by one, and a session's (linmu.runtimes.backends)."""
     with ExposedRunner(bundle, runner.threads) as shown:
-        files = Path(FILES, GraphFiles(shown), lambda: shown.seen, GraphFiles(runner))
-        yield [files, Path(SESSION, shown, lambda: shown.seen, runner)]
+        files = Path(FILES, GraphFiles(shown), lambda: shown.rounded_inputs, GraphFiles(runner))
+        yield [files, Path(SESSION, shown, lambda: shown.rounded_inputs, runner)]
 
 
 def _level(node: onnx.NodeProto) -> int:

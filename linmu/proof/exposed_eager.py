@@ -9,22 +9,21 @@ from torch import Tensor
 
 from linmu.formats.bundle import Bundle
 from linmu.formats.matrix_format import MatrixFormat
-from linmu.proof.followed import Seen
-from linmu.proof.paths import SESSION, Path
+from linmu.proof.paths import SESSION, Path, RoundedInputs
 from linmu.reference.torch_runner import TorchRunner
 from linmu.step.form import DecoderForm
 from linmu.step.torch_formats import round_input, round_named
 
 
 class Recorder:
-    """The rounding of an eager backend that shows its inputs in `seen`."""
+    """The rounding of an eager backend that keeps the last call's inputs in `rounded_inputs`."""
 
     def __init__(self) -> None:
-        self.seen: Seen = {}
+        self.rounded_inputs: RoundedInputs = {}
 
     def __call__(self, weight: str, x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
         """X rounded by itself."""
-        self.seen[weight] = x.numpy()
+        self.rounded_inputs[weight] = x.numpy()
         return round_input(x, format, scale)
 
 
@@ -34,6 +33,6 @@ def exposed_operations(bundle: Bundle, runner: TorchRunner, form: DecoderForm) -
     recorder = Recorder()
     runner.ops.rounding = recorder
     try:
-        yield [Path(SESSION, runner, lambda: recorder.seen)]
+        yield [Path(SESSION, runner, lambda: recorder.rounded_inputs)]
     finally:
         runner.ops.rounding = round_named

@@ -1,7 +1,7 @@
 """A phone program's decoder methods with the inputs of their rounded products as further outputs (see exposed.py).
 
 A program cannot be opened and written again, so the two methods are lowered once more, from the same integers, with
-these outputs besides. That they give the bundle's own bits is checked beside (linmu.proof.rounded).
+these outputs besides. That they give the bundle's own bits is checked beside (linmu.proof.same_bits).
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from pathlib import Path as FilePath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from linmu.export.phone.lowering import lower
 from linmu.export.phone.methods import Method, Prefill, Step, decoder_methods
 from linmu.export.phone.weights import program_weights
 from linmu.formats.bundle import Bundle
-from linmu.proof.paths import SESSION, Path
+from linmu.proof.paths import SESSION, Path, RoundedInputs
 from linmu.runtimes.et_runner import EtRunner, open_program
 from linmu.step.form import DecoderForm
 
@@ -41,14 +40,14 @@ class ExposedMethod(nn.Module):
 
 
 class ExposedEtRunner(EtRunner):
-    """An EtRunner whose decoder calls leave the inputs of rounded products in `seen`, by matrix ([1,S,in] float32).
+    """An EtRunner whose decoder calls leave the inputs of rounded products in `rounded_inputs`.
 
     form: the very integers of the bundle; the program is written to `folder`.
     """
 
     def __init__(self, bundle: Bundle, form: DecoderForm, folder: FilePath):
         super().__init__(bundle)
-        self.seen: dict[str, np.ndarray] = {}
+        self.rounded_inputs: RoundedInputs = {}
         # windows take tokens of an input that is exposed
         self.matrices = tuple(
             name for name, format in form.quantized.items() if format.input and not name.endswith(".swin")
@@ -69,7 +68,8 @@ class ExposedEtRunner(EtRunner):
         if name not in METHODS:
             return outputs
         own = len(self.bundle.manifest.graphs[name].outputs)
-        self.seen = {matrix: value.numpy().copy() for matrix, value in zip(self.matrices, outputs[own:], strict=True)}
+        values = [value.numpy().copy() for value in outputs[own:]]
+        self.rounded_inputs = dict(zip(self.matrices, values, strict=True))
         return outputs[:own]
 
 
@@ -77,4 +77,4 @@ class ExposedEtRunner(EtRunner):
 def exposed_program(bundle: Bundle, runner: EtRunner, form: DecoderForm) -> Iterator[list[Path]]:
     """The one path of a phone's program: it is lowered again from the integers of `form` (linmu.runtimes.backends)."""
     with TemporaryDirectory() as folder, ExposedEtRunner(bundle, form, FilePath(folder)) as shown:
-        yield [Path(SESSION, shown, lambda: shown.seen, runner)]
+        yield [Path(SESSION, shown, lambda: shown.rounded_inputs, runner)]

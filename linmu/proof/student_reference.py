@@ -11,12 +11,12 @@ from linmu.calibration.record import record_of
 from linmu.errors import InputError
 from linmu.formats.bundle import Bundle
 from linmu.formats.decoder_file import DECODER_FILE, read_decoder_file
+from linmu.formats.presets import find_preset
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.folders import load_student
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.convert import write_processor
 from linmu.quantize.form import preset_form
-from linmu.quantize.presets import find_preset
 from linmu.reference.eager import StudentRunner, round_student, round_vision
 from linmu.reference.torch_runner import bundle_form
 from linmu.step.form import DecoderForm
@@ -26,8 +26,9 @@ from linmu.verification.golden import PICTURE_PROMPT, TEXT_PROMPT, synthetic_pic
 
 @dataclass(frozen=True)
 class Reference:
-    """A loaded student (weights rounded as the bundle's), its eager step form, and the prompt both are asked."""
+    """A bundle's student (weights rounded as the bundle's), its eager step form, and the prompt both are asked."""
 
+    bundle: Bundle
     student: PreTrainedModel
     runner: StudentRunner
     twin: StudentRunner  # the same, summed in another order: tells the noise
@@ -42,11 +43,11 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path, calibration: Pat
     calibration: the record of a quantized phone bundle, whose program does not give its integers back. Raises
     InputError when the bundle was made of another student, and for a record that is missing or of no use.
     """
-    found, wanted = student_weights_hash(folder), bundle.manifest.model.weights_hash
-    if found != wanted:
+    got, wanted = student_weights_hash(folder), bundle.manifest.model.weights_hash
+    if got != wanted:
         raise InputError(
             f"{bundle.folder} was not made of {folder}",
-            got=f"weights hash {found[:16]}",
+            got=f"weights hash {got[:16]}",
             expected=wanted[:16],
             fix="give the student that was exported",
         )
@@ -66,7 +67,7 @@ def open_reference(bundle: Bundle, folder: Path, scratch: Path, calibration: Pat
         synthetic_picture().save(images[0])
     inputs = Processor.from_folder(scratch).encode(prompt, list(images))
     runner = StudentRunner(student, precision=bundle.manifest.precision, form=form)
-    return Reference(student, runner, StudentRunner(student, runner), inputs, prompt, images)
+    return Reference(bundle, student, runner, StudentRunner(student, runner), inputs, prompt, images)
 
 
 def _quantized_again(bundle: Bundle, student: PreTrainedModel, calibration: Path | None) -> DecoderForm:

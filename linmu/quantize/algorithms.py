@@ -18,7 +18,7 @@ from torch import nn
 from linmu.calibration.statistics import InputStatistics
 from linmu.errors import MissingComponentError
 from linmu.formats.matrix_format import MatrixFormat
-from linmu.quantize.presets import Scheme
+from linmu.formats.presets import Scheme
 
 NOTHING = 2.0**-31  # what the library takes for zero
 SMOOTH_ALPHA = 0.5  # how much of the difficulty moves from the input to the weights (SmoothQuant, eq. 4)
@@ -28,7 +28,7 @@ CLIP = {"min_clip_ratio": 0.8, "shrink_step": 0.05}
 
 
 @dataclass(frozen=True)
-class Found:
+class MatrixScales:
     """What an algorithm settled on: factor on the input [in] or None, largest |w| by scale, largest |x| or None."""
 
     pre: np.ndarray | None
@@ -36,29 +36,29 @@ class Found:
     input_amax: float | None
 
 
-def find_scales(weight: np.ndarray, scheme: Scheme, seen: InputStatistics) -> Found:
+def find_scales(weight: np.ndarray, scheme: Scheme, statistics: InputStatistics) -> MatrixScales:
     """Run the scheme's algorithm on W [in, out] and the statistics of its input.
 
     SmoothQuant divides by what it saw of an input channel and of its weights. Channels of which either is always zero
     are kept from it and get the middle one of all factors. Raises MissingComponentError when Model Optimizer is not
     installed.
     """
-    rows = _rows(scheme, seen)
+    rows = _rows(scheme, statistics)
     if scheme.algorithm != "smoothquant":
         return _find(weight, scheme, rows)
-    live = (seen.amax > NOTHING) & (np.abs(weight).max(axis=1) > NOTHING)
+    live = (statistics.amax > NOTHING) & (np.abs(weight).max(axis=1) > NOTHING)
     if live.all():
         return _find(weight, scheme, rows)
     if not live.any():
         return _find(weight, replace(scheme, algorithm="max"), rows)
-    found = _find(weight[live], scheme, rows[:, live])
-    assert found.pre is not None
-    factor = np.full(len(weight), np.median(found.pre), np.float32)
-    factor[live] = found.pre
-    return replace(found, pre=factor, amax=np.maximum(found.amax, np.abs(weight / factor[:, None]).max(axis=0)))
+    scales = _find(weight[live], scheme, rows[:, live])
+    assert scales.pre is not None
+    factor = np.full(len(weight), np.median(scales.pre), np.float32)
+    factor[live] = scales.pre
+    return replace(scales, pre=factor, amax=np.maximum(scales.amax, np.abs(weight / factor[:, None]).max(axis=0)))
 
 
-def _find(weight: np.ndarray, scheme: Scheme, rows_seen: np.ndarray) -> Found:
+def _find(weight: np.ndarray, scheme: Scheme, rows_seen: np.ndarray) -> MatrixScales:
     """The library's answer on W [in, out] and rows [N, in] of its input."""
     format = scheme.format
     module = nn.Sequential(nn.Linear(*weight.shape, bias=False))
@@ -69,14 +69,14 @@ def _find(weight: np.ndarray, scheme: Scheme, rows_seen: np.ndarray) -> Found:
     amax = linear.weight_quantizer.amax.detach().float().numpy()
     input_amax = float(linear.input_quantizer.amax.float()) if format.static_input else None
     factor = None if pre is None else pre.detach().float().numpy()
-    return Found(factor, _by_scale(amax, format, *weight.shape), input_amax)
+    return MatrixScales(factor, _by_scale(amax, format, *weight.shape), input_amax)
 
 
-def _rows(scheme: Scheme, seen: InputStatistics) -> np.ndarray:
+def _rows(scheme: Scheme, statistics: InputStatistics) -> np.ndarray:
     """What the library is shown: maxima alone where they decide, else the sampled rows."""
     if scheme.algorithm in ("max", "smoothquant"):
-        return seen.amax[None]
-    return seen.values["rows"]
+        return statistics.amax[None]
+    return statistics.values["rows"]
 
 
 def _config(scheme: Scheme) -> dict[str, Any]:

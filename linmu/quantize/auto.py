@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from linmu.calibration.record import CalibrationRecord
+from linmu.formats.presets import LAYER_MATRICES, Scheme
 from linmu.quantize.form import Choose, matrix_elements, quantize_form
-from linmu.quantize.presets import LAYER_MATRICES, Scheme
 from linmu.quantize.state_choice import BudgetReport, Outcome, StateOption, choose_state, state_options
 from linmu.step.form import DecoderForm
 
@@ -43,8 +43,8 @@ def choose_by_budget(
     """
     options = measure(form, record, schemes, progress)
     if not head:
-        options = {group: found for group, found in options.items() if group.startswith("layers.")}
-    ladders = {group: ladder(found) for group, found in options.items()}
+        options = {group: steps for group, steps in options.items() if group.startswith("layers.")}
+    ladders = {group: ladder(steps) for group, steps in options.items()}
     outcomes = [outcome(ladders, item, budget_bytes) for item in state_options(form, record, state)]
     return choose_state(outcomes, budget_bytes, asked=state is not None)
 
@@ -63,7 +63,7 @@ def measure(
     form: DecoderForm, record: CalibrationRecord, schemes: Sequence[Scheme], progress: Callable[[str], None]
 ) -> dict[str, list[Option]]:
     """Every group at every scheme, and in float16 (error 0)."""
-    found: dict[str, list[Option]] = {}
+    options: dict[str, list[Option]] = {}
     for scheme in schemes:
         progress(f"{scheme.format.weights} of every matrix")
         quantized = quantize_form(form, record, _everywhere(scheme))
@@ -73,24 +73,24 @@ def measure(
             reports = [quantized.reports[name] for name in members]
             if all(report.precision != "float" for report in reports):
                 size = sum(report.stored_bytes for report in reports)
-                found.setdefault(group, []).append(Option(scheme, size, sum(r.error**2 for r in reports)))
+                options.setdefault(group, []).append(Option(scheme, size, sum(r.error**2 for r in reports)))
     for group, members in groups(form).items():
         size = sum(2 * matrix_elements(form, name) for name in members)
-        found.setdefault(group, []).append(Option(None, size, 0.0))
-    return found
+        options.setdefault(group, []).append(Option(None, size, 0.0))
+    return options
 
 
 def groups(form: DecoderForm) -> dict[str, tuple[str, ...]]:
     """Matrices by the one whose choice holds for all of them."""
-    found: dict[str, tuple[str, ...]] = {}
+    members: dict[str, tuple[str, ...]] = {}
     for i in range(form.layers):
         for name in LAYER_MATRICES:
             if name != "swin" and form.has(f"layers.{i}.{name}"):
-                found[f"layers.{i}.{name}"] = (f"layers.{i}.{name}",)
+                members[f"layers.{i}.{name}"] = (f"layers.{i}.{name}",)
         if form.has(f"layers.{i}.swin"):
-            found[f"layers.{i}.in_proj"] += (f"layers.{i}.swin",)
+            members[f"layers.{i}.in_proj"] += (f"layers.{i}.swin",)
     head = "token_embedding" if form.tied else "head"
-    return found | {head: (head,)}
+    return members | {head: (head,)}
 
 
 def ladder(options: Sequence[Option]) -> list[Option]:

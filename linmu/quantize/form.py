@@ -11,8 +11,8 @@ import torch
 
 from linmu.calibration.record import CalibrationRecord
 from linmu.formats.matrix_format import MatrixFormat, part
+from linmu.formats.presets import LAYER_MATRICES, Preset, Scheme
 from linmu.quantize.layer import LayerQuantizer, MatrixReport, fitting
-from linmu.quantize.presets import LAYER_MATRICES, Preset, Scheme
 from linmu.quantize.rounding import relative_error, round_matrix
 from linmu.quantize.state_choice import BudgetReport
 from linmu.step.form import DecoderForm
@@ -65,8 +65,8 @@ def quantize_form(
             formats[name] = scheme.format
         for kind in _kinds(short, scheme):
             as_it_was = kind in UNCHANGED or (kind == "in_proj" and scheme is None)
-            whole = layers.weight(int(scope.split(".")[1]), kind)
-            weights[f"{scope}.{kind}"] = _first(thunk, form.channels, kind) if as_it_was else whole
+            quantized_weight = layers.weight(int(scope.split(".")[1]), kind)
+            weights[f"{scope}.{kind}"] = _first(thunk, form.channels, kind) if as_it_was else quantized_weight
     head = "token_embedding" if form.tied else "head"
     scheme = choose(head)
     if scheme is not None:
@@ -161,11 +161,11 @@ def _head(
         weights[head] = table
         reports[head] = MatrixReport(head, "float", 0.0, 2 * form.hidden * form.vocab, reason)
         return {}
-    seen = record.of("head", form.hidden)
+    statistics = record.of("head", form.hidden)
     weight = table().detach().float().numpy().T
-    amax = float(seen.amax.max()) if fitted.format.static_input else None
+    amax = float(statistics.amax.max()) if fitted.format.static_input else None
     matrix = round_matrix(weight, fitted.format, None, amax)
-    error = relative_error(seen.values["rows"], weight, matrix)
+    error = relative_error(statistics.values["rows"], weight, matrix)
     reports[head] = MatrixReport(head, matrix.format.weights, error, matrix.format.stored_bytes(*weight.shape))
     weights[part(head, "q")] = lambda: torch.from_numpy(np.ascontiguousarray(matrix.q))
     weights[part(head, "scale")] = lambda: torch.from_numpy(np.ascontiguousarray(matrix.scale))

@@ -17,13 +17,10 @@ import numpy as np
 
 from linmu.calibration.record import CalibrationRecord
 from linmu.formats.matrix_format import part
+from linmu.formats.presets import LAYER_MATRICES, Scheme
 from linmu.quantize.algorithms import find_scales
-from linmu.quantize.presets import LAYER_MATRICES, Scheme
 from linmu.quantize.rounding import QuantizedMatrix, relative_error, round_matrix
 from linmu.step.form import DecoderForm
-
-GROUPS = (128, 64, 32, 16)
-ROWS_GROUP = 32  # the smallest that XNNPACK multiplies rounded rows by
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,13 +38,12 @@ class MatrixReport:
 
 def fitting(scheme: Scheme | None, rows: int) -> tuple[Scheme | None, str]:
     """The scheme with a group that divides `rows` (smaller than asked for if need be), or None and the reason."""
-    if scheme is None or not scheme.format.group:
-        return scheme, ""
-    smallest = ROWS_GROUP if scheme.format.input == "int8_rows" else GROUPS[-1]
-    group = next((n for n in GROUPS if smallest <= n <= scheme.format.group and rows % n == 0), None)
-    if group is None:
-        return None, f"{rows} rows are no multiple of {smallest}"
-    return replace(scheme, format=replace(scheme.format, group=group)), ""
+    if scheme is None:
+        return None, ""
+    format = scheme.format.fitted(rows)
+    if format is None:
+        return None, f"{rows} rows are no multiple of {scheme.format.smallest_group}"
+    return replace(scheme, format=format), ""
 
 
 class LayerQuantizer:
@@ -92,17 +88,17 @@ class LayerQuantizer:
                 self.reports.append(_left(self.prefix + name, original[name], reason))
             return {}, None
         joint = np.concatenate([original[name] for name in names], axis=1)
-        seen = self.record.of(self.prefix + names[0], rows)
-        found = find_scales(joint, scheme, seen)
-        scaled = joint if found.pre is None else joint / found.pre[:, None]
+        statistics = self.record.of(self.prefix + names[0], rows)
+        scales = find_scales(joint, scheme, statistics)
+        scaled = joint if scales.pre is None else joint / scales.pre[:, None]
         edges = np.cumsum([original[name].shape[1] for name in names])[:-1]
         columns = np.split(scaled, edges, axis=1)
-        limits = [found.amax] * len(names) if found.amax.ndim == 0 else np.split(found.amax, edges, axis=-1)
+        limits = [scales.amax] * len(names) if scales.amax.ndim == 0 else np.split(scales.amax, edges, axis=-1)
         result = {}
         for name, block, amax in zip(names, columns, limits, strict=True):
-            result[name] = round_matrix(block, scheme.format, amax, found.input_amax, found.pre)
-            self.reports.append(self._report(name, original[name], result[name], seen.values["rows"]))
-        return result, found.pre
+            result[name] = round_matrix(block, scheme.format, amax, scales.input_amax, scales.pre)
+            self.reports.append(self._report(name, original[name], result[name], statistics.values["rows"]))
+        return result, scales.pre
 
     def _report(self, name: str, weight: np.ndarray, matrix: QuantizedMatrix, rows: np.ndarray) -> MatrixReport:
         precision = matrix.format.weights + (f" group {matrix.format.group}" if matrix.format.group else "")

@@ -116,9 +116,9 @@ def _round_rows(x: np.ndarray) -> np.ndarray:
 
 def relative_error(x: np.ndarray, weight: np.ndarray, quantized: QuantizedMatrix) -> float:
     """||x W - what the integers give|| / ||x W|| over rows x [N, in], the input's own rounding included."""
-    seen = x if quantized.pre is None else x * quantized.pre
+    rounded = x if quantized.pre is None else x * quantized.pre
     if quantized.input_scale is not None or quantized.format.input in OWN_SCALES:
-        seen = round_input(seen, quantized.format, quantized.input_scale)
-    wanted = x @ weight
-    size = float(np.linalg.norm(wanted))
-    return float(np.linalg.norm(seen @ quantized.value() - wanted)) / max(size, 1e-30)
+        rounded = round_input(rounded, quantized.format, quantized.input_scale)
+    exact = x @ weight
+    size = float(np.linalg.norm(exact))
+    return float(np.linalg.norm(rounded @ quantized.value() - exact)) / max(size, 1e-30)

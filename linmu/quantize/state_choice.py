@@ -16,7 +16,7 @@ from linmu.calibration.error_curve import relative_errors
 from linmu.calibration.record import CalibrationRecord
 from linmu.errors import InputError
 from linmu.formats.manifest import state_bytes
-from linmu.quantize.presets import Scheme
+from linmu.formats.presets import Scheme
 from linmu.step.form import DecoderForm
 
 UNMEASURED = "the calibration record does not say what float16 states cost"

@@ -149,11 +149,11 @@ def round_student(student: PreTrainedModel, precision: Precision) -> None:
     """Round a student's weights, in place, as a bundle of this precision (manifest) stores them."""
     if precision.floats != "fp16":
         return
-    whole = set(precision.float32_matrices)
+    float32_matrices = set(precision.float32_matrices)
     for name, linears in packed_linears(student).items():
-        for linear in linears if name not in whole else ():
+        for linear in linears if name not in float32_matrices else ():
             linear.weight.copy_(_half(linear.weight))
-    if "token_embedding" not in whole:
+    if "token_embedding" not in float32_matrices:
         embedding = student.get_input_embeddings()
         embedding.weight.copy_(_half(embedding.weight))
     round_vision(student, precision)
@@ -173,8 +173,9 @@ def stored_form(form: DecoderForm, precision: Precision) -> DecoderForm:
     """A quantized form with the matrices that stayed float as a bundle of this precision stores them."""
     if precision.floats != "fp16":
         return form
-    whole = set(precision.float32_matrices)
-    halved = {name: _rounded(thunk) for name, thunk in form.weights.items() if is_matrix(name) and name not in whole}
+    float32_matrices = set(precision.float32_matrices)
+    matrices = [name for name in form.weights if is_matrix(name) and name not in float32_matrices]
+    halved = {name: _rounded(form.weights[name]) for name in matrices}
     return replace(form, weights={**form.weights, **halved})
 
 

@@ -27,13 +27,13 @@ PARTS = {  # of a layer's packed matrices (linmu/step/form.py): ends of the name
 def packed_linears(student: PreTrainedModel) -> dict[str, list[nn.Linear]]:
     """The decoder's linear modules by the packed name of the matrix that they are part of."""
     embedding, head = student.get_input_embeddings(), student.get_output_embeddings()
-    found: dict[str, list[nn.Linear]] = {"token_embedding" if head.weight is embedding.weight else "head": [head]}
+    linears: dict[str, list[nn.Linear]] = {"token_embedding" if head.weight is embedding.weight else "head": [head]}
     for index, layer in enumerate(decoder_layers(student)):
         for name, module in layer.named_modules():
             if isinstance(module, nn.Linear):
                 packed = next(key for key, ends in PARTS.items() if name.endswith(ends))
-                found.setdefault(f"layers.{index}.{packed}", []).append(module)
-    return found
+                linears.setdefault(f"layers.{index}.{packed}", []).append(module)
+    return linears
 
 
 @torch.no_grad()
@@ -69,11 +69,11 @@ def _meter(reached: dict[str, float], packed: str):
 def _largest(x: Tensor) -> float:
     """The largest magnitude; NaN counts as infinite."""
     low, high = x.aminmax() if x.numel() else (x.new_zeros(()),) * 2  # |x| would be a copy
-    found = max(-float(low), float(high))
-    return found if float(low) == float(low) else float("inf")
+    largest = max(-float(low), float(high))
+    return largest if float(low) == float(low) else float("inf")
 
 
 def _probe(student: PreTrainedModel, folder: Path) -> dict[str, Any]:
-    found = default_probe(Path(folder), student.linmu_family, student._prompt_rules)
+    inputs = default_probe(Path(folder), student.linmu_family, student._prompt_rules)
     vocab = student.config.get_text_config().vocab_size
-    return found or {"input_ids": torch.arange(min(vocab, 64))[None]}
+    return inputs or {"input_ids": torch.arange(min(vocab, 64))[None]}

@@ -128,12 +128,12 @@ def _held(x: torch.Tensor) -> Callable[[], torch.Tensor]:
 def float_inputs(bundle: Bundle, runner: TorchRunner) -> Iterator[TorchRunner]:
     """The runner, rounding no inputs of products until it is left (linmu.runtimes.backends: float_inputs)."""
     inputs = runner.ops.inputs
-    held = dict(inputs)
+    saved = dict(inputs)
     inputs.clear()
     try:
         yield runner
     finally:
-        inputs.update(held)
+        inputs.update(saved)
 
 
 def open_torch(bundle: Bundle, threads: int | None) -> TorchRunner:

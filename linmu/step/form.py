@@ -82,7 +82,7 @@ class DecoderForm:
     @property
     def state_heads(self) -> int:
         """Heads M that own a decay and a state."""
-        return self.heads if self.mmate.decay == "query_head" else self.kv_heads
+        return self.mmate.state_heads(self.heads, self.kv_heads)
 
     @property
     def backward(self) -> bool:
@@ -97,22 +97,17 @@ class DecoderForm:
     @property
     def mixed(self) -> bool:
         """Whether there is an alpha: windows over vision tokens or over text."""
-        return self.windows or self.mmate.text_window > 0
+        return self.mmate.mixes(self.vision)
 
     @property
     def gates(self) -> int:
         """Width of the gates g_f | g_b | alpha at the end of in_proj."""
-        return self.heads * (2 * self.backward + self.mixed)
+        return self.mmate.gate_width(self.heads, self.vision)
 
     @property
     def in_sizes(self) -> tuple[int, ...]:
         """Widths of in_proj's parts: q | k | v, dt forward, then dt backward and the gates where they exist."""
-        sizes = [self.channels, self.state_heads]
-        if self.backward:
-            sizes.append(self.state_heads)
-        if self.gates:
-            sizes.append(self.gates)
-        return tuple(sizes)
+        return self.channels, *self.mmate.control_widths(self.heads, self.kv_heads, self.vision)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and how they are read as plain JSON values (decoder.json)."""

@@ -41,7 +41,7 @@ class DecoderSizes:
 
     def state_bytes(self, mmate: MMateConfig) -> int:
         """Bytes of the whole recurrent state of one sequence in float32."""
-        state_heads = self.heads if mmate.decay == "query_head" else self.kv_heads
+        state_heads = mmate.state_heads(self.heads, self.kv_heads)
         recurrent = state_heads * self.head_dim**2
         conv = (self.heads + 2 * self.kv_heads) * self.head_dim * (mmate.taps - 1)
         window = 2 * self.kv_heads * mmate.text_slots * self.head_dim

@@ -13,53 +13,48 @@ in float32: below 1% of a model with 100 million parameters, more in tiny ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from linmu.config import MMateConfig
 from linmu.formats.matrix_format import MatrixFormat
+from linmu.formats.presets import FLOAT_PRESETS, PRESETS, QUANTIZED_FLOATS, Preset
 from linmu.runtimes.tensorrt.forecast import forecast_build
 from linmu.tools.decoder_sizes import DecoderSizes
 
-GROUPS = (128, 64, 32, 16)  # a group that does not divide a matrix shrinks (docs/quantization.md)
-ROWS_GROUP = 32  # the smallest behind inputs rounded by row
 PHONES = ("android", "ios")
 FLOAT_BYTES = {"fp32": 4, "fp16": 2}
 
 
 @dataclass(frozen=True)
 class StoredPreset:
-    """How a preset stores things: layers and head as MatrixFormat or float type; what else is float as `floats`."""
+    """How a preset stores things: layers, head and a table that is no head; what has no format is float as `floats`."""
 
     target: str
     name: str
-    layers: MatrixFormat | None
-    head: MatrixFormat | None
     floats: str
+    layers: MatrixFormat | None = None
+    head: MatrixFormat | None = None
+    table: MatrixFormat | None = None
 
 
-INT8_ROWS = MatrixFormat("int8", input="int8_rows")
-# The presets that can be exported (linmu.quantize.presets says what they do); `auto` lies between int4 and fp16.
-PRESETS = (
-    StoredPreset("onnx", "none", None, None, "fp32"),
-    StoredPreset("onnx", "fp16", None, None, "fp16"),
-    StoredPreset("onnx", "int8", MatrixFormat("int8", input="int8"), MatrixFormat("int8", 32, "int8_blocks"), "fp16"),
-    StoredPreset(
-        "onnx", "int4", MatrixFormat("int4", 32, "int8_blocks"), MatrixFormat("int8", 32, "int8_blocks"), "fp16"
-    ),
-    StoredPreset("jetson", "fp16", None, None, "fp16"),
-    StoredPreset("jetson", "int8", MatrixFormat("int8", input="int8"), None, "fp16"),
-    StoredPreset("jetson", "fp8", MatrixFormat("fp8", input="fp8"), None, "fp16"),
-    StoredPreset("jetson", "int4", MatrixFormat("int4", 128), None, "fp16"),
-    *(
-        preset
-        for target in PHONES
-        for preset in (
-            StoredPreset(target, "none", None, None, "fp32"),
-            StoredPreset(target, "8da8w", INT8_ROWS, INT8_ROWS, "fp32"),
-            StoredPreset(target, "8da4w", MatrixFormat("int4", 32, "int8_rows"), INT8_ROWS, "fp32"),
-        )
-    ),
-)
+def stored_presets() -> tuple[StoredPreset, ...]:
+    """The presets that can be exported, a target's from wide to narrow; `auto` lies between int4 and fp16."""
+    presets = []
+    for target, floats in FLOAT_PRESETS.items():
+        presets += [StoredPreset(target, name, kind) for name, kind in floats.items()]
+        quantized = [_stored(target, name, preset) for name, preset in PRESETS[target].items()]
+        presets += sorted(quantized, key=_bits, reverse=True)
+    return tuple(presets)
+
+
+def _bits(preset: StoredPreset) -> int:
+    return preset.layers.bits if preset.layers is not None else 32
+
+
+def _stored(target: str, name: str, preset: Preset) -> StoredPreset:
+    schemes = (preset.layers, preset.head, preset.table)
+    formats = (None if scheme is None else scheme.format for scheme in schemes)
+    return StoredPreset(target, name, QUANTIZED_FLOATS[target], *formats)
 
 
 @dataclass(frozen=True)
@@ -94,19 +89,13 @@ class Decoder:
             (s.hidden_size, 2 * s.intermediate_size),
             (s.intermediate_size, s.hidden_size),
         ]
-        return [*shapes, (s.hidden_size, channels)] if self._windows else shapes
+        return [*shapes, (s.hidden_size, channels)] if self.mmate.mixes(self.vision) else shapes
 
     @property
     def controls(self) -> int:
         """Elements of one layer's dt and gate columns, which always stay float."""
-        s = self.sizes
-        backward = self.vision and self.mmate.backward
-        state_heads = s.heads if self.mmate.decay == "query_head" else s.kv_heads
-        return s.hidden_size * (state_heads * (1 + backward) + s.heads * (2 * backward + self._windows))
-
-    @property
-    def _windows(self) -> bool:
-        return (self.vision and self.mmate.local_swin) or self.mmate.text_window > 0
+        sizes = self.sizes
+        return sizes.hidden_size * sum(self.mmate.control_widths(sizes.heads, sizes.kv_heads, self.vision))
 
     @property
     def table(self) -> int:
@@ -124,8 +113,8 @@ def preset_memory(decoder: Decoder, parameters: int) -> tuple[PresetMemory, ...]
     """Every preset for a student of so many parameters in all, vision tower included."""
     state = decoder.sizes.state_bytes(decoder.mmate)
     rest = max(parameters - decoder.parameters, 0)
-    found = []
-    for preset in PRESETS:
+    memory = []
+    for preset in stored_presets():
         unit = FLOAT_BYTES[preset.floats]
         layers = decoder.sizes.layers * (
             sum(stored_bytes(shape, preset.layers, unit) for shape in decoder.quantizable()) + unit * decoder.controls
@@ -134,26 +123,19 @@ def preset_memory(decoder: Decoder, parameters: int) -> tuple[PresetMemory, ...]
         table = unit * decoder.table
         if decoder.tied:
             table = head if preset.target in PHONES else 0
-        elif preset.target in PHONES and preset.head is not None:
-            table = stored_bytes((decoder.sizes.hidden_size, decoder.vocab), MatrixFormat("int8"), unit)
+        elif preset.table is not None:
+            table = stored_bytes((decoder.sizes.hidden_size, decoder.vocab), preset.table, unit)
         weights = layers + head + table + unit * rest
         if preset.target == "jetson":
             running, build = 2 * (layers + head) + unit * rest + state, forecast_build(layers + head, 0).peak_bytes
         else:
             running, build = weights + state, 0
-        found.append(PresetMemory(preset.target, preset.name, weights, running, build))
-    return tuple(found)
+        memory.append(PresetMemory(preset.target, preset.name, weights, running, build))
+    return tuple(memory)
 
 
 def stored_bytes(shape: tuple[int, int], format: MatrixFormat | None, float_bytes: int) -> int:
     """Bytes of a matrix [in, out]; it stays float where no group divides its rows."""
     rows, columns = shape
-    if format is None:
-        return float_bytes * rows * columns
-    if not format.group:
-        return format.stored_bytes(rows, columns)
-    smallest = ROWS_GROUP if format.input == "int8_rows" else GROUPS[-1]
-    group = next((size for size in GROUPS if smallest <= size <= format.group and rows % size == 0), None)
-    if group is None:
-        return float_bytes * rows * columns
-    return replace(format, group=group).stored_bytes(rows, columns)
+    fitted = None if format is None else format.fitted(rows)
+    return float_bytes * rows * columns if fitted is None else fitted.stored_bytes(rows, columns)

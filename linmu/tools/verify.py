@@ -50,17 +50,17 @@ def verify(
         for module in ("torch", "transformers"):
             require(module, needed_for="linmu verify --student", extra="convert")
     opened, contract = _open(folder)
-    found = VerifyReport(str(folder), "its contract", (), (contract,))
+    outcome = VerifyReport(str(folder), "its contract", (), (contract,))
     if opened is not None:
         chosen = tuple(backends) or tuple(available_backends(opened))
         if not backends:
             _say_skipped(opened, chosen, say)
-        found = _verify(opened, contract, student, calibration, chosen, steps, say)
+        outcome = _verify(opened, contract, student, calibration, chosen, steps, say)
     if report is not None:
         from linmu.verification.report_html import report_html
 
-        write_bytes(Path(report), report_html(found).encode())
-    return found
+        write_bytes(Path(report), report_html(outcome).encode())
+    return outcome
 
 
 def _say_skipped(bundle: Bundle, chosen: tuple[str, ...], say: Say) -> None:
@@ -110,14 +110,16 @@ def _verify(
             except BundleError as error:
                 checks.append(Check("contract", backend, "opening the graphs", False, note=str(error)))
         for runner in runners:
-            found, drawn = _without_student(bundle, golden, runner, steps, say)
-            checks, curves = checks + found, curves + drawn
+            own_checks, own_curves = _without_student(bundle, golden, runner, steps, say)
+            checks, curves = checks + own_checks, curves + own_curves
         if student is not None and runners:
             from linmu.proof.student import student_checks
 
             say("the student in lockstep")
-            found, drawn, culprit = student_checks(bundle, Path(student), runners, TOLERANCE, steps, calibration)
-            checks, curves = checks + found, curves + drawn
+            lockstep_checks, lockstep_curves, culprit = student_checks(
+                bundle, student, runners, TOLERANCE, steps, calibration
+            )
+            checks, curves = checks + lockstep_checks, curves + lockstep_curves
     reference = " and ".join(
         ["its golden vectors"] * (golden is not None) + [f"student {student}"] * (student is not None)
     )
@@ -141,8 +143,9 @@ def _without_student(
             checks = [*kernels(bundle, golden), *checks]
         if golden is not None:
             say(f"{runner.backend}: golden vectors")
-            found, drawn = graph_checks(bundle, golden, opened, steps)
-            checks, curves = checks + found + position_checks(bundle, golden, opened), curves + drawn
+            vector_checks, vector_curves = graph_checks(bundle, golden, opened, steps)
+            checks = checks + vector_checks + position_checks(bundle, golden, opened)
+            curves = curves + vector_curves
     if golden is not None:
         say(f"{runner.backend}: golden prompts")
         checks += prompt_checks(bundle, golden, runner)

@@ -79,17 +79,17 @@ class Meter:
         """Whether something was compared and all of it agreed."""
         return self.worst is not None and self.worst.ok
 
-    def add(self, found: Worst, curve: str | None = None) -> None:
+    def add(self, case: Worst, curve: str | None = None) -> None:
         """Take one error into account."""
-        if self.worst is None or found.ratio > self.worst.ratio:
-            self.worst = found
-        if self.first is None and not found.ok:
-            self.first = found
-        if curve is not None and (curve not in self.kinds or found.ratio > self.kinds[curve].ratio):
-            self.kinds[curve] = found
-        if curve is not None and found.step is not None:
+        if self.worst is None or case.ratio > self.worst.ratio:
+            self.worst = case
+        if self.first is None and not case.ok:
+            self.first = case
+        if curve is not None and (curve not in self.kinds or case.ratio > self.kinds[curve].ratio):
+            self.kinds[curve] = case
+        if curve is not None and case.step is not None:
             points = self.curves.setdefault(curve, {})
-            points[found.step] = max(points.get(found.step, 0.0), found.error)
+            points[case.step] = max(points.get(case.step, 0.0), case.error)
 
 
 def noise_between(
@@ -149,12 +149,12 @@ def states_error(
 ) -> None:
     """Every element of every canonical state."""
     for name, wanted in expected.items():
-        rows, found = grouped(name, wanted), got[name]
+        rows, array = grouped(name, wanted), got[name]
         scale = group_scale(np.abs(rows).max(axis=1))[:, None]
-        if found.shape != wanted.shape:
-            meter.add(array_error(found, wanted, 1.0, name, tolerance.state, step), "states")
+        if array.shape != wanted.shape:
+            meter.add(array_error(array, wanted, 1.0, name, tolerance.state, step), "states")
         else:
-            meter.add(array_error(grouped(name, found), rows, scale, name, tolerance.state, step), "states")
+            meter.add(array_error(grouped(name, array), rows, scale, name, tolerance.state, step), "states")
 
 
 def snapshot_error(
@@ -177,8 +177,8 @@ def _projected(array, name, wanted, norms, projector: Projector, tolerance: Tole
     rows = grouped(name, array)
     if len(rows) != len(wanted):
         return Worst(np.inf, tolerance.state, name, step, f"{len(rows)} heads instead of {len(wanted)}")
-    found, _ = projector.rows(rows)
-    return array_error(found, wanted, group_scale(norms)[:, None], f"{name} (projected)", tolerance.state, step)
+    projections, _ = projector.rows(rows)
+    return array_error(projections, wanted, group_scale(norms)[:, None], f"{name} (projected)", tolerance.state, step)
 
 
 def group_scale(sizes: np.ndarray) -> np.ndarray:

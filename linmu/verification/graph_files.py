@@ -44,9 +44,9 @@ class GraphFiles:
         if "past_length" in ranks:
             feeds["past_length"] = np.array([past_length])
         names = ["logits", *(spec.output for spec in self.state_specs)]
-        found = dict(zip(names, self.runner.run_graph("step", names, feeds), strict=True))
-        state.write({spec.name: found[spec.output] for spec in self.state_specs})
-        return found["logits"][0, 0]
+        outputs = dict(zip(names, self.runner.run_graph("step", names, feeds), strict=True))
+        state.write({spec.name: outputs[spec.output] for spec in self.state_specs})
+        return outputs["logits"][0, 0]
 
     def close(self) -> None:
         """Drop what was opened since; the runner is closed by who opened it."""

@@ -122,8 +122,8 @@ def whole_prompt(runner: Runner, inputs: ModelInputs, manifest: Manifest) -> lis
 
 def hidden_states(runner: ShowsHidden, pieces: Sequence[PromptPiece]) -> np.ndarray:
     """Hidden states [S, D] of a prompt's pieces, read one after the other from an empty state."""
-    state, found = runner.new_state(), list[np.ndarray]()
+    state, rows = runner.new_state(), list[np.ndarray]()
     for piece in pieces:
         runner.prefill(piece, state)
-        found.append(runner.hidden[0])
-    return np.concatenate(found)
+        rows.append(runner.hidden[0])
+    return np.concatenate(rows)

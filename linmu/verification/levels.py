@@ -72,10 +72,10 @@ def graph_io_check(runner: Any, bundle: Bundle, name: str) -> Check:
     """An ONNX graph's own inputs and outputs against the manifest: names, dtypes, shapes and order."""
     spec = bundle.manifest.graphs[name]
     session = runner.session(name)  # the runner's own: a second one would load the weights again
-    found = [_specs(values) for values in (session.get_inputs(), session.get_outputs())]
-    check_graph_io(spec, *found)
-    for side, wanted, have in zip(("inputs", "outputs"), (spec.inputs, spec.outputs), found, strict=True):
-        names, expected = [item.name for item in have], [item.name for item in wanted]
+    actual = [_specs(values) for values in (session.get_inputs(), session.get_outputs())]
+    check_graph_io(spec, *actual)
+    for side, wanted, got in zip(("inputs", "outputs"), (spec.inputs, spec.outputs), actual, strict=True):
+        names, expected = [item.name for item in got], [item.name for item in wanted]
         if names != expected:
             place = next(i for i, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1])
             raise BundleError(
@@ -129,10 +129,10 @@ class GoldenLevels:
         self._prefilled(name)
         tolerance = self.tolerance.widened(vectors[f"{name}/hidden/noise"]).logits
         wanted, scale = vectors[f"{name}/hidden/projection"], group_scale(vectors[f"{name}/hidden/norm"])[:, None]
-        found = self.runner.hidden[0]  # type: ignore[attr-defined]
-        if np.isfinite(found).all():
-            found, _ = self.projector.rows(found)
-        meter.add(array_error(found, wanted, scale, "hidden states (projected)", tolerance))
+        hidden = self.runner.hidden[0]  # type: ignore[attr-defined]
+        if np.isfinite(hidden).all():
+            hidden, _ = self.projector.rows(hidden)
+        meter.add(array_error(hidden, wanted, scale, "hidden states (projected)", tolerance))
         return metered("graph", self.runner.backend, f"{POSITIONS[name]}, every position", meter)
 
     def step(self, name: str = "step") -> Check:
@@ -190,16 +190,16 @@ class GoldenLevels:
         """The answer's text through Session.generate; a tie shown by the greedy level excuses it from there on."""
         session = Session(self.bundle, self.runner)
         images = [self.bundle.path(name) for name in prompt["images"]]
-        made = session.generate(prompt["prompt"], images, max_new_tokens=prompt["max_new_tokens"])
-        pairs = enumerate(zip(made.token_ids, prompt["token_ids"], strict=False))
+        answer = session.generate(prompt["prompt"], images, max_new_tokens=prompt["max_new_tokens"])
+        pairs = enumerate(zip(answer.token_ids, prompt["token_ids"], strict=False))
         different = next((step for step, (got, wanted) in pairs if got != wanted), None)
         if different is None:
-            same = made.text == prompt["text"] and len(made.token_ids) == len(prompt["token_ids"])
-            note = "" if same else f"got {made.text!r:.80} instead of {prompt['text']!r:.80}"
+            same = answer.text == prompt["text"] and len(answer.token_ids) == len(prompt["token_ids"])
+            note = "" if same else f"got {answer.text!r:.80} instead of {prompt['text']!r:.80}"
             return Check("prompt", self.runner.backend, f"{prompt['name']}: text", same, note=note)
         limit = self.tolerance.widened((prompt["noise"][different], 0.0)).logits
         tie = prompt["gaps"][different] <= 2 * limit
-        note = f"token {different} differs" + (", a tie of the reference" if tie else f": {made.text!r:.80}")
+        note = f"token {different} differs" + (", a tie of the reference" if tie else f": {answer.text!r:.80}")
         return Check("prompt", self.runner.backend, f"{prompt['name']}: text", tie, note=note)
 
     def _prefilled(self, name: str) -> tuple[RunnerPlayer, np.ndarray]:
@@ -225,10 +225,10 @@ class GoldenLevels:
             return
         kept = logits[rows["steps/ids"]]
         meter.add(array_error(kept, rows["steps/logits"][step], std, "logits", tolerance, step), "logits")
-        found, _ = self.projector.rows(logits[None])
+        projections, _ = self.projector.rows(logits[None])
         scale = PROJECTED_ROOM * std * len(logits) ** 0.5
         wanted = rows["steps/logits_projection"][step]
-        meter.add(array_error(found[0], wanted, scale, "logits (projected)", tolerance, step), "logits")
+        meter.add(array_error(projections[0], wanted, scale, "logits (projected)", tolerance, step), "logits")
         best, wanted_best = int(logits.argmax()), int(rows["steps/best"][step])
         if best != wanted_best and float(rows["steps/gap"][step]) > 2 * tolerance:
             note = f"most likely token {best} instead of {wanted_best}"
@@ -244,8 +244,8 @@ class GoldenLevels:
         if list(pixels.shape) != wanted["shape"]:
             note = f"shape {list(pixels.shape)} instead of {wanted['shape']}"
             return Worst(np.inf, PRINT_TOLERANCE, name, None, note)
-        found, _ = self.projector.rows(pixels.reshape(1, -1))
-        return array_error(found[0], np.array(wanted["projection"]), wanted["norm"], name, PRINT_TOLERANCE)
+        projections, _ = self.projector.rows(pixels.reshape(1, -1))
+        return array_error(projections[0], np.array(wanted["projection"]), wanted["norm"], name, PRINT_TOLERANCE)
 
     def _draw(self, level: str, meter: Meter) -> None:
         for kind, tolerance in (("logits", self.tolerance.logits), ("states", self.tolerance.state)):
@@ -263,16 +263,16 @@ def greedy_note(
     """
     logits, ties = player.start(), []
     for step, wanted in enumerate(tokens):
-        found = int(logits.argmax())
+        token = int(logits.argmax())
         tie = gaps[step] <= 2 * tolerance.widened((noise[step], 0.0)).logits
         if not np.isfinite(logits).all():
             meter.add(Worst(np.inf, tolerance.logits, "logits", step, "not finite"))
             return "logits are not finite"
-        if found != wanted and not tie:
-            meter.add(Worst(np.inf, tolerance.logits, "tokens", step, f"token {found} instead of {wanted}"))
+        if token != wanted and not tie:
+            meter.add(Worst(np.inf, tolerance.logits, "tokens", step, f"token {token} instead of {wanted}"))
             lead = f"lead is {gaps[step]:.1e} std, its noise {noise[step]:.1e}"
             return f"diverges at token {step} (the reference's {lead})"
-        if found != wanted:
+        if token != wanted:
             ties.append(step)
         meter.add(Worst(0.0, tolerance.logits, "tokens", step))
         if step + 1 < len(tokens):

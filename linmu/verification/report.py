@@ -57,8 +57,8 @@ def metered(level: str, backend: str, name: str, meter: Meter, note: str = "") -
     base, worst = Tolerance(), meter.kinds.get("logits")
     if worst is not None and base.logits < worst.error <= worst.tolerance:  # told wherever it decides
         noise = worst.tolerance / NOISE_ROOM
-        told = f"float32 itself is uncertain by {noise:.1e} here (reference summed in another order): tolerance widened"
-        note = "; ".join(filter(None, [note, told]))
+        why = f"float32 itself is uncertain by {noise:.1e} here (reference summed in another order): tolerance widened"
+        note = "; ".join(filter(None, [note, why]))
     return Check(level, backend, name, meter.ok, meter.worst, meter.first, note, dict(meter.kinds))
 
 
@@ -86,7 +86,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """All checks of one run; `stages` lists the bisect's stages in order, `culprit` the first one that differs."""
+    """All checks of one run; `culprit` is the first stage of the way from the student that differs."""
 
     bundle: str
     reference: str

@@ -31,10 +31,10 @@ def stock_plan(bundle: Bundle, golden: Golden) -> list[tuple[str, str, Callable[
 def _tokenizer(bundle: Bundle, prompt: dict[str, Any]) -> Check:
     """ExecuTorch's tokenizer on the prompt's text, against the bundle's."""
     name = f"{prompt['name']}: tokenizer"
-    found = tokenizer_ids(bundle, prompt["input_ids"])
-    same = found == prompt["input_ids"]
-    place = next((i for i, pair in enumerate(zip(found, prompt["input_ids"], strict=False)) if pair[0] != pair[1]), "")
-    note = "" if same else f"ids differ from place {place}: {len(found)} instead of {len(prompt['input_ids'])}"
+    ids = tokenizer_ids(bundle, prompt["input_ids"])
+    same = ids == prompt["input_ids"]
+    place = next((i for i, pair in enumerate(zip(ids, prompt["input_ids"], strict=False)) if pair[0] != pair[1]), "")
+    note = "" if same else f"ids differ from place {place}: {len(ids)} instead of {len(prompt['input_ids'])}"
     return Check("stock", EtRunner.backend, name, same, note=note)
 
 
@@ -46,25 +46,25 @@ def _answer(bundle: Bundle, prompt: dict[str, Any]) -> Check:
     count = next((i for i, token in enumerate(ids) if PARTIAL in processor.decode([token])), len(ids))
     if count == 0:
         return Check("stock", EtRunner.backend, name, True, note=NOTHING)
-    said = "".join(stock_answer(bundle, prompt["prompt"], images, count))
+    text = "".join(stock_answer(bundle, prompt["prompt"], images, count))
     ends = [processor.tokenizer.id_to_token(token) or "" for token in processor.eos_token_ids]
     wanted = written(processor, [token for token in ids[:count] if token not in processor.eos_token_ids])
-    if said in (wanted, *(wanted + end for end in ends)):
+    if text in (wanted, *(wanted + end for end in ends)):
         note = "" if count == len(ids) else f"{count} of {len(ids)} tokens: the next one is part of a character"
         return Check("stock", EtRunner.backend, name, True, note=note)
-    step = _first_difference(processor, prompt, said)
+    step = _first_difference(processor, prompt, text)
     limit = TOLERANCE.widened((prompt["noise"][step], 0.0)).logits
     tie = prompt["gaps"][step] <= 2 * limit
-    what = ", a tie of the reference" if tie else f": {said!r:.80} instead of {wanted!r:.80}"
+    what = ", a tie of the reference" if tie else f": {text!r:.80} instead of {wanted!r:.80}"
     note = f"token {step} differs{what}"
     return Check("stock", EtRunner.backend, name, tie, note=note)
 
 
-def _first_difference(processor: Processor, prompt: dict[str, Any], said: str) -> int:
+def _first_difference(processor: Processor, prompt: dict[str, Any], text: str) -> int:
     """The first step whose token the text does not have."""
     ids = prompt["token_ids"]
     for count in range(1, len(ids) + 1):
-        if not said.startswith(written(processor, ids[:count])):
+        if not text.startswith(written(processor, ids[:count])):
             return count - 1
     return len(ids) - 1
 

@@ -111,7 +111,9 @@ def test_a_partial_record_of_other_settings_is_not_gone_on_with(places, tmp_path
     shutil.copy(__file__, tmp_path / "calib.partial.safetensors")  # no record at all
     said = []
     calibrate(places[0], path, data=places[1], progress=lambda *a: said.append(a[0]), **{**FAST, "samples": 3})
-    assert said == ["calibrating"] * 3 + ["rounding states"]
+    tail = f"last sample and {FAST['decode_tokens'] + FAST['long_tokens']} steps behind it"
+    states = f"float16 states over {FAST['state_tokens']} tokens"
+    assert said == ["samples", "samples", tail, "samples", states]
 
 
 def test_other_versions_and_impossible_curves_are_refused(record, tmp_path) -> None:

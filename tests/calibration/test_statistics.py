@@ -17,7 +17,7 @@ def spread_rows(seed: int, rows: int, channels: int = 5) -> np.ndarray:
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 99))
 def test_statistics_do_not_depend_on_how_rows_arrive(cuts: list[int], seed: int) -> None:
     x = spread_rows(seed, sum(cuts) + 1)
-    whole, parts = InputStatistics(5, kept=7), InputStatistics(5, kept=7)
+    whole, parts = InputStatistics(5, sample_rows=7), InputStatistics(5, sample_rows=7)
     whole.add(x)
     for piece in np.split(x, np.cumsum(cuts)):
         parts.add(piece)
@@ -36,7 +36,7 @@ def test_values_are_numpys_own() -> None:
 
 
 def test_the_sample_is_uniform_and_of_whole_rows() -> None:
-    seen = InputStatistics(1, kept=64)
+    seen = InputStatistics(1, sample_rows=64)
     for start in range(0, 6400, 80):
         seen.add(np.arange(start, start + 80, dtype=np.float32)[:, None])
     rows = seen.values["rows"][:, 0]
@@ -54,7 +54,7 @@ def test_what_never_changes_shows() -> None:
 
 
 def test_tensors_round_trip() -> None:
-    seen = InputStatistics(5, kept=9)
+    seen = InputStatistics(5, sample_rows=9)
     seen.add(spread_rows(2, 30))
     again = InputStatistics.from_tensors(seen.tensors())
     x = spread_rows(3, 20)

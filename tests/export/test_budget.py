@@ -36,7 +36,7 @@ def place(tmp_path_factory):
 def smallest(place, tmp_path, **options) -> int:
     """The smallest budget, as the error of a smaller one says it."""
     with pytest.raises(InputError, match="too small for the matrices and one state") as caught:
-        write_bundle(place[0], tmp_path / "none", precision="auto", calibration=place[1], budget_bytes=7, **options)
+        write_bundle(place[0], tmp_path / "none", preset="auto", calibration=place[1], budget_bytes=7, **options)
     assert not (tmp_path / "none").exists()
     found = re.search(r"at least (\d+) \((\d+) of matrices, (\d+) of an (fp\d+) state\)", str(caught.value))
     assert found is not None and int(found[1]) == int(found[2]) + int(found[3])
@@ -61,7 +61,7 @@ def test_the_smallest_budget_rounds_the_state_and_verifies(place, tmp_path, targ
     options = {"target": target, **OPTIONS[target]}
     budget = smallest(place, tmp_path, **options)
     report = write_bundle(
-        place[0], tmp_path / "bundle", precision="auto", calibration=place[1], budget_bytes=budget, **options
+        place[0], tmp_path / "bundle", preset="auto", calibration=place[1], budget_bytes=budget, **options
     )
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert manifest.precision.state == "fp16"
@@ -94,7 +94,7 @@ def test_where_everything_fits_nothing_is_rounded(place, tmp_path, capsys) -> No
 
 
 def test_a_state_that_was_asked_for_wins(place, tmp_path, capsys) -> None:
-    options = {"precision": "auto", "calibration": place[1]}
+    options = {"preset": "auto", "calibration": place[1]}
     report = write_bundle(place[0], tmp_path / "fp16", budget_bytes=PLENTY, state="fp16", **options)
     assert report.manifest.precision.state == "fp16" and report.budget.reason == "--state asked for it"
     least, exact = smallest(place, tmp_path), smallest(place, tmp_path, state="fp32")
@@ -115,7 +115,7 @@ def test_a_record_that_never_looked_at_float16_states_leaves_them_alone(place, t
     save_file(tensors, old, {**metadata, "sha256": digest(metadata, tensors)})
     least = smallest((place[0], old), tmp_path, state="fp32")
     with pytest.raises(InputError, match="of an fp32 state.*fix: calibrate again, or --state fp16"):
-        write_bundle(place[0], tmp_path / "none", precision="auto", calibration=old, budget_bytes=least - 1)
-    report = write_bundle(place[0], tmp_path / "bundle", precision="auto", calibration=old, budget_bytes=least)
+        write_bundle(place[0], tmp_path / "none", preset="auto", calibration=old, budget_bytes=least - 1)
+    report = write_bundle(place[0], tmp_path / "bundle", preset="auto", calibration=old, budget_bytes=least)
     assert report.manifest.precision.state == "fp32"
     assert "does not say what float16 states cost" in report.budget.reason

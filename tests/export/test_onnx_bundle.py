@@ -133,8 +133,8 @@ def test_the_same_student_gives_the_same_bytes(family, student_of, tmp_path):
 
 @pytest.mark.parametrize("family", ["llava", "qwen3"])
 def test_half_precision(family, student_of, tmp_path):
-    whole = export_bundle(student_of(family), tmp_path / "whole", precision="none")
-    half = export_bundle(student_of(family), tmp_path / "half", precision="fp16")
+    whole = export_bundle(student_of(family), tmp_path / "whole", preset="none")
+    half = export_bundle(student_of(family), tmp_path / "half", preset="fp16")
     assert (whole.precision.weights, half.precision.weights) == ("fp32", "fp16")
     assert whole.model.weights_hash == half.model.weights_hash
     bundles = [open_bundle(tmp_path / name) for name in ("whole", "half")]
@@ -229,17 +229,17 @@ def test_a_bad_student_leaves_nothing(damage, message, student_of, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "android", "precision": "int8"}, "preset of target 'android'; got 'int8'; expected one of none"),
+        ({"target": "android", "preset": "int8"}, "preset of target 'android'; got 'int8'; expected one of none"),
         ({"target": "onnx", "compile_check": False}, "option compile_check of target onnx"),
         ({"target": "windows"}, "expected one of onnx, jetson, android, ios"),
-        ({"precision": "int4"}, "--quant int4 needs a calibration record"),
-        ({"precision": "int2"}, "preset of target 'onnx'; got 'int2'; expected one of none, fp16, auto, int8, int4"),
+        ({"preset": "int4"}, "--quant int4 needs a calibration record"),
+        ({"preset": "int2"}, "preset of target 'onnx'; got 'int2'; expected one of none, fp16, auto, int8, int4"),
     ],
 )
 def test_what_does_not_exist_yet_is_named(options, message, student_of, tmp_path, capsys):
     with pytest.raises(InputError, match=message):
         write_for_target(student_of("llama"), tmp_path / "bundle", **options)
-    names = {"target": "--target", "precision": "--quant", "compile_check": "--no-compile-check"}
+    names = {"target": "--target", "preset": "--quant", "compile_check": "--no-compile-check"}
     arguments = [text for name, value in options.items() for text in (names[name], value) if text]
     capsys.readouterr()  # making the student shows progress
     assert main(["export", str(student_of("llama")), "-o", str(tmp_path / "bundle"), *arguments]) == 2

@@ -15,7 +15,7 @@ from linmu.formats.bundle import open_bundle
 from linmu.formats.decoder_file import map_weights, plain_parts, read_decoder_file
 from linmu.formats.matrix_format import part
 from linmu.model.folders import load_student
-from linmu.quantize.presets import Quantization
+from linmu.quantize.plan import Quantization
 from linmu.quantize.student import quantize_student
 from linmu.runtimes.session import load
 from linmu.tools.verify import verify
@@ -36,7 +36,7 @@ def place(request, tmp_path_factory):
 def bundle(request, place, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / request.param
     options = {"compile_check": False} if request.param == "jetson" else {}
-    report = write_bundle(place[0], out, target=request.param, precision="int4", calibration=place[1], **options)
+    report = write_bundle(place[0], out, target=request.param, preset="int4", calibration=place[1], **options)
     return request.param, out, report
 
 
@@ -90,7 +90,7 @@ def test_int8_with_biases(target, tmp_path) -> None:
     student, record, out = student_folder("qwen2", tmp_path), tmp_path / "calib.safetensors", tmp_path / "bundle"
     calibrate(student, record, allow_random=True, **FAST)
     options = {"compile_check": False} if target == "jetson" else {}
-    write_bundle(student, out, target=target, precision="int8", calibration=record, **options)
+    write_bundle(student, out, target=target, preset="int8", calibration=record, **options)
     found = verify(out, student=student, steps=16)
     assert found.ok, found.to_text()
 
@@ -121,13 +121,11 @@ def test_records_budgets_and_presets_that_do_not_fit(place, tmp_path, capsys) ->
 def test_a_budget_is_kept(place, tmp_path, options) -> None:
     """With standard operators the head stays float: a tied one is read row by row as the table of embeddings."""
     student, record = place
-    full = write_bundle(student, tmp_path / "int4", precision="int4", calibration=record, **options)
+    full = write_bundle(student, tmp_path / "int4", preset="int4", calibration=record, **options)
     assert verify(tmp_path / "int4", steps=4).ok
     layers = [row for row in full.matrices if not options or row.name.startswith("layers.")]
     budget = int(sum(row.stored_bytes for row in layers) * 1.3)
-    report = write_bundle(
-        student, tmp_path / "auto", precision="auto", calibration=record, budget_bytes=budget, **options
-    )
+    report = write_bundle(student, tmp_path / "auto", preset="auto", calibration=record, budget_bytes=budget, **options)
     assert sum(row.stored_bytes for row in report.matrices if not options or row.name.startswith("layers.")) <= budget
     assert len({row.precision for row in report.matrices}) > 1
     found = verify(tmp_path / "auto", steps=4)
@@ -137,4 +135,4 @@ def test_a_budget_is_kept(place, tmp_path, options) -> None:
 def test_another_students_record_is_refused(place, tmp_path) -> None:
     other = student_folder("qwen2", tmp_path)
     with pytest.raises(InputError, match="another student"):
-        write_bundle(other, tmp_path / "bundle", precision="int4", calibration=place[1])
+        write_bundle(other, tmp_path / "bundle", preset="int4", calibration=place[1])

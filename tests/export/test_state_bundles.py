@@ -26,7 +26,7 @@ def bundles(student, tmp_path_factory):
     for target, state in (("onnx", "fp32"), ("onnx", "fp16"), ("jetson", "fp16")):
         options = {"compile_check": False} if target == "jetson" else {}
         found[target, state] = root / f"{target}-{state}"
-        write_bundle(student, found[target, state], target=target, precision="none", state=state, **options)
+        write_bundle(student, found[target, state], target=target, preset="none", state=state, **options)
     return found
 
 

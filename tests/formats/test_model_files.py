@@ -131,6 +131,38 @@ def test_truncated_gguf(tmp_path, kept):
         read_gguf(path)
 
 
+HOSTILE = {
+    "nested arrays": (0, gguf_text("k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000),
+    "an array longer than a file offset": (0, gguf_text("k") + struct.pack("<IIQ", 9, 10, 2**62)),
+    "strings without end": (0, gguf_text("k") + struct.pack("<IIQ", 9, 8, 2**63)),
+    "a text as alignment": (0, gguf_text("general.alignment") + struct.pack("<I", 8) + gguf_text("x")),
+    "alignment below 0": (0, gguf_text("general.alignment") + struct.pack("<Ii", 5, -7)),
+    "axes without end": (1, gguf_text("k") + struct.pack("<I", 2**32 - 1)),
+    "elements without end": (1, gguf_text("k") + struct.pack("<IQQIQ", 2, 2**63, 2**63, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_gguf(tmp_path, name):
+    tensors, header = HOSTILE[name]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, 1 - tensors) + header)
+    with pytest.raises(InputError, match="m.gguf is not a whole GGUF file"):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("I", 2**32 - 1), ("f", float("nan")), ("f", float("inf"))])
+def test_gguf_of_a_senseless_number_of_layers(tmp_path, kind, value):
+    right = gguf_text("llama.block_count") + struct.pack("<II", 4, 2)
+    wrong = gguf_text("llama.block_count") + struct.pack("<I" + kind, {"I": 4, "f": 6}[kind], value)
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes().replace(right, wrong))
+    if kind == "I":
+        read_model_folder(tmp_path)  # the tensors that it lacks are found missing when they are loaded
+        return
+    with pytest.raises(InputError, match="llama.block_count; got (nan|inf); expected a number"):
+        read_model_folder(tmp_path)
+
+
 def test_block_sizes_are_those_of_the_gguf_package():
     gguf = pytest.importorskip("gguf")
     from linmu.formats.gguf_file import _BLOCKS

@@ -136,8 +136,8 @@ def test_a_spool_gives_back_every_bit_and_leaves_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("write", "options"),
     [
-        (write_bundle, {"precision": "fp16", "compile_check": False}),
-        (write_onnx_bundle, {"precision": "none"}),
+        (write_bundle, {"preset": "fp16", "compile_check": False}),
+        (write_onnx_bundle, {"preset": "none"}),
     ],
 )
 def test_the_same_bundle_byte_by_byte(student, tmp_path, monkeypatch, write, options):
@@ -160,7 +160,7 @@ def test_the_same_record_and_the_same_quantized_bundle(student, tmp_path, monkey
         lengths = {"decode_tokens": 1, "long_tokens": 2, "state_tokens": 3}
         calibrate(student, record, samples=2, kept_rows=40, allow_random=True, **lengths)
         records.append(record.read_bytes())
-        options = {"precision": "int4", "compile_check": False, "calibration": record}
+        options = {"preset": "int4", "compile_check": False, "calibration": record}
         manifests.append(write_bundle(student, tmp_path / place, **options).manifest)
     assert records[0] == records[1] and manifests[0] == manifests[1]
     assert manifests[1].precision.weights == "int4"

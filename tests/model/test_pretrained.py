@@ -109,14 +109,14 @@ def refused(folder, match: str) -> None:
 
 
 def test_what_is_no_student_is_refused(tmp_path):
-    refused(tmp_path / "none", "not a student folder; got .*none; expected a folder with config.json; fix: make one")
+    refused(tmp_path / "none", "no .*none/config.json; fix: give a folder with config.json")
     teacher, _ = tiny_model("llama")
     teacher.save_pretrained(tmp_path / "teacher")
-    refused(tmp_path / "teacher", "not a linmu student; got model_type 'llama'.*fix: convert it first")
+    refused(tmp_path / "teacher", "is not a student; got a model of type 'llama'.*fix: linmu convert")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")
-    refused(broken, "config.json is not JSON")
+    refused(broken, "config.json is not valid JSON")
     (broken / "config.json").write_text('["linmu_llama"]')
     refused(broken, "config.json; got list; expected a JSON object")
     (broken / "config.json").write_text('{"model_type": "linmu_gpt9", "linmu": {}}')
@@ -128,7 +128,7 @@ def test_what_is_no_student_is_refused(tmp_path):
     [
         ({"tapz": 3}, "unknown M-MATE setting; got tapz"),
         ({"decay": "both"}, "mmate.decay; got 'both'"),
-        (None, "no M-MATE settings"),
+        (None, "is not a student; got a model of type 'linmu_llama' without M-MATE settings"),
     ],
 )
 def test_damaged_settings_are_refused(change, match, tmp_path):

@@ -68,7 +68,7 @@ def test_a_reference_takes_over_ties_and_keeps_its_own_code_elsewhere() -> None:
     follower = Follower(meter)
     x = torch.tensor([[[3.499, 7.2, 5.3]]]) * SCALE
     shown = torch.tensor([[[3.501, 7.2, 6.3]]]) * SCALE
-    follower.given, follower.twins, follower.step = {"down": shown.numpy()}, {"down": x.numpy()}, 7
+    follower.inputs, follower.twins, follower.step = {"down": shown.numpy()}, {"down": x.numpy()}, 7
     seen = follower("down", x, INT8, SCALE) / SCALE
     assert seen.tolist() == [[[4.0, 7.0, 5.0]]]
     assert (follower.codes, follower.ties) == (3, 1)
@@ -79,7 +79,7 @@ def test_a_reference_takes_over_ties_and_keeps_its_own_code_elsewhere() -> None:
 def test_the_margin_follows_the_twin_up_to_a_limit() -> None:
     follower = Follower(Meter())
     x = torch.ones(1, 1, 4) * SCALE
-    follower.given = {"down": x.numpy()}
+    follower.inputs = {"down": x.numpy()}
     for noise, margin in ((0.0, 1.0), (2.0, 8.0), (500.0, 5.0 * 8 / 8)):
         follower.noise = 0.0
         follower.twins = {"down": (x + noise * MARGIN * 127 * SCALE).numpy()}
@@ -90,7 +90,7 @@ def test_the_margin_follows_the_twin_up_to_a_limit() -> None:
 @pytest.mark.parametrize("given_", [{}, {"down": np.zeros((1, 2, 3), np.float32)}])
 def test_a_graph_that_does_not_round_an_input_is_named(given_) -> None:
     follower = Follower(Meter())
-    follower.given = given_
+    follower.inputs = given_
     with pytest.raises(BundleError, match="rounded input of down"):
         follower("down", torch.zeros(1, 2, 4), INT8, SCALE)
 

@@ -19,7 +19,7 @@ from linmu.formats.bundle import open_bundle
 from linmu.formats.decoder_file import read_decoder_file
 from linmu.model.folders import load_student
 from linmu.proof.exposed import ExposedRunner, expose_inputs
-from linmu.proof.rounded import rounded_checks
+from linmu.proof.paths import exposed_paths
 from linmu.reference.eager import StudentRunner
 from linmu.reference.torch_runner import bundle_form
 from linmu.runtimes.ort_runner import OrtRunner
@@ -59,7 +59,7 @@ def place(request, students, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / f"{family}-{target}"
     options = {"compile_check": False} if target == "jetson" else {}
     student, record = students[family]
-    write_bundle(student, out, target=target, precision=preset, calibration=record, **options)
+    write_bundle(student, out, target=target, preset=preset, calibration=record, **options)
     return student, out, target, preset
 
 
@@ -78,7 +78,7 @@ def test_every_path_agrees_with_the_student(place) -> None:
 def test_float16_states_are_followed_too(students, tmp_path) -> None:
     student, record = students["llama"]
     bundle = tmp_path / "bundle"
-    write_bundle(student, bundle, target="onnx", precision="int4", calibration=record, state="fp16")
+    write_bundle(student, bundle, target="onnx", preset="int4", calibration=record, state="fp16")
     found = verify(bundle, student=student, steps=40, backends=["onnxruntime"])
     assert found.ok, found.to_text()
 
@@ -281,7 +281,8 @@ def test_a_backend_that_shows_nothing_is_refused(place) -> None:
         backend = "tensorrt"
 
     with pytest.raises(InputError, match="tensorrt.*does not show what it rounds.*--backend onnxruntime"):
-        rounded_checks(open_bundle(place[1]), None, Engine(), Tolerance(), 1)
+        with exposed_paths(open_bundle(place[1]), Engine(), None):
+            pass
 
 
 def test_sessions_that_show_inputs_close(place) -> None:

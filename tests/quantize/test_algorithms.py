@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from linmu.calibration.statistics import InputStatistics
+from linmu.formats.presets import FP8, INT4_32, INT8, INT8_32, INT8_ROWS_SMOOTH
 from linmu.quantize.algorithms import find_scales
-from linmu.quantize.presets import FP8, INT4_32, INT8, INT8_32, INT8_ROWS_SMOOTH
 from linmu.quantize.rounding import relative_error, round_matrix
 
 pytest.importorskip("modelopt")

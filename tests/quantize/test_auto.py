@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from linmu.errors import InputError
 from linmu.formats.matrix_format import MatrixFormat
+from linmu.formats.presets import Scheme
 from linmu.quantize.auto import Option, ladder, outcome, spend
-from linmu.quantize.presets import Scheme
 from linmu.quantize.state_choice import BudgetReport, StateOption, choose_state
 
 INT4, INT8 = Scheme(MatrixFormat("int4", 16), "max"), Scheme(MatrixFormat("int8", input="int8"), "max")

@@ -12,10 +12,10 @@ from linmu.calibration.collect import calibrate
 from linmu.calibration.record import read_record
 from linmu.errors import InputError
 from linmu.formats.matrix_format import MatrixFormat, part
+from linmu.formats.presets import PRESETS, Preset, Scheme, find_preset
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_choice, preset_form, quantize_form
 from linmu.quantize.layer import fitting
-from linmu.quantize.presets import PRESETS, Preset, Scheme, find_preset
 from linmu.reference.eager import StudentRunner
 from linmu.reference.student_manifest import student_manifest
 from linmu.step.pack import decoder_form

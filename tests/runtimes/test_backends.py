@@ -24,7 +24,7 @@ def place(tmp_path_factory):
     """(student, bundle) of a backend named "other"."""
     root = tmp_path_factory.mktemp("other")
     student, folder = student_folder("llama", root), root / "bundle"
-    manifest = export_bundle(student, folder, precision="none")
+    manifest = export_bundle(student, folder, preset="none")
     write_manifest(folder, replace(manifest, backends=("other",)))
     return student, folder
 

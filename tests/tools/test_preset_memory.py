@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from linmu.formats.presets import INT4_32, INT4_ROWS, LAYER_MATRICES
 from linmu.quantize.layer import fitting
-from linmu.quantize.presets import INT4_32, INT4_ROWS, LAYER_MATRICES
-from linmu.quantize.presets import PRESETS as QUANTIZED
 from linmu.step.form import DecoderForm, is_matrix
 from linmu.step.pack import decoder_form
 from linmu.tools.decoder_sizes import DecoderSizes
 from linmu.tools.inspect import inspect_folder
-from linmu.tools.preset_memory import PHONES, PRESETS, Decoder, preset_memory, stored_bytes
+from linmu.tools.preset_memory import PHONES, Decoder, preset_memory, stored_bytes, stored_presets
 from tests.folders import student_folder
 from tests.model.students import fresh_student
 from tests.tiny import FAMILY_NAMES
@@ -37,17 +36,12 @@ def test_matrices_are_those_of_the_step_form(family, settings):
     assert decoder.controls == layer["in_proj"].shape[1] * form.hidden - form.hidden * form.channels
 
 
-def test_presets_are_those_that_are_exported():
-    for preset in PRESETS:
-        if preset.name in ("none", "fp16"):
-            assert preset.layers is None and preset.head is None
-            continue
-        known = QUANTIZED[preset.target][preset.name]
-        assert preset.layers == known.layers.format
-        assert preset.floats == ("fp32" if preset.target in PHONES else "fp16")
-        assert preset.head == (known.head and known.head.format)
-    wanted = {(target, name) for target, known in QUANTIZED.items() for name in known}
-    assert {(p.target, p.name) for p in PRESETS if p.layers is not None} == wanted
+def test_presets_of_a_target_go_from_wide_to_narrow():
+    names = [(preset.target, preset.name) for preset in stored_presets()]
+    assert [name for target, name in names if target == "onnx"] == ["none", "fp16", "int8", "int4"]
+    assert [name for target, name in names if target == "jetson"] == ["fp16", "int8", "fp8", "int4"]
+    for phone in PHONES:
+        assert [name for target, name in names if target == phone] == ["none", "8da8w", "8da4w"]
 
 
 def test_groups_shrink_as_the_quantizer_shrinks_them():
@@ -90,4 +84,4 @@ def test_inspect_shows_them_for_a_student(family, tmp_path):
     by_name = {(item.target, item.preset): item for item in found.presets}
     assert by_name["onnx", "none"].weight_bytes == found.weight_bytes == 4 * found.parameters
     assert by_name["jetson", "fp16"].weight_bytes == 2 * found.parameters
-    assert len(found.to_json()["presets"]) == len(PRESETS)
+    assert len(found.to_json()["presets"]) == len(stored_presets())

@@ -42,7 +42,7 @@ def made(tmp_path_factory):
         if key not in found:
             root = tmp_path_factory.mktemp(family)
             student = student_folder(family, root, **settings)
-            export_bundle(student, root / "bundle", precision=precision)
+            export_bundle(student, root / "bundle", preset=precision)
             found[key] = student, root / "bundle"
         return found[key]
 

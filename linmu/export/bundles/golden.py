@@ -188,15 +188,15 @@ def _graph_vectors(
         token = int(out.tensors["prefill/logits"].argmax())
     else:
         text, players, token = _sure_text(out, ids, runners, manifest, sure)
-        _add_shown(out, text, "text")
+        _add_if_sure(out, text, "text")
         pictures = out.empty()
         _prefill_vector(pictures, "prefill", inputs, runners, manifest)
-        _add_shown(out, pictures, "prefill")
-    start, made = [player.save() for player in players], out.empty()
+        _add_if_sure(out, pictures, "prefill")
+    start, vectors = [player.save() for player in players], out.empty()
     token, logits = _step(players, token, "step", sure and sure.fresh())
-    made.tensors["step/input_ids"] = np.array([token], np.int64)
-    _result(made, "step", players, logits, runner.quantum)
-    _add_shown(out, made, "step", sure is None)
+    vectors.tensors["step/input_ids"] = np.array([token], np.int64)
+    _result(vectors, "step", players, logits, runner.quantum)
+    _add_if_sure(out, vectors, "step", sure is None)
     for player, saved in zip(players, start, strict=True):
         player.restore(saved)
     return players
@@ -220,11 +220,11 @@ def _result(out: _Vectors, name: str, players: Players, logits: list[np.ndarray]
 def _noise(players: Players, logits: list[np.ndarray], state: dict[str, np.ndarray], quantum: float) -> np.ndarray:
     """(logits, state) noise [2]: the largest of all twins. Rounded inputs: nothing of a half product is in a state."""
     rounds = len(players) > 2
-    found = []
+    noise = []
     for player, other in zip(players[1:], logits[1:], strict=True):
         near = noise_between(logits[0], state, other, player.state(), 0.0 if rounds else quantum)
-        found.append((logits_noise(logits[0], other, quantum), near[1]) if rounds else near)
-    return np.max(found, axis=0)
+        noise.append((logits_noise(logits[0], other, quantum), near[1]) if rounds else near)
+    return np.max(noise, axis=0)
 
 
 def _sure_text(
@@ -241,23 +241,23 @@ def _sure_text(
         for place in range(count):
             wish = int(ids[(place + attempt) % len(ids)])
             chosen.append(chooser.step(players, wish, f"text.{attempt}.{place}")[0])
-        made = out.empty()
-        players = _prefill_vector(made, "text", ModelInputs(np.array(chosen, np.int64), ""), runners, manifest)
-        noise = float(np.max(made.tensors["text/noise"][1]))
+        vectors = out.empty()
+        players = _prefill_vector(vectors, "text", ModelInputs(np.array(chosen, np.int64), ""), runners, manifest)
+        noise = float(np.max(vectors.tensors["text/noise"][1]))
         if best is None or noise < best[0]:
-            best = noise, made, players
+            best = noise, vectors, players
         if NOISE_ROOM * noise <= Tolerance().state:
             break
     assert best is not None
     return best[1], best[2], int(best[1].tensors["text/logits"].argmax())
 
 
-def _add_shown(out: _Vectors, made: _Vectors, name: str, always: bool = False) -> None:
+def _add_if_sure(out: _Vectors, vectors: _Vectors, name: str, always: bool = False) -> None:
     """Take over a vector, unless its ties leave too much open."""
-    shown = made.tensors[f"{name}/noise"] <= SHOWN * np.array((WIDEST_LOGITS, WIDEST_STATE))
-    if always or shown.all():
-        out.tensors |= made.tensors
-        out.room[0] = made.room[0]
+    low = vectors.tensors[f"{name}/noise"] <= SHOWN * np.array((WIDEST_LOGITS, WIDEST_STATE))
+    if always or low.all():
+        out.tensors |= vectors.tensors
+        out.room[0] = vectors.room[0]
 
 
 def _media(manifest: Manifest) -> list[int]:
@@ -288,11 +288,11 @@ def _prefill_vector(out: _Vectors, name: str, inputs: ModelInputs, runners: Runn
 
 def _hidden(out: _Vectors, name: str, runners: Runners) -> None:
     """Hidden states of every position of the last prefill call: projections, norms, and their noise."""
-    shown = [runner.hidden[0] for runner in runners]
-    projection, norm = out.projector.rows(shown[0])
-    noise = max(logits_noise(shown[0], other, runners[0].quantum) for other in shown[1:])
-    found = {"projection": projection, "norm": norm, "noise": np.array((noise, 0.0), np.float32)}
-    out.tensors |= {f"{name}/hidden/{kind}": value for kind, value in found.items()}
+    hidden = [runner.hidden[0] for runner in runners]
+    projection, norm = out.projector.rows(hidden[0])
+    noise = max(logits_noise(hidden[0], other, runners[0].quantum) for other in hidden[1:])
+    vectors = {"projection": projection, "norm": norm, "noise": np.array((noise, 0.0), np.float32)}
+    out.tensors |= {f"{name}/hidden/{kind}": value for kind, value in vectors.items()}
 
 
 def _rollout(
@@ -310,29 +310,29 @@ def _rollout(
     """
     vocab = manifest.model.vocab_size
     random = forced_ids(vocab, steps, _media(manifest))
-    kept, sign = sampled_ids(vocab), Projector()
+    sample, sign = sampled_ids(vocab), Projector()
     rows: dict[str, list[Any]] = {}
     for step in range(steps):
         token = forced_token(step, int(logits.argmax()), random)
-        token, made = _step(players, token, str(step), sure)
+        token, all_logits = _step(players, token, str(step), sure)
         if sure is not None and sure.lost:
             break
-        logits, state = made[0], players[0].state()
+        logits, state = all_logits[0], players[0].state()
         projection, _ = sign.rows(logits[None])
         row = {
             "tokens": np.int64(token),
-            "logits": logits[kept],
+            "logits": logits[sample],
             "std": logits.std(),
             "best": logits.argmax(),
             "gap": np.float32(top_gap(logits)),
             "logits_projection": projection[0],
-            "noise": np.array(_noise(players, made, state, quantum), np.float32),
+            "noise": np.array(_noise(players, all_logits, state, quantum), np.float32),
         }
         for name, (projection, norm) in out.projector.state(state).items():
             row |= {f"projection/{name}": projection, f"norm/{name}": norm}
         for name, value in row.items():
             rows.setdefault(name, []).append(np.array(value))
-    out.tensors |= {"steps/ids": kept, "steps/tokens": np.zeros(0, np.int64)}
+    out.tensors |= {"steps/ids": sample, "steps/tokens": np.zeros(0, np.int64)}
     if not rows:
         return
     out.tensors |= {f"steps/{name}": np.stack(values) for name, values in rows.items()}
@@ -346,13 +346,13 @@ def _prompts(
     folder: Path, runners: Runners, manifest: Manifest, processor: Processor, new_tokens: int
 ) -> list[dict[str, Any]]:
     """A text prompt, and one with the synthetic picture, each with its greedy answer."""
-    found = [_answer("text", golden.TEXT_PROMPT, (), folder, runners, manifest, processor, new_tokens)]
+    answers = [_answer("text", golden.TEXT_PROMPT, (), folder, runners, manifest, processor, new_tokens)]
     if runners[0].tower is not None:
         golden.synthetic_picture().save(folder / golden.PICTURE_FILE)
         pictures = (golden.PICTURE_FILE,)
         prompt = golden.PICTURE_PROMPT
-        found.append(_answer("picture", prompt, pictures, folder, runners, manifest, processor, new_tokens))
-    return found
+        answers.append(_answer("picture", prompt, pictures, folder, runners, manifest, processor, new_tokens))
+    return answers
 
 
 def _answer(
@@ -361,20 +361,20 @@ def _answer(
     """A prompt and its greedy answer, as far as the reference's own noise lets anyone be held to it."""
     inputs = processor.encode(prompt, [folder / file for file in pictures])
     players = [RunnerPlayer(runner, manifest, inputs) for runner in runners]
-    made, most = [player.start() for player in players], new_tokens
+    logits, most = [player.start() for player in players], new_tokens
     tokens, gaps, noise = list[int](), list[float](), [0.0]
     while len(tokens) < new_tokens:
-        moved = max(noise[-1], *(logits_noise(made[0], other, runners[0].quantum) for other in made[1:]))
-        gap = top_gap(made[0])
+        moved = max(noise[-1], *(logits_noise(logits[0], other, runners[0].quantum) for other in logits[1:]))
+        gap = top_gap(logits[0])
         if tokens and moved > SHOWN * WIDEST_LOGITS and gap <= 2 * NOISE_ROOM * moved:  # anyone's guess from here on
             most = len(tokens)
             break
-        tokens.append(int(made[0].argmax()))
+        tokens.append(int(logits[0].argmax()))
         gaps.append(gap)
         noise.append(moved)
         if tokens[-1] in processor.eos_token_ids:
             break
-        made = [player.step(tokens[-1]) for player in players]
+        logits = [player.step(tokens[-1]) for player in players]
     pixels = Projector()
     spoken = [token for token in tokens if token not in processor.eos_token_ids]
     return {

@@ -50,10 +50,10 @@ class Ties:
 
     def following(self, weight: str, x: Tensor, format: MatrixFormat, scale: Tensor) -> Tensor:
         """Takes the reference's codes; tells how far the inputs are apart."""
-        wanted = self.inputs[weight]
-        least = LEAST_NOISE * LARGEST[format.input] * code_scale(wanted, format, scale)
-        self.noise[weight] = _by_block((x - wanted).abs()).maximum(least)
-        return round_input(wanted, format, scale)
+        reference_input = self.inputs[weight]
+        least = LEAST_NOISE * LARGEST[format.input] * code_scale(reference_input, format, scale)
+        self.noise[weight] = _by_block((x - reference_input).abs()).maximum(least)
+        return round_input(reference_input, format, scale)
 
     def moved(self, sign: float) -> Rounding:
         """Rounds by itself what is moved to one side."""
@@ -66,11 +66,11 @@ class Ties:
 
     def twins(self, student: PreTrainedModel, runner: StudentRunner) -> tuple[StudentRunner, ...]:
         """The three twins of a reference, which rounds as this says from now on."""
-        found = tuple(StudentRunner(student, runner) for _ in range(3))
+        twins = tuple(StudentRunner(student, runner) for _ in range(3))
         roundings = (self.reference, self.following, self.moved(1.0), self.moved(-1.0))
-        for one, rounding in zip((runner, *found), roundings, strict=True):
-            one.ops.rounding = rounding
-        return found
+        for each, rounding in zip((runner, *twins), roundings, strict=True):
+            each.ops.rounding = rounding
+        return twins
 
 
 def _by_block(x: Tensor) -> Tensor:
@@ -98,9 +98,9 @@ class SureTokens:
         """Let the players of all runners take `wish`, or another token that is sure -> the token, all logits."""
         saved = [player.save() for player in players]
         for token in () if self.lost else self._candidates(players, wish, label):
-            made = [player.step(token).copy() for player in players]
-            if self.agree(players, made):
-                return token, made
+            logits = [player.step(token).copy() for player in players]
+            if self.agree(players, logits):
+                return token, logits
             for player, moment in zip(players, saved, strict=True):
                 player.restore(moment)
         self.lost = True
@@ -111,8 +111,8 @@ class SureTokens:
         base, state = Tolerance(), players[0].state()
         limit = base.logits / NOISE_ROOM + logits_noise(logits[0], logits[0], self.runners[0].quantum)
         for player, other in zip(players[1:], logits[1:], strict=True):
-            found = noise_between(logits[0], state, other, player.state())
-            if not (found[0] <= limit and NOISE_ROOM * found[1] <= base.state):
+            noise = noise_between(logits[0], state, other, player.state())
+            if not (noise[0] <= limit and NOISE_ROOM * noise[1] <= base.state):
                 return False
         return True
 
@@ -159,11 +159,11 @@ class SureTokens:
         return logits[:, 0], present
 
 
-def _state_error(name: str, found: Tensor, wanted: Tensor) -> Tensor:
+def _state_error(name: str, state: Tensor, expected: Tensor) -> Tensor:
     """Largest error [n] of n sequences' states, in the units of linmu.verification.compare."""
-    count = len(wanted)
-    groups = 1 if name.endswith("conv") else wanted.shape[1]
-    rows, others = (x.reshape(count, groups, -1) for x in (wanted, found))
+    count = len(expected)
+    groups = 1 if name.endswith("conv") else expected.shape[1]
+    rows, others = (x.reshape(count, groups, -1) for x in (expected, state))
     size = rows.abs().amax(-1)
     scale = size.maximum(SMALL_GROUP * size.amax(-1, keepdim=True)).clamp(min=TINY)
     return ((others - rows).abs().amax(-1) / scale).amax(-1)

@@ -32,7 +32,7 @@ from linmu.processing.convert import write_processor
 from linmu.processing.settings import to_json
 from linmu.quantize.form import QuantizedForm
 from linmu.quantize.layer import MatrixReport
-from linmu.quantize.presets import Quantization
+from linmu.quantize.plan import Quantization
 from linmu.quantize.state_choice import BudgetReport
 from linmu.quantize.student import quantize_student
 from linmu.reference.half_range import too_wide
@@ -135,10 +135,10 @@ def write_planned(
                 plan = replace(plan, state=quantized.budget.chosen.state.precision)
         write = plan.writer or write_graphs
         manifest, reports = write(folder, student, model, plan, say, quantized)
-        found: dict[str, Any] = {}
+        check: dict[str, Any] = {}
         if plan.check is not None:
             say("checking the graphs")
-            found = plan.check(folder, manifest)
+            check = plan.check(folder, manifest)
         say("writing golden vectors")
         reference = None if quantized is None else quantized.form
         manifest = replace(manifest, golden=write_golden(folder, model, manifest, reference))
@@ -156,15 +156,15 @@ def write_planned(
         bundle_bytes=sum(entry.bytes for entry in manifest.files.values()),
         student_bytes=4 * sum(weight.numel() for weight in model.parameters()),
         peak_bytes=peak_bytes(),
-        check=found,
+        check=check,
         matrices=() if quantized is None else tuple(quantized.reports.values()),
         budget=None if quantized is None else quantized.budget,
     )
 
 
 def _plain(report: Any) -> dict[str, Any]:
-    found: dict[str, Any] = report.to_json() if hasattr(report, "to_json") else vars(report)
-    return found
+    plain: dict[str, Any] = report.to_json() if hasattr(report, "to_json") else vars(report)
+    return plain
 
 
 def _silent(*_: Any) -> None:
@@ -196,16 +196,16 @@ def write_graphs(
                 tower, path, precision=plan.weights, opset=plan.vision_opset, half_products=products
             )
         vision = vision_manifest(tower.facts, Processor.from_folder(folder))
-    whole: tuple[str, ...] = ()
+    float32_matrices: tuple[str, ...] = ()
     if plan.activations == "fp16":
         say("looking for matrices that float16 cannot multiply")
-        whole = tuple(sorted({*too_wide(model, student), *_controls(form)}))
+        float32_matrices = tuple(sorted({*too_wide(model, student), *_controls(form)}))
     stored = write_weights(
         folder / WEIGHTS,
         form.weights,
         half,
         lambda done, total: say("writing weights", done, total),
-        whole,
+        float32_matrices,
         form.quantized,
         plan.style.ops == "fused",
     )
@@ -216,7 +216,7 @@ def write_graphs(
         model=model_facts(student, model, form),
         target=plan.target,
         backends=plan.backends,
-        precision=_precision(plan, form, whole),
+        precision=_precision(plan, form, float32_matrices),
         graphs=graphs | decoder,
         state=manifest_states(form),
         state_bytes=state_bytes(manifest_states(form)),
@@ -253,26 +253,26 @@ def _quiet(name: str) -> Iterator[None]:
 
 def stored_precision(plan: Plan, form: DecoderForm) -> Precision:
     """How matrices and states are stored and matrices multiplied, for the manifest."""
-    found = Precision(
+    precision = Precision(
         weights=plan.weights, floats=plan.weights, activations=plan.activations, state=form.state, ops=plan.style.ops
     )
     if plan.quantization is None:
-        return found
+        return precision
     formats = form.quantized.values()
     return replace(
-        found,
+        precision,
         weights=plan.quantization.preset,
         group_size=max((format.group for format in formats), default=0) or None,
         matrix_inputs=tuple(sorted({format.input for format in formats} - {""})),
     )
 
 
-def _precision(plan: Plan, form: DecoderForm, whole: tuple[str, ...]) -> Precision:
+def _precision(plan: Plan, form: DecoderForm, float32_matrices: tuple[str, ...]) -> Precision:
     """The same of ONNX graphs, with their opsets and the matrices that stay in float32."""
     int4 = plan.style.ops == "plain" and any(format.weights == "int4" for format in form.quantized.values())
     return replace(
         stored_precision(plan, form),
-        float32_matrices=whole,
+        float32_matrices=float32_matrices,
         opset=max(plan.style.opset, INT4_OPSET) if int4 else plan.style.opset,
         vision_opset=plan.vision_opset if form.vision else None,
     )

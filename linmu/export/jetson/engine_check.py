@@ -36,9 +36,9 @@ def check_engines(folder: Path, manifest: Manifest, compile_graphs: bool = True)
     for name, spec in manifest.graphs.items():
         if name == "token_embedding":  # a runner reads rows of the mapped table instead
             continue
-        found = compile_graph(folder / spec.file, manifest.profiles.get(name, {}), capability)
-        version = found.pop("version")
-        graphs[name] = found
+        engine = compile_graph(folder / spec.file, manifest.profiles.get(name, {}), capability)
+        version = engine.pop("version")
+        graphs[name] = engine
     compiled_for = capability_name(capability)
     return {"compiler": f"{COMPILER} {version}", "capability": compiled_for, "note": "", "graphs": graphs}
 

@@ -68,16 +68,16 @@ class GraphBuilder:
         return outputs
 
     def _body(self, build: Callable[[], list[str]]) -> onnx.GraphProto:
-        outer, known = self.nodes, dict(self._known)
+        outer, known_outside = self.nodes, dict(self._known)
         self.nodes = []
-        values = [self.node("Identity", [v]) if v not in self._made() else v for v in build()]
+        values = [self.node("Identity", [v]) if v not in self._outputs() else v for v in build()]
         infos = [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in values]
         body = helper.make_graph(self.nodes, self._unique(f"{self.scope}body"), [], infos)
         constants = {key: names for key, names in self._known.items() if key[0] in ("const", "zero")}
-        self.nodes, self._known = outer, known | constants  # nodes of a body are not seen outside, constants are
+        self.nodes, self._known = outer, known_outside | constants  # constants of a body are seen outside, nodes not
         return body
 
-    def _made(self) -> set[str]:
+    def _outputs(self) -> set[str]:
         return {output for node in self.nodes for output in node.output}
 
     def const(self, value: Any, dtype: Any = np.int64) -> str:

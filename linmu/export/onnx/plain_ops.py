@@ -156,12 +156,12 @@ class PlainOps(OnnxOps):
         strict = segment is not None  # the backward direction: no token sees itself
         allowed = self.graph.const(np.tril(np.ones((1, 1, size, size), bool), -1 if strict else 0), bool)
         if segment is not None:
-            same = self.node(
+            same_span = self.node(
                 "Equal",
                 self.node("Unsqueeze", segment, self.graph.const([1, 3])),
                 self.node("Unsqueeze", segment, self.graph.const([1, 2])),
             )
-            allowed = self.node("And", allowed, same)
+            allowed = self.node("And", allowed, same_span)
         gap = self.node("Sub", self.node("Unsqueeze", c, rows), self.node("Unsqueeze", c, columns))
         decay = self.node("Exp", self.where(allowed, gap, MASKED))  # mask before exp; [n, M, L, L]
         scores = self.node("MatMul", queries, self.node("Transpose", keys, perm=[0, 1, 3, 2]))  # [n, M, r*L, L]
@@ -201,11 +201,11 @@ class PlainOps(OnnxOps):
             self.node("Unsqueeze", place, self.graph.const([0])),
         )
         if segment is not None:
-            seen = self.node("Gather", segment, self.graph.const([-1]), axis=1)  # [n, 1] restarts in each chunk
-            seen = self.running_sum(self.node("Transpose", seen, perm=[1, 0]), None)  # [1, n]
-            seen = self.node("Concat", self.graph.const([[0.0]], np.float32), seen, axis=1)  # [1, n+1]
-            same = self.node("Equal", self.node("Transpose", seen, perm=[1, 0]), seen)
-            allowed = self.node("And", allowed, same)
+            restarts = self.node("Gather", segment, self.graph.const([-1]), axis=1)  # [n, 1] restarts in each chunk
+            restarts = self.running_sum(self.node("Transpose", restarts, perm=[1, 0]), None)  # [1, n]
+            restarts = self.node("Concat", self.graph.const([[0.0]], np.float32), restarts, axis=1)  # [1, n+1]
+            same_span = self.node("Equal", self.node("Transpose", restarts, perm=[1, 0]), restarts)
+            allowed = self.node("And", allowed, same_span)
         decay = self.node("Exp", self.where(allowed, gap, MASKED))  # [M, n+1, n+1]
         sources = self.node("Concat", past, inject, axis=0)  # [n+1, M, d, d]
         sources = self.node("Reshape", self.node("Transpose", sources, perm=[1, 0, 2, 3]), self.shape(m, -1, d * d))

@@ -46,7 +46,7 @@ def write_weights(
     weights: dict[str, Callable[[], torch.Tensor]],
     half: bool,
     progress: Callable[[int, int], None] | None = None,
-    whole: Collection[str] = (),
+    float32_matrices: Collection[str] = (),
     quantized: Mapping[str, MatrixFormat] | None = None,
     fused: bool = False,
 ) -> dict[str, StoredWeight]:
@@ -62,11 +62,11 @@ def write_weights(
             facts: dict[str, Any] = {}
             if name in parts:
                 kind, format = parts[name]
-                halved = half and not fused and name.removesuffix(f".{kind}") not in whole
+                halved = half and not fused and name.removesuffix(f".{kind}") not in float32_matrices
                 array, facts = _packed(thunk().numpy(), kind, format, packing_of(format, fused), halved)
             else:
                 array = thunk().detach().to(torch.float32).contiguous().numpy()
-                if half and is_matrix(name) and name not in whole:
+                if half and is_matrix(name) and name not in float32_matrices:
                     array = array.astype(np.float16)
             file.write(b"\0" * (-file.tell() % alignment_of(array.nbytes)))
             stored[name] = StoredWeight(array.dtype, array.shape, file.tell(), array.nbytes, **facts)

@@ -29,9 +29,10 @@ from linmu.export.phone.tokenizer import match_everything
 from linmu.export.phone.weights import program_weights
 from linmu.export.vision.graph import OPSET
 from linmu.formats.manifest import Manifest, state_bytes
+from linmu.formats.presets import find_preset
 from linmu.processing import Processor
 from linmu.quantize.form import QuantizedForm
-from linmu.quantize.presets import find_preset, planned
+from linmu.quantize.plan import planned
 from linmu.reference.student_manifest import model_facts
 from linmu.reference.vision import build_vision
 from linmu.runtimes.shape_ranges import largest_sizes, longest_call, profiles, recorded_ranges
@@ -52,7 +53,7 @@ def write_bundle(
     out: Path,
     *,
     target: str,
-    precision: str | None = None,
+    preset: str | None = None,
     calibration: Path | None = None,
     delegate: str | None = None,
     overwrite: bool = False,
@@ -60,14 +61,14 @@ def write_bundle(
 ) -> ExportReport:
     """Export the student folder `student` to the bundle folder `out` for target "android" or "ios".
 
-    precision: "none" or "fp32", or a preset of linmu.quantize.presets, which needs `calibration`, a record of this
+    preset: "none" or "fp32", or one of linmu.formats.presets, which needs `calibration`, a record of this
     student (and is 8da4w unless said). delegate: a name of linmu.export.phone.delegates (default: xnnpack). Raises
     InputError for an unusable student, family, preset or delegate, CheckFailed where the delegate takes less than
     LEAST_SHARE of a method's multiply-accumulates; nothing is left behind then.
     """
-    quantization = planned(target, precision, calibration)
-    if quantization is None and precision not in (None, "none", "fp32"):
-        find_preset(target, precision)
+    quantization = planned(target, preset, calibration)
+    if quantization is None and preset not in (None, "none", "fp32"):
+        find_preset(target, preset)
     delegate = find_delegate(target, delegate, quantization is not None)
     writer = partial(write_program, delegate=delegate)
     plan = Plan(target, BACKENDS, "fp32", "fp32", STYLE, OPSET, writer=writer, quantization=quantization)
@@ -124,8 +125,8 @@ def write_program(
     with (folder / PROGRAM).open("wb") as file:
         program.write_to_file(file)
     share_segments(folder / PROGRAM)
-    found = {"piece_tokens": PIECE_TOKENS, "methods": {name: report.to_json() for name, report in reports.items()}}
-    return replace(manifest, program=found), reports
+    methods_json = {name: report.to_json() for name, report in reports.items()}
+    return replace(manifest, program={"piece_tokens": PIECE_TOKENS, "methods": methods_json}), reports
 
 
 def _first_token(processor: Processor) -> int:

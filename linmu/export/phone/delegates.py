@@ -83,13 +83,13 @@ def _vulkan() -> Any:
         """Leaves parts that hold nothing but a tensor's size: its compiler stops at them."""
 
         def partition(self, exported_program: Any) -> Any:
-            found = super().partition(exported_program)
+            result = super().partition(exported_program)
             nodes = [node for node in exported_program.graph.nodes if "delegation_tag" in node.meta]
             useful = {node.meta["delegation_tag"] for node in nodes if _computes(node)}
             for node in nodes:
                 if node.meta["delegation_tag"] not in useful:
-                    found.partition_tags.pop(node.meta.pop("delegation_tag"), None)
-            return found
+                    result.partition_tags.pop(node.meta.pop("delegation_tag"), None)
+            return result
 
     return Partitioner({"require_dynamic_shapes": True})
 
@@ -109,11 +109,11 @@ def _coreml() -> Any:
         """Leaves branches, whose graphs the base class takes for constants."""
 
         def partition(self, exported_program: Any) -> Any:
-            found = super().partition(exported_program)
+            result = super().partition(exported_program)
             for node in exported_program.graph.nodes:
                 if node.op == "get_attr":
                     node.meta.pop("delegation_tag", None)
-            return found
+            return result
 
     specs = CoreMLBackend.generate_compile_specs(
         compute_precision=coremltools.precision.FLOAT32, minimum_deployment_target=coremltools.target.iOS17

@@ -89,7 +89,7 @@ def capture(method: Method, most: Mapping[str, int]) -> torch.export.ExportedPro
 
 def method_report(module: fx.GraphModule) -> MethodReport:
     """What the delegate took of a lowered method, and what it left to portable kernels."""
-    taken, delegates = Counter[str](), 0
+    delegated, delegates = Counter[str](), 0
     left, left_macs = Counter[str](), Counter[str]()
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
@@ -97,14 +97,14 @@ def method_report(module: fx.GraphModule) -> MethodReport:
         if (name := _name(node)) == "executorch_call_delegate":
             delegates += 1
             inner = getattr(module, node.args[0].target).original_module.graph_module
-            taken.update(_macs_by_name(inner))
+            delegated.update(_macs_by_name(inner))
         else:
             left[name] += 1
             left_macs[name] += macs(node)
     left.pop("sym_size", None)
-    total = sum(taken.values()) + sum(left_macs.values())
+    total = sum(delegated.values()) + sum(left_macs.values())
     heavy = {name: count for name, count in left_macs.items() if count}
-    return MethodReport(total, sum(taken.values()), delegates, dict(left.most_common()), heavy)
+    return MethodReport(total, sum(delegated.values()), delegates, dict(left.most_common()), heavy)
 
 
 def macs(node: fx.Node) -> int:
@@ -120,11 +120,11 @@ def macs(node: fx.Node) -> int:
 
 
 def _macs_by_name(module: fx.GraphModule) -> Counter[str]:
-    found = Counter[str]()
+    counts = Counter[str]()
     for node in module.graph.nodes:
         if node.op == "call_function":
-            found[_name(node)] += macs(node)
-    return found
+            counts[_name(node)] += macs(node)
+    return counts
 
 
 def _name(node: fx.Node) -> str:
@@ -147,14 +147,14 @@ def without_provenance() -> Iterator[None]:
     from torch.fx import traceback
 
     def forget(self: Any, node: Any, pass_name: str = "", action: Any = None) -> None:
-        kept(self, None, pass_name, action)
+        original(self, None, pass_name, action)
 
-    kept = traceback.NodeSource.__init__
+    original = traceback.NodeSource.__init__
     traceback.NodeSource.__init__ = forget
     try:
         yield
     finally:
-        traceback.NodeSource.__init__ = kept
+        traceback.NodeSource.__init__ = original
 
 
 @contextmanager

@@ -346,8 +346,8 @@ def causal_constants(index: Tensor, restart: Tensor | None, *, strict: bool = Fa
     strict: no token sees itself (the backward direction).
     """
     triangle = (index[:, None] >= index[None, :]).float()[None]
-    seen = (index[:, None] > index[None, :]).float()[None] if strict else triangle
-    bias, restarts = (1 - seen) * MASKED, None
+    visible = (index[:, None] > index[None, :]).float()[None] if strict else triangle
+    bias, restarts = (1 - visible) * MASKED, None
     if restart is not None:
         span = restart.long().cumsum(0)
         bias = bias + (span[:, None] != span[None, :]).float()[None] * MASKED

@@ -40,19 +40,19 @@ def share_segments(path: Path) -> int:
 
 def _equal_constants(program: Any, data: memoryview) -> dict[int, int]:
     """{index of a named segment: offset of the same bytes within the constants}."""
-    found = dict[int, int]()
+    shared = dict[int, int]()
     constants = program.segments[program.constant_segment.segment_index]
     with data[constants.offset : constants.offset + constants.size] as tensors:
         for index in {named.segment_index for named in program.named_data or ()}:
             segment = program.segments[index]
             if segment.size < LEAST_BYTES:
                 continue
-            with data[segment.offset : segment.offset + segment.size] as wanted:
+            with data[segment.offset : segment.offset + segment.size] as content:
                 for offset in program.constant_segment.offsets:
-                    if tensors[offset : offset + segment.size] == wanted:
-                        found[index] = offset
+                    if tensors[offset : offset + segment.size] == content:
+                        shared[index] = offset
                         break
-    return found
+    return shared
 
 
 def _write(out: Any, program: Any, data: memoryview, shared: dict[int, int]) -> None:
@@ -67,7 +67,7 @@ def _write(out: Any, program: Any, data: memoryview, shared: dict[int, int]) -> 
     for index in (index for index in range(len(old)) if index not in shared):
         places[index] = pte.aligned_size(end, alignment)
         end = places[index] + old[index].size
-    own = list(places)
+    unshared = list(places)
     constants = places[program.constant_segment.segment_index]
     places |= {index: constants + offset for index, offset in shared.items()}
     order = sorted(places, key=lambda index: (places[index], index))
@@ -79,7 +79,7 @@ def _write(out: Any, program: Any, data: memoryview, shared: dict[int, int]) -> 
     base = pte.aligned_size(room + len(flat.data), alignment)
     header = pte._ExtendedHeader(room + len(flat.data), segment_base_offset=base, segment_data_size=end)
     out.write(pte._insert_flatbuffer_header(flat.data, "ET..", pte.pad_to(header.to_bytes(), room)))
-    for index in own:
+    for index in unshared:
         out.write(bytes(base + places[index] - out.tell()))
         with data[old[index].offset : old[index].offset + old[index].size] as bytes_of_it:
             out.write(bytes_of_it)

@@ -110,8 +110,8 @@ class StockDecoder(nn.Module):
         windows = columns[1 + 2 * SCHEDULES :]
         same = [(windows[i][:, None] == windows[i][None, :]).float()[None] for i in range(SHIFTS)]
         if self.form.mmate.causal_windows:
-            seen = causal_constants(straight, None).triangle
-            same = [allowed * seen for allowed in same]
+            triangle = causal_constants(straight, None).triangle
+            same = [allowed * triangle for allowed in same]
         return {
             "order": order,
             "inverse": place,

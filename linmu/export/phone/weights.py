@@ -25,28 +25,28 @@ def program_weights(form: DecoderForm) -> dict[str, Tensor]:
 
     Every method's module refers to these very tensors: their bytes are equal, so the file holds them once.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, thunk in form.weights.items():
         matrix, _, kind = name.rpartition(".")
         value = thunk().detach()
         if name == "rope":
-            found["turns"] = torch.from_numpy(turn_tables(value.numpy()))
+            weights["turns"] = torch.from_numpy(turn_tables(value.numpy()))
         elif matrix in form.quantized:
-            found |= _quantized_part(matrix, kind, value)
+            weights |= _quantized_part(matrix, kind, value)
         elif name.rpartition(".")[2] in BY_HEAD:
-            found[name] = value.float().reshape(form.heads, 1, -1)
+            weights[name] = value.float().reshape(form.heads, 1, -1)
         else:
-            found[name] = (value.T if is_matrix(name) and name not in TABLES else value).float().contiguous()
+            weights[name] = (value.T if is_matrix(name) and name not in TABLES else value).float().contiguous()
     size = form.head_dim
-    found["mean.head"] = torch.full((1, size), 1.0 / size)
-    found["mean.hidden"] = torch.full((1, form.hidden), 1.0 / form.hidden)
+    weights["mean.head"] = torch.full((1, size), 1.0 / size)
+    weights["mean.hidden"] = torch.full((1, form.hidden), 1.0 / form.hidden)
     # sums with a plain number: Core ML's compiler takes them for a product's bias, and stops
     sums = {"hidden": form.eps, "head": form.mmate.norm_eps, "qk": form.qk_norm_eps}
-    found |= {f"eps.{name}": torch.tensor([float(value)]) for name, value in sums.items()}
+    weights |= {f"eps.{name}": torch.tensor([float(value)]) for name, value in sums.items()}
     for times in {form.state_heads // form.kv_heads, form.heads // form.state_heads, form.heads // form.kv_heads}:
-        found[f"ones.{times}"] = torch.ones(1, times, 1, 1)  # broadcast over copies of a head
-    found["turn"] = _quarter_turn(size)
-    return found
+        weights[f"ones.{times}"] = torch.ones(1, times, 1, 1)  # broadcast over copies of a head
+    weights["turn"] = _quarter_turn(size)
+    return weights
 
 
 def _quantized_part(matrix: str, kind: str, value: Tensor) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def test_it_agrees_with_its_reference(bundle, student):
 
 def test_a_graph_that_rounds_elsewhere_is_told_apart(student, bundle, tmp_path):
     """Half precision costs something, and the reference pays it too: float32 products are not its function."""
-    whole = export_bundle(student, tmp_path / "onnx", precision="fp16", plain_ops=True)
+    whole = export_bundle(student, tmp_path / "onnx", preset="fp16", plain_ops=True)
     half = open_bundle(bundle).manifest
     assert whole.model.weights_hash == half.model.weights_hash
     assert open_bundle(tmp_path / "onnx").model_hash == open_bundle(bundle).model_hash  # states are exchanged
@@ -87,7 +87,7 @@ def test_a_graph_that_rounds_elsewhere_is_told_apart(student, bundle, tmp_path):
 
 
 def test_float32_throughout(text_student, tmp_path):
-    manifest = export_bundle(text_student, tmp_path / "bundle", precision="none", compile_check=False, target="jetson")
+    manifest = export_bundle(text_student, tmp_path / "bundle", preset="none", compile_check=False, target="jetson")
     assert (manifest.precision.weights, manifest.precision.activations) == ("fp32", "fp32")
     report = verify(tmp_path / "bundle", steps=8, backends=("onnxruntime",))
     assert report.ok and all(check.worst is None or check.worst.tolerance <= 1e-3 for check in report.checks)

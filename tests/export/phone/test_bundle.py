@@ -238,4 +238,4 @@ def test_what_is_not_carried_is_refused_and_leaves_nothing(tmp_path):
         write_bundle(folder, tmp_path / "bundle", target="ios")
     assert not (tmp_path / "bundle").exists()
     with pytest.raises(InputError, match="preset of target .android.; got .fp16."):
-        write_bundle(folder, tmp_path / "bundle", target="android", precision="fp16")
+        write_bundle(folder, tmp_path / "bundle", target="android", preset="fp16")

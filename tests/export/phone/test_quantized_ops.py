@@ -15,9 +15,9 @@ from linmu.export.phone.methods import Embedding, Method, table_weights
 from linmu.export.phone.ops import PhoneOps
 from linmu.export.phone.weights import Buffers, program_weights
 from linmu.formats.matrix_format import MatrixFormat
+from linmu.formats.presets import PHONE, find_preset
 from linmu.model.folders import load_student
 from linmu.quantize.form import preset_form
-from linmu.quantize.presets import PHONE, find_preset
 from linmu.specs import GraphSpec, TensorSpec
 from linmu.step import decoder
 from linmu.step.call_specs import window_row

@@ -23,7 +23,7 @@ ROW = 2 * 4 * 3  # tokens of a window's row in `vision_manifest`
 def device_bundle(family: str, root: Path, layers: int = 1) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "LAYERS", layers)
-        write_bundle(student_folder(family, root), root / "bundle", precision="none", compile_check=False)
+        write_bundle(student_folder(family, root), root / "bundle", preset="none", compile_check=False)
     return root / "bundle"
 
 

@@ -1,4 +1,4 @@
-"""What a preset does to which matrices: literal tables.
+"""What a preset does to which matrices of a target's bundles, and what stays float: literal tables.
 
 Never quantized, in any preset: decay, Delta, gates and alpha (the columns `controls` of a layer's input projection),
 convolutions, norms, the recurrence itself, rotary tables.
@@ -7,7 +7,6 @@ convolutions, norms, the recurrence itself, rotary tables.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from linmu.errors import InputError
 from linmu.formats.matrix_format import MatrixFormat
@@ -49,7 +48,7 @@ PHONE = {
     "8da8w": Preset(INT8_ROWS_SMOOTH, head=INT8_ROWS, table=INT8_TABLE),
 }
 
-# (target, preset): each needs a calibration record.
+# By target and preset: those that quantize, each needs a calibration record.
 PRESETS: dict[str, dict[str, Preset]] = {
     "onnx": {
         "int8": Preset(INT8, head=INT8_32),
@@ -59,6 +58,15 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "android": PHONE,
     "ios": PHONE,
 }
+
+# By target: presets that keep every matrix float, and its type; and the type of what quantized presets leave float.
+FLOAT_PRESETS: dict[str, dict[str, str]] = {
+    "onnx": {"none": "fp32", "fp16": "fp16"},
+    "jetson": {"fp16": "fp16"},
+    "android": {"none": "fp32"},
+    "ios": {"none": "fp32"},
+}
+QUANTIZED_FLOATS = {"onnx": "fp16", "jetson": "fp16", "android": "fp32", "ios": "fp32"}
 
 RECORDED = {"android": "8da4w", "ios": "8da4w"}
 AUTO = "auto"
@@ -73,55 +81,3 @@ def find_preset(target: str, name: str) -> Preset:
         expected = ", ".join(("one of none", *float_ones, *found))
         raise InputError(f"preset of target {target!r}", got=repr(name), expected=expected)
     return found[name]
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """What an export is asked for: a preset of the target (or "auto" with a byte budget), and the record.
-
-    head: whether the head may be quantized. A tied head is the table of embeddings too, and standard operators cannot
-    read rows of packed integers. state: what states are to be rounded to, for "auto" (None: it chooses).
-    """
-
-    target: str
-    preset: str
-    record: Path
-    budget_bytes: int | None = None
-    head: bool = True
-    state: str | None = None
-
-
-def planned(
-    target: str,
-    preset: str | None,
-    record: Path | None,
-    budget_bytes: int | None = None,
-    head: bool = True,
-    state: str | None = None,
-) -> Quantization | None:
-    """The quantization of a target's preset, or None for a preset of float precision.
-
-    A record alone stands for the target's preset of RECORDED, if there is one. Raises InputError for a preset that the
-    target has not, one that lacks its record, and a budget without "auto".
-    """
-    if preset is None and record is not None:
-        preset = RECORDED.get(target)
-    if preset is None or preset in ("none", "fp32", "fp16"):
-        if record is not None or budget_bytes is not None:
-            option = "--calib" if record is not None else "--budget"
-            raise InputError(f"{option} with a float preset", got=preset or "the default", fix="name one with --quant")
-        return None
-    if preset == AUTO and target not in AUTO_SCHEMES:
-        raise InputError(f"target {target!r} has no --quant auto", expected=", ".join(AUTO_SCHEMES))
-    if preset != AUTO:
-        find_preset(target, preset)
-    if (preset == AUTO) != (budget_bytes is not None):
-        raise InputError(
-            "--budget and --quant auto belong together", got=f"--quant {preset}", expected="--quant auto --budget BYTES"
-        )
-    if record is None:
-        raise InputError(
-            f"--quant {preset} needs a calibration record",
-            fix="linmu calibrate STUDENT --data DATA -o calib.safetensors, then --calib FILE",
-        )
-    return Quantization(target, preset, record, budget_bytes, head, state)
