@@ -18,7 +18,7 @@ from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
 from linmu.runtimes.conversation import Turn, TurnMaker
 from linmu.runtimes.guard import Guard
-from linmu.runtimes.prompt import place_prompt, prompt_pieces
+from linmu.runtimes.prompt import piece_tokens, place_prompt, prompt_pieces
 from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.state import SessionState
 from linmu.runtimes.stops import StopFilter, checked_stops
@@ -144,7 +144,8 @@ class Session:
     def prefill(self, inputs: ModelInputs, max_piece_tokens: int | None = None) -> np.ndarray:
         """Read a prompt into the state -> logits [V] of its last token; an error leaves the state as it was.
 
-        Raises InputError for inputs that `prepare` made at another moment of the conversation.
+        max_piece_tokens: of a piece (default: the bundle's), or fewer where the runner takes no more. Raises InputError
+        for inputs that `prepare` made at another moment of the conversation.
         """
         with self._guard.call():
             return self._prefill(inputs, max_piece_tokens)
@@ -278,11 +279,16 @@ class Session:
                 ids = np.concatenate([np.asarray(state.pending, np.int64), ids])
             whole = ModelInputs(ids, turn.text, turn.media, turn.vision_calls)
             placed = place_prompt(whole, manifest, state.position)
-            for piece in prompt_pieces(whole, self.runner, manifest, placed, state.tokens, max_piece_tokens):
+            most = self._piece_tokens(max_piece_tokens)
+            for piece in prompt_pieces(whole, self.runner, manifest, placed, state.tokens, most):
                 logits = self.runner.prefill(piece, state.handle)
             state.read_prompt(len(ids), placed.next_position, turn.conversation)
         assert logits is not None  # place_prompt refuses empty prompts
         return logits
+
+    def _piece_tokens(self, wanted: int | None) -> int:
+        size, limit = wanted or piece_tokens(self.bundle.manifest), self.runner.max_piece_tokens
+        return size if limit is None else min(size, limit)
 
     def _step(self, token: int) -> np.ndarray:
         with self.state.feeding(token):
