@@ -16,12 +16,13 @@ from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.answer import Clock, Generation, Piece
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
-from linmu.runtimes.conversation import Turn, TurnMaker
+from linmu.runtimes.conversation import Turn
 from linmu.runtimes.guard import Guard
 from linmu.runtimes.prompt import piece_tokens, place_prompt, prompt_pieces
 from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.state import SessionState
 from linmu.runtimes.stops import StopFilter, checked_stops
+from linmu.runtimes.turns import TurnMaker
 
 
 class Session:
