@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # what type checkers see; `_PUBLIC` says the same at run time
     from linmu.distill.run import distill as distill_student
     from linmu.export.targets import write_bundle as export_bundle
     from linmu.model.modeling import LinMUForCausalLM, LinMUForConditionalGeneration
+    from linmu.runtimes.answer import Generation, Piece
     from linmu.runtimes.sampling import Sampling
-    from linmu.runtimes.session import Generation, Piece, Session, load
+    from linmu.runtimes.session import Session, load
     from linmu.tools.bench import bench
     from linmu.tools.build import build
     from linmu.tools.evaluate import evaluate
@@ -65,8 +66,8 @@ _PUBLIC: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "bench": ("linmu.tools.bench", "bench", (), ""),
     "inspect": ("linmu.tools.inspect", "inspect_folder", (), ""),
     "Session": ("linmu.runtimes.session", "Session", (), ""),
-    "Generation": ("linmu.runtimes.session", "Generation", (), ""),
-    "Piece": ("linmu.runtimes.session", "Piece", (), ""),
+    "Generation": ("linmu.runtimes.answer", "Generation", (), ""),
+    "Piece": ("linmu.runtimes.answer", "Piece", (), ""),
     "Sampling": ("linmu.runtimes.sampling", "Sampling", (), ""),
     "MMateConfig": ("linmu.config", "MMateConfig", (), ""),
     "LinMUForConditionalGeneration": ("linmu.model.modeling", "LinMUForConditionalGeneration", _TORCH, "convert"),

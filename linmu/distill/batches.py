@@ -14,7 +14,8 @@ from torch.utils.data import BatchSampler, Dataset
 
 from linmu.errors import InputError
 from linmu.files.atomic import write_bytes
-from linmu.formats.data_folder import DataFolder, Sample
+from linmu.formats.data_folder import DataFolder
+from linmu.formats.data_line import Sample
 from linmu.processing import Processor
 from linmu.processing.encode import EncodedSample, encode_sample, processor_fingerprint
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,45 +17,13 @@ from PIL import Image
 from linmu.errors import InputError, MissingComponentError
 from linmu.files.atomic import atomic_folder
 from linmu.files.regular import regular_file
+from linmu.formats.data_line import DATA_FILE, LineError, Sample, decoded, file_inside, parse, shortened
 from linmu.formats.picture_file import opened_picture
 from linmu.formats.video_file import opened_video
 
-DATA_FILE = "data.jsonl"
-KEYS = ("id", "task", "images", "video", "video_fps", "prompt", "answer", "answers")
 HASHED_WHOLE = 2**20  # bytes; of a larger file the two ends are hashed
 HASHED_ENDS = 2**16
 VIDEO_CODECS = {".mov": ("png", "rgb24"), ".mp4": ("png", "rgb24"), ".mkv": ("ffv1", "bgr0"), ".avi": ("ffv1", "bgr0")}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One line of a data folder.
-
-    id: the line's own, or "data.jsonl:17"; images, video: files inside the folder; answer: "" where there is none;
-    answers: further texts that are right too; task: for accuracy by task; video_fps: frames a second to take from
-    the video (None: as the model's processor does); line: counted from 1.
-    """
-
-    id: str
-    prompt: str
-    answer: str = ""
-    images: tuple[Path, ...] = ()
-    video: Path | None = None
-    task: str | None = None
-    answers: tuple[str, ...] = ()
-    video_fps: float | None = None
-    line: int = 0
-
-    @property
-    def text_only(self) -> bool:
-        """Whether the sample has neither pictures nor a video."""
-        return not self.images and self.video is None
-
-    @property
-    def place(self) -> str:
-        """File and line, and the id where it says something else: what an error about the sample begins with."""
-        place = f"{DATA_FILE}:{self.line}"
-        return place if self.id == place else f"{place} (id {self.id!r})"
 
 
 @dataclass(frozen=True)
@@ -116,48 +84,27 @@ def _lines(folder: Path, file: Path) -> bytes:
         raise InputError(f"cannot read {file!s:.300}", got=getattr(error, "strerror", None) or error) from error
 
 
-def parse_line(text: str, line: int, folder: Path, need_answers: bool = True) -> Sample:
-    """The sample of one JSON line, types and keys checked, files not; raises InputError that names file and line."""
-    try:
-        return _parse(text, line, folder, need_answers)
-    except _LineError as error:
-        raise error.named(folder, line, 0) from error
-
-
-class _LineError(Exception):
-    """What is wrong with a line; `named` adds where."""
-
-    def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None):
-        super().__init__(what)
-        self.what, self.got, self.expected, self.fix = what, got, expected, fix
-
-    def named(self, folder: Path, line: int, more: int) -> InputError:
-        rest = f" ({more} more {'line is' if more == 1 else 'lines are'} wrong)" if more else ""
-        what = f"{folder / DATA_FILE}, line {line}: {self.what}{rest}"
-        return InputError(what, got=self.got, expected=self.expected, fix=self.fix)
-
-
 def _check_lines(content: bytes, folder: Path, need_answers: bool) -> list[Sample]:
     """All samples; InputError for the first wrong line with the number of further ones."""
-    checked: dict[Path, _LineError | None] = {}
+    checked: dict[Path, LineError | None] = {}
     root = folder.resolve()
     lines_of: dict[str, int] = {}
     samples: list[Sample] = []
-    wrong: list[tuple[int, _LineError]] = []
+    wrong: list[tuple[int, LineError]] = []
     for line, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not raw.strip():
             continue
         try:
-            sample = _parse(_decoded(raw), line, folder, need_answers)
+            sample = parse(decoded(raw), line, folder, need_answers)
             if sample.id in lines_of:
-                raise _LineError(f'"id" {sample.id!r} is taken', got=f"the same in line {lines_of[sample.id]}")
+                raise LineError(f'"id" {sample.id!r} is taken', got=f"the same in line {lines_of[sample.id]}")
             lines_of[sample.id] = line
             for file in sample.images:
                 _check_file(file, root, checked, _check_image)
             if sample.video is not None:
                 _check_file(sample.video, root, checked, _check_video)
             samples.append(sample)
-        except _LineError as error:
+        except LineError as error:
             wrong.append((line, error))
     if wrong:
         line, first = wrong[0]
@@ -165,136 +112,45 @@ def _check_lines(content: bytes, folder: Path, need_answers: bool) -> list[Sampl
     return samples
 
 
-def _decoded(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _LineError("not UTF-8", got=error, fix="save the file in UTF-8") from error
-
-
-def _parse(text: str, line: int, folder: Path, need_answers: bool) -> Sample:
-    data = _json_object(text)
-    if unknown := sorted(set(data) - set(KEYS)):
-        raise _LineError("unknown key", got=", ".join(map(_short, unknown)), expected="some of " + ", ".join(KEYS))
-    images = _images(data, folder)
-    video = None if data.get("video") is None else _inside(data["video"], '"video"', folder)
-    fps = data.get("video_fps")
-    if fps is not None and video is None:
-        raise _LineError('"video_fps" without "video"', got=_short(fps))
-    if fps is not None and (type(fps) not in (int, float) or not 1e-6 <= fps <= 1e6):
-        raise _LineError('"video_fps"', got=_short(fps), expected="frames per second, more than 0")
-    answers = data.get("answers", [])
-    if not isinstance(answers, list):
-        raise _LineError('"answers"', got=_short(answers), expected="a list of texts")
-    sample = Sample(
-        id=_text(data, "id") if "id" in data else f"{DATA_FILE}:{line}",
-        prompt=_text(data, "prompt"),
-        answer=_text(data, "answer", empty=True) if "answer" in data else "",
-        images=images,
-        video=video,
-        task=None if data.get("task") is None else _text(data, "task"),
-        answers=tuple(_text({"answers": item}, "answers") for item in answers),
-        video_fps=None if fps is None else float(fps),
-        line=line,
-    )
-    if need_answers and not sample.answer.strip() and not (data.get("answer") == "" and sample.text_only):
-        raise _LineError('no "answer"', expected="a text", fix='only text without pictures may have "answer": ""')
-    return sample
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    """A line as a dict; JSON's grey areas (NaN, a key twice) are errors."""
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        row = dict(pairs)
-        if len(row) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"a key twice: {_short(next(name for name in names if names.count(name) > 1))}")
-        return row
-
-    try:
-        data = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise _LineError("not JSON", got=str(error)[:120], expected="one JSON object a line") from error
-    if not isinstance(data, dict):
-        raise _LineError("not a sample", got=_short(data), expected="a JSON object")
-    return data
-
-
-def _text(data: dict[str, Any], key: str, empty: bool = False) -> str:
-    """A text under `key` that says something and that UTF-8 can hold."""
-    value = data.get(key)
-    if not isinstance(value, str):
-        raise _LineError(f'"{key}"', got="nothing" if key not in data else _short(value), expected="a text")
-    if not empty and not value.strip():
-        raise _LineError(f'"{key}" is empty', expected="a text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _LineError(f'"{key}"', got=f"half a surrogate pair at character {error.start}") from error
-    return value
-
-
-def _images(data: dict[str, Any], folder: Path) -> tuple[Path, ...]:
-    names = data.get("images", [])
-    if not isinstance(names, list):
-        raise _LineError('"images"', got=_short(names), expected="a list of file names")
-    return tuple(_inside(name, '"images"', folder) for name in names)
-
-
-def _inside(name: Any, key: str, folder: Path) -> Path:
-    """The file of a relative name without "..": links are looked at when the file is."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise _LineError(key, got=_short(name), expected="a file name relative to the folder")
-    _text({key: name}, key)
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
-        raise _LineError(f"{key} names a file outside the folder", got=_short(name), expected="a relative name")
-    return folder / posix
-
-
 def _check_file(
-    file: Path, root: Path, checked: dict[Path, _LineError | None], check: Callable[[Path], _LineError | None]
+    file: Path, root: Path, checked: dict[Path, LineError | None], check: Callable[[Path], LineError | None]
 ) -> None:
     """Raise what is wrong with a file; each is looked at once."""
     if file not in checked:
         try:
             real = file.resolve()
             if not real.is_relative_to(root):
-                checked[file] = _LineError("a link leads out of the folder", got=f"{file} -> {real}")
+                checked[file] = LineError("a link leads out of the folder", got=f"{file} -> {real}")
             elif not file.is_file():
                 got = "a folder" if file.is_dir() else "none"
-                checked[file] = _LineError(f"no file {file}", got=got, expected="a file beside data.jsonl")
+                checked[file] = LineError(f"no file {file}", got=got, expected="a file beside data.jsonl")
             else:
                 checked[file] = check(file)
         except (OSError, RuntimeError, ValueError) as error:  # a name too long, a ring of links
             reason = getattr(error, "strerror", None) or str(error)[:120]
-            checked[file] = _LineError(f"cannot look at {_short(str(file))}", got=reason)
+            checked[file] = LineError(f"cannot look at {shortened(str(file))}", got=reason)
     if (problem := checked[file]) is not None:
         raise problem
 
 
-def _check_image(file: Path) -> _LineError | None:
+def _check_image(file: Path) -> LineError | None:
     try:
         with opened_picture(file, "the picture") as image:
             image.verify()
     except InputError as error:
-        return _LineError(error.what, got=error.got, expected=error.expected, fix=error.fix)
+        return LineError(error.what, got=error.got, expected=error.expected, fix=error.fix)
     return None
 
 
-def _check_video(file: Path) -> _LineError | None:
+def _check_video(file: Path) -> LineError | None:
     """Look for a video stream where PyAV is installed, else for content."""
     try:
         with opened_video(file):
             return None
     except MissingComponentError:
-        return None if file.stat().st_size else _LineError(f"the video {file} is empty", got="0 bytes")
+        return None if file.stat().st_size else LineError(f"the video {file} is empty", got="0 bytes")
     except InputError as error:
-        return _LineError(error.what, got=error.got, expected=error.expected, fix=error.fix)
+        return LineError(error.what, got=error.got, expected=error.expected, fix=error.fix)
 
 
 def _content_hash(file: Path) -> str:
@@ -306,11 +162,6 @@ def _content_hash(file: Path) -> str:
         stream.seek(-HASHED_ENDS, 2)
         digest.update(stream.read())
         return digest.hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = ascii(value) if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def write_data_folder(
@@ -335,8 +186,8 @@ def write_data_folder(
 
 def _write_media(folder: Path, name: str, content: Any, fps: float) -> None:
     try:
-        file = _inside(name, "media", folder)
-    except _LineError as error:
+        file = file_inside(name, "media", folder)
+    except LineError as error:
         raise InputError(error.what, got=error.got, expected=error.expected) from error
     if file.exists():
         raise InputError("a media file is written twice", got=name, fix="name it in the first sample that has it only")

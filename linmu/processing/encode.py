@@ -16,7 +16,7 @@ import numpy as np
 from linmu.errors import InputError
 from linmu.families import get_family
 from linmu.files.scratch import scratch_folder
-from linmu.formats.data_folder import Sample
+from linmu.formats.data_line import Sample
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.chat import Message, user_message
 from linmu.processing.control import check_text

@@ -65,6 +65,7 @@ class Mirror:
     def __init__(self, path: Path, pair: tuple[StudentRunner, StudentRunner], comparison: Comparison):
         self.path, self.pair, self.comparison, self.runner = path, pair, comparison, path.runner
         self.backend, self.state_specs = path.runner.backend, path.runner.state_specs
+        self.max_piece_tokens: int | None = path.runner.max_piece_tokens
         self.meter = Meter()
         self.follower = Follower(self.meter)
         self.wanted = np.zeros(1, np.float32)

@@ -29,6 +29,7 @@ class TorchRunner:
     """The eager step form; see linmu.runtimes.base.Runner."""
 
     backend = "torch"
+    max_piece_tokens: int | None = None
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
         if threads is not None:

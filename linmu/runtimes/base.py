@@ -62,10 +62,18 @@ class RunnerState(Protocol):
 
 
 class Runner(Protocol):
-    """Runs a bundle's graphs; a context manager."""
+    """Runs a bundle's graphs; a context manager.
+
+    max_piece_tokens: of a piece that a session may cut from a prompt, None for no limit of the runner's own. A span
+    that is longer stays whole, and `prefill` may refuse it.
+    """
 
     backend: str
     state_specs: tuple[StateSpec, ...]
+
+    @property
+    def max_piece_tokens(self) -> int | None:
+        """See the class."""
 
     def new_state(self) -> RunnerState:
         """A zero state for one sequence."""

@@ -20,6 +20,7 @@ from linmu.errors import BundleError, InputError, MissingComponentError
 from linmu.formats.bundle import Bundle
 from linmu.formats.pte_file import check_program_file
 from linmu.runtimes.base import PromptPiece, VisionFeatures
+from linmu.runtimes.prompt import piece_tokens
 from linmu.runtimes.shape_ranges import largest_sizes, recorded_ranges
 from linmu.runtimes.torch_state import TorchState
 from linmu.specs import GraphSpec, TensorSpec
@@ -62,6 +63,11 @@ class EtRunner:
         """Free methods and program."""
         self._methods.clear()
         self._program = None
+
+    @property
+    def max_piece_tokens(self) -> int | None:
+        """What the program was planned for; a span that stays whole may be longer."""
+        return piece_tokens(self.bundle.manifest)
 
     def new_state(self) -> TorchState:
         """A zero state for one sequence."""

@@ -96,6 +96,7 @@ class OrtRunner:
     """
 
     backend = "onnxruntime"
+    max_piece_tokens: int | None = None
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
         self.bundle, self.threads = bundle, threads

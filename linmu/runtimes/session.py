@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,79 +13,16 @@ import numpy as np
 from linmu.errors import InputError
 from linmu.formats.bundle import Bundle, open_bundle
 from linmu.processing import ModelInputs, Processor
+from linmu.runtimes.answer import Clock, Generation, Piece
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
-from linmu.runtimes.conversation import Turn, TurnMaker
+from linmu.runtimes.conversation import Turn
 from linmu.runtimes.guard import Guard
-from linmu.runtimes.prompt import place_prompt, prompt_pieces
+from linmu.runtimes.prompt import piece_tokens, place_prompt, prompt_pieces
 from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.state import SessionState
 from linmu.runtimes.stops import StopFilter, checked_stops
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one generated token adds to an answer; `str(piece)` is its text.
-
-    text: what can be shown now, "" where a character or a stop string may still be incomplete; token_id: None in the
-    one piece of an answer without tokens; finish_reason: "stop" or "length" in the last piece, None before; timings:
-    up to here, by name in ms and tokens/s; prompt_tokens: of what this prompt added; notice: as in Generation.
-    """
-
-    text: str
-    token_id: int | None
-    finish_reason: str | None
-    timings: dict[str, float]
-    prompt_tokens: int
-    notice: str | None = None
-
-    def __str__(self) -> str:
-        """The text."""
-        return self.text
-
-
-@dataclass(frozen=True)
-class Generation:
-    """An answer: its text, its token ids (end token included), timings by name in ms and tokens/s, and why it ended.
-
-    `notice` says what a user should know (a prompt longer than the teacher's positions), or is None.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    timings: dict[str, float]
-    finish_reason: str
-    prompt_tokens: int
-    notice: str | None = None
-
-
-@dataclass
-class _Clock:
-    """When an answer began, when its first token was chosen, and how many tokens there are."""
-
-    start: float
-    preprocess_ms: float = 0.0
-    first: float | None = None
-    tokens: int = 0
-
-    def count(self) -> None:
-        """A token was chosen."""
-        self.tokens += 1
-        self.first = self.first or time.perf_counter()
-
-    def timings(self) -> dict[str, float]:
-        """Up to now, by name in ms and tokens/s."""
-        now = time.perf_counter()
-        first = self.first or now
-        decode_ms = (now - first) * 1e3
-        rate = max(self.tokens - 1, 0) / max(decode_ms / 1e3, 1e-9)
-        ttft_ms = (first - self.start) * 1e3
-        return {
-            "preprocess_ms": self.preprocess_ms,
-            "ttft_ms": ttft_ms,
-            "decode_ms": decode_ms,
-            "tokens_per_s": rate,
-        }
+from linmu.runtimes.turns import TurnMaker
 
 
 class Session:
@@ -144,7 +80,8 @@ class Session:
     def prefill(self, inputs: ModelInputs, max_piece_tokens: int | None = None) -> np.ndarray:
         """Read a prompt into the state -> logits [V] of its last token; an error leaves the state as it was.
 
-        Raises InputError for inputs that `prepare` made at another moment of the conversation.
+        max_piece_tokens: of a piece (default: the bundle's), or fewer where the runner takes no more. Raises InputError
+        for inputs that `prepare` made at another moment of the conversation.
         """
         with self._guard.call():
             return self._prefill(inputs, max_piece_tokens)
@@ -183,7 +120,7 @@ class Session:
         limit = self._limit(max_new_tokens)
         stream = self._guard.begin()
         try:
-            clock = _Clock(time.perf_counter())
+            clock = Clock(time.perf_counter())
             with self._guard.call(stream):
                 turn, notice = self._prepared(prompt, images, video, options)
                 clock.preprocess_ms = (time.perf_counter() - clock.start) * 1e3
@@ -218,7 +155,7 @@ class Session:
         return turn, "; ".join(notice for notice in notices if notice) or None
 
     def _answer(
-        self, logits: np.ndarray, limit: int, sampling: Sampling, stops: StopFilter, clock: _Clock, stream: object
+        self, logits: np.ndarray, limit: int, sampling: Sampling, stops: StopFilter, clock: Clock, stream: object
     ) -> Iterator[tuple[str, int | None, str | None]]:
         """Choose and feed token after token -> its text, its id, and why the answer ends with it.
 
@@ -278,11 +215,16 @@ class Session:
                 ids = np.concatenate([np.asarray(state.pending, np.int64), ids])
             whole = ModelInputs(ids, turn.text, turn.media, turn.vision_calls)
             placed = place_prompt(whole, manifest, state.position)
-            for piece in prompt_pieces(whole, self.runner, manifest, placed, state.tokens, max_piece_tokens):
+            most = self._piece_tokens(max_piece_tokens)
+            for piece in prompt_pieces(whole, self.runner, manifest, placed, state.tokens, most):
                 logits = self.runner.prefill(piece, state.handle)
             state.read_prompt(len(ids), placed.next_position, turn.conversation)
         assert logits is not None  # place_prompt refuses empty prompts
         return logits
+
+    def _piece_tokens(self, wanted: int | None) -> int:
+        size, limit = wanted or piece_tokens(self.bundle.manifest), self.runner.max_piece_tokens
+        return size if limit is None else min(size, limit)
 
     def _step(self, token: int) -> np.ndarray:
         with self.state.feeding(token):

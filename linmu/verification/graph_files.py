@@ -15,7 +15,7 @@ class GraphFiles:
     """
 
     def __init__(self, runner: OrtRunner):
-        self.backend = runner.backend
+        self.backend, self.max_piece_tokens = runner.backend, runner.max_piece_tokens
         self.runner, self.state_specs = runner, runner.state_specs
         self._before = runner.open_graphs
 

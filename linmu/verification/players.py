@@ -35,7 +35,7 @@ class Player(Protocol):
 
 
 class RunnerPlayer:
-    """A runner fed with graph-level inputs; `inputs` is the prompt of `start`, cut where a program takes no more."""
+    """A runner fed with graph-level inputs; `inputs` is the prompt of `start`, cut where the runner takes no more."""
 
     def __init__(self, runner: Runner, manifest: Manifest, inputs: ModelInputs | None = None, name: str = ""):
         self.runner, self.manifest, self.inputs = runner, manifest, inputs
@@ -47,7 +47,7 @@ class RunnerPlayer:
         """Read `inputs`, vision and embeddings included."""
         assert self.inputs is not None
         placed = place_prompt(self.inputs, self.manifest)
-        logits, most = None, None if self.manifest.program else WHOLE
+        logits, most = None, None if self.manifest.program else self.runner.max_piece_tokens or WHOLE
         for piece in prompt_pieces(self.inputs, self.runner, self.manifest, placed, 0, most):
             logits = self.prefill(piece, placed.next_position)
         assert logits is not None  # place_prompt refuses empty prompts

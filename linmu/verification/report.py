@@ -18,6 +18,7 @@ LEVELS = {
     "rollout": "teacher-forced steps: logits and every state",
     "greedy": "free-running greedy tokens",
     "prompt": "answers to the golden prompts",
+    "stock": "ExecuTorch's own LLM runners on the golden prompts",
     "student": "the whole way against the student: every logit, every state element, every step",
     "bisect": "which stage brings a difference in",
 }
@@ -25,7 +26,10 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its level, backend ("" where none runs), name, verdict, worst case, first failure, and a note."""
+    """One check: its level, backend ("" where none runs), name, verdict, worst case, first failure, and a note.
+
+    Its level is one of LEVELS: a report shows those and no other.
+    """
 
     level: str
     backend: str
@@ -35,6 +39,10 @@ class Check:
     first: Worst | None = None
     note: str = ""
     kinds: dict[str, Worst] = field(default_factory=dict)  # the worst of "logits" and of "states"
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(f"{self.level!r} is none of the levels {', '.join(LEVELS)}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

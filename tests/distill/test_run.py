@@ -338,7 +338,7 @@ def test_the_command_line_says_what_is_wrong(finished, tmp_path, capsys):
         ([*base, "-o", str(tmp_path / "x"), "--stage", "4"], "--stage"),
         ([*base, "-o", str(out)], "not empty"),
         ([str(other), *base[1:], "-o", str(tmp_path / "x")], "another family"),
-        ([str(root / "teacher"), *base[1:], "-o", str(tmp_path / "x")], "not a linmu student"),
+        ([str(root / "teacher"), *base[1:], "-o", str(tmp_path / "x")], "is not a student"),
         ([*base[:-1], str(tmp_path / "nothing"), "-o", str(tmp_path / "x")], "not a data folder"),
     ]
     for arguments, words in cases:

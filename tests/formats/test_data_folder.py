@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from linmu.errors import InputError, MissingComponentError
-from linmu.formats.data_folder import HASHED_WHOLE, DataFolder, Sample, parse_line, write_data_folder, write_video
+from linmu.formats.data_folder import HASHED_WHOLE, DataFolder, write_data_folder, write_video
+from linmu.formats.data_line import Sample, parse_line
 from linmu.processing.settings import SplitSettings, VideoSettings
 from linmu.processing.video import SAMPLERS, read_clip
 from tests.tiny import tiny_image, tiny_video

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from linmu.errors import InputError
 from linmu.families import get_family
-from linmu.formats.data_folder import Sample
+from linmu.formats.data_line import Sample
 from linmu.processing import Processor
 from linmu.processing.chat import user_message
 from linmu.processing.encode import (

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from linmu.processing.chat import SMOLVLM_VIDEO_TEMPLATE
-from linmu.runtimes.conversation import Past, Turn, TurnMaker
+from linmu.runtimes.conversation import Past, Turn
+from linmu.runtimes.turns import TurnMaker
 
 # Each in the manner of a published template (written for these tests).
 TEMPLATES = {

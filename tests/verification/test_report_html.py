@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+import pytest
+
 from linmu.verification.compare import Worst
 from linmu.verification.report import LEVELS, Check, Curve, VerifyReport
 from linmu.verification.report_html import report_html
@@ -37,6 +39,15 @@ def test_what_a_bundle_says_is_text():
     assert page.text.count(HOSTILE) == 4 + 3 + 1 + 3  # of the report, its first check, its second, the plot
     assert page.tags.count("svg") == 1 and page.tags.count("table") == 2 and page.tags.count("tr") == 4
     assert "does not agree" in page.text and "✕" in page.text
+
+
+def test_every_level_is_shown_and_no_check_has_another():
+    checks = tuple(Check(level, "b", f"a check of {level}", True) for level in reversed(LEVELS))
+    page = Page(report_html(VerifyReport("bundle", "golden", ("b",), checks)))
+    assert page.tags.count("h2") == page.tags.count("table") == len(LEVELS)
+    assert all(f"a check of {level}" in page.text for level in LEVELS)
+    with pytest.raises(ValueError, match="'stcok' is none of the levels contract, .*stock"):
+        Check("stcok", "b", "misspelt", True)
 
 
 def test_levels_without_checks_are_left_out():

@@ -7,7 +7,8 @@ from pathlib import Path
 from linmu.errors import InputError
 from linmu.evaluation.benchmarks import Options
 from linmu.evaluation.questions import Question
-from linmu.formats.data_folder import DATA_FILE, DataFolder
+from linmu.formats.data_folder import DataFolder
+from linmu.formats.data_line import DATA_FILE
 
 
 def looks_like(folder: Path) -> bool:

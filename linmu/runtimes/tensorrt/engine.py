@@ -1,6 +1,6 @@
 """An engine that is open: deserialised, held against the manifest, and called with pinned buffers of its own.
 
-Everything here needs a GPU; what can be decided without one is in plan.py, profiles.py and fit.py.
+Everything here needs a GPU; what can be decided without one is in plan.py, fit.py and shape_ranges.py.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ copy of the weights; an engine is opened when it is first used.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,11 @@ class TrtRunner:
         self._contexts.clear()
         self._open.clear()
         self.cuda.close()
+
+    @property
+    def max_piece_tokens(self) -> int | None:
+        """Tokens of the longest call that the prefill engine was built for."""
+        return longest_prefill(self._files)
 
     def new_state(self) -> DeviceState:
         """A zero state for one sequence."""
@@ -196,6 +202,12 @@ def prefill_feeds(piece: PromptPiece, engine: OpenEngine) -> dict[str, np.ndarra
     if "past_length" in ranks:
         feeds["past_length"] = np.array([piece.past_length], np.int64)
     return feeds
+
+
+def longest_prefill(engines: Mapping[str, Engine]) -> int | None:
+    """Tokens of the longest call that the prefill engine takes; None where there is no such engine."""
+    tokens = engines["prefill"].ranges.get("tokens") if "prefill" in engines else None
+    return tokens.max if tokens else None
 
 
 def find_engines(bundle: Bundle, toolkit: Toolkit, gpu: str, capability: str) -> dict[str, Engine]:

@@ -96,7 +96,7 @@ def run_graph(path, feeds) -> dict[str, np.ndarray]:
 
 
 def write(folder, form, half: bool):
-    stored = write_weights(folder / "weights.data", form.weights, half, whole=(KEPT,))
+    stored = write_weights(folder / "weights.data", form.weights, half, float32_matrices=(KEPT,))
     return write_decoder_graphs(folder, form, stored, "weights.data", STYLE)[0]
 
 

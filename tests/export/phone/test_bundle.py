@@ -14,7 +14,7 @@ pytest.importorskip("executorch")
 
 from linmu.cli import main  # noqa: E402
 from linmu.errors import CheckFailed, InputError  # noqa: E402
-from linmu.export.phone.bundle import BACKENDS, PROGRAM, require_delegated  # noqa: E402
+from linmu.export.phone.bundle import BACKENDS, PIECE_TOKENS, PROGRAM, require_delegated  # noqa: E402
 from linmu.export.phone.lowering import LEAST_SHARE, MethodReport  # noqa: E402
 from linmu.export.phone.stock import EXTRA  # noqa: E402
 from linmu.export.phone.weights import program_weights  # noqa: E402
@@ -23,10 +23,12 @@ from linmu.formats.bundle import open_bundle, write_manifest  # noqa: E402
 from linmu.formats.manifest import Manifest  # noqa: E402
 from linmu.formats.manifest_object import MANIFEST_NAME  # noqa: E402
 from linmu.model.folders import load_student  # noqa: E402
+from linmu.processing import ModelInputs  # noqa: E402
 from linmu.runtimes.et_runner import open_program  # noqa: E402
 from linmu.runtimes.session import load  # noqa: E402
 from linmu.step.pack import decoder_form  # noqa: E402
 from linmu.tools.verify import verify  # noqa: E402
+from linmu.verification.hidden import whole_prompt  # noqa: E402
 from tests.export.phone.students import one_layer, phone_bundle, unequal_steps  # noqa: E402
 from tests.folders import student_folder  # noqa: E402
 from tests.runtimes.failing import check_every_piece, check_every_token  # noqa: E402
@@ -162,11 +164,13 @@ def test_what_fails_leaves_the_session_as_it_was(exported):
 
 
 def test_a_span_that_is_too_long_is_refused(exported):
-    with load(exported[0]) as session, pytest.raises(InputError, match="needs tokens = .*at most .*smaller pictures"):
-        most = session.bundle.manifest.profiles["prefill"]["inputs_embeds"]["max"][1]
-        from linmu.processing import ModelInputs
-
-        session.prefill(ModelInputs(np.full(most + 1, 7, np.int64), ""), most + 1)
+    with load(exported[0]) as session:
+        manifest, runner = session.bundle.manifest, session.runner
+        most = manifest.profiles["prefill"]["inputs_embeds"]["max"][1]
+        (piece,) = whole_prompt(runner, ModelInputs(np.full(most + 1, 7, np.int64), ""), manifest)
+        with pytest.raises(InputError, match="needs tokens = .*at most .*smaller pictures"):
+            runner.prefill(piece, session.state.handle)
+        session.prefill(ModelInputs(np.full(PIECE_TOKENS + 1, 7, np.int64), ""), most + 1)  # text is cut
 
 
 def test_a_truncated_program_is_refused(copy, capsys):

@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from linmu.cli import main
-from linmu.errors import BundleError, DeviceError, MissingComponentError
+from linmu.errors import BundleError, DeviceError, InputError, MissingComponentError
 from linmu.formats.bundle import open_bundle
 from linmu.runtimes import backends
 from linmu.runtimes.backends import BACKENDS, available_backends, open_runner
+from linmu.runtimes.session import load
 from linmu.runtimes.shape_ranges import bundle_ranges
 from linmu.runtimes.tensorrt.engine import is_state, without_states
 from linmu.runtimes.tensorrt.engine_files import (
@@ -24,11 +26,14 @@ from linmu.runtimes.tensorrt.engine_files import (
     weight_bytes,
     write_index,
 )
+from linmu.runtimes.tensorrt.fit import check_ranges
 from linmu.runtimes.tensorrt.plan import bind_dimensions, plan_arena
-from linmu.runtimes.tensorrt.runner import find_engines
+from linmu.runtimes.tensorrt.runner import find_engines, longest_prefill, prefill_feeds
 from linmu.runtimes.tensorrt.toolkit import Toolkit
 from tests.paths import ROOT
+from tests.runtimes.sessions import gap
 from tests.runtimes.tensorrt.support import device_bundle
+from tests.tiny import tiny_image
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +89,10 @@ TOOLKIT = Toolkit(None, "tensorrt", "10.3.0", None)  # only its name and version
 ORIN = ("Orin", "8.7")
 
 
-def put_engines(folder, bundle, gpu=ORIN) -> dict[str, Engine]:
+def put_engines(folder, bundle, gpu=ORIN, tokens=300) -> dict[str, Engine]:
     engines = {}
     (folder / "engines").mkdir(exist_ok=True)
-    for graph, ranges in bundle_ranges(bundle.manifest, 300).items():
+    for graph, ranges in bundle_ranges(bundle.manifest, tokens).items():
         parts = engine_parts(bundle, graph, ranges, flavour="tensorrt", version="10.3.0", gpu=gpu[0], capability=gpu[1])
         name = engine_name(graph, parts)
         (folder / "engines" / name).write_bytes(b"plan")
@@ -139,6 +144,36 @@ def test_golden_pieces_and_buffers_fit_the_default_ranges(folder):
         smallest = {i.name: tuple(ranges[d].min if isinstance(d, str) else d for d in i.shape) for i in spec.inputs}
         dims = bind_dimensions(spec, smallest)
         assert all(ranges[name].holds(size) for name, size in dims.items())
+
+
+def test_a_long_prompt_runs_in_pieces_that_the_engine_takes(folder, monkeypatch):
+    """The pieces of a session whose runner has the limit of engines built with `--max-tokens 200`."""
+    bundle = open_bundle(folder)
+    engines = put_engines(folder, bundle, tokens=200)
+    assert longest_prefill(engines) == 200 and longest_prefill({}) is None
+    spec, ranges = without_states(bundle.manifest.graphs["prefill"]), engines["prefill"].ranges
+    with load(folder, "onnxruntime", threads=1) as session:
+        inputs = session.prepare("a b c " * 300, [tiny_image(1), tiny_image(2)])
+        whole = session.prefill(inputs).copy()
+        prefill, sizes = session.runner.prefill, []
+
+        def checked(piece, state):
+            feeds = prefill_feeds(piece, SimpleNamespace(spec=spec))
+            dimensions = bind_dimensions(spec, {name: array.shape for name, array in feeds.items()})
+            check_ranges("prefill", dimensions, ranges)
+            sizes.append(dimensions["tokens"])
+            return prefill(piece, state)
+
+        monkeypatch.setattr(session.runner, "prefill", checked)
+        session.reset()
+        with pytest.raises(InputError, match=r"this prompt needs tokens = \d+ in the prefill engine"):
+            session.prefill(inputs)
+        monkeypatch.setattr(session.runner, "max_piece_tokens", longest_prefill(engines))
+        for wanted, longest in ((None, 200), (10**6, 200), (64, 64)):
+            sizes.clear()
+            session.reset()
+            assert gap(session.prefill(inputs, wanted), whole) < 1e-3
+            assert max(sizes) <= longest and sum(sizes) == len(inputs.input_ids)
 
 
 def test_importing_the_runner_loads_neither_tensorrt_nor_cuda():
