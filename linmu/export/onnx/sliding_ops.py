@@ -65,8 +65,9 @@ class SlidingOps:
         length = self.node("Gather", self.node("Shape", x), self.graph.const([1]))  # [1]
         place = self._whole("Unsqueeze", self.node("Add", self._range(length), fill), [0, 2])  # [1, S, 1]
         beyond = self._whole("GreaterOrEqual", place, slots)
-        size = self._whole("Min", length, [form.mmate.text_window])
-        number = self._whole("Div", self._whole("Sub", self.node("Add", length, size), 1), size)  # [1]
+        window = form.mmate.text_window
+        size = self._whole("Min", length, [window])
+        number = self._whole("Div", self._whole("Add", length, [window - 1]), [window])  # [1]
         index, bias = self._block_index(fill, length, size, number)
         return Blocks(beyond, self._present_index(fill, length), length, size, number, index, bias)
 

@@ -105,6 +105,14 @@ def test_the_command_compiles_and_reports(text_student, tmp_path, capsys):
     assert "compiled by tensorrt_rtx" in captured.err and "peak memory" in captured.err
 
 
+@pytest.mark.parametrize("family", ["llama", "smolvlm"])
+def test_text_windows_with_sinks_compile(family, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    student = student_folder(family, tmp_path, text_window=5, text_sinks=2)
+    assert main(["export", str(student), "-o", str(tmp_path / "bundle"), "--target", "jetson"]) == 0
+    assert verify(tmp_path / "bundle", steps=12, backends=("onnxruntime",)).ok
+
+
 def test_a_failed_check_leaves_nothing(text_student, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compiler, "PROGRAM", "tests.export.no_such_program")
     monkeypatch.setattr(engine_check, "installed", lambda name: True)

@@ -11,7 +11,7 @@ from linmu.formats.bundle import open_bundle  # noqa: E402
 from linmu.tools.verify import verify  # noqa: E402
 from tests.export.phone.students import one_layer, phone_bundle, unequal_steps  # noqa: E402
 
-WINDOW = 5
+WINDOW, SINKS = 5, 2
 
 pytestmark = pytest.mark.slow  # lowering for phones takes a minute
 
@@ -22,14 +22,14 @@ def place(request, tmp_path_factory):
     family, decay = request.param
     root = tmp_path_factory.mktemp(family)
     with pytest.MonkeyPatch.context() as patch:
-        student = one_layer(family, root, patch, text_window=WINDOW, decay=decay)
+        student = one_layer(family, root, patch, text_window=WINDOW, text_sinks=SINKS, decay=decay)
     return student, phone_bundle(student, root / "bundle")[0]
 
 
 def test_it_agrees_with_its_reference_and_the_stock_runner(place):
     student, bundle = place
     manifest = open_bundle(bundle).manifest
-    assert {spec.shape[2] for spec in manifest.state if spec.name.endswith((".key", ".value"))} == {WINDOW}
+    assert {spec.shape[2] for spec in manifest.state if spec.name.endswith((".key", ".value"))} == {WINDOW + SINKS}
     assert all(method["share"] >= LEAST_SHARE for method in manifest.program["methods"].values())
     report = verify(bundle, student=student, steps=3 * WINDOW)
     assert report.ok, report.to_text()
