@@ -31,7 +31,7 @@ TRAINING_COLUMNS = (
     "peak_mib",
     "seconds",
 )
-VALIDATION_COLUMNS = ("step", "kl", "top1", "hidden", "samples", "tokens")
+VALIDATION_COLUMNS = ("step", "kl", "top1", "hidden", "samples", "tokens", "kl_off", "top1_off")
 
 
 class CsvLog:

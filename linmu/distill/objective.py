@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from linmu.distill.losses import TopK, ce_sum, kl_sum, nmse_sum, token_scale
 from linmu.distill.recipe import Stage
 from linmu.distill.signals import Signals, label_rows, layer_outputs, next_labels, valid_tokens
+from linmu.distill.window_dropout import set_window_off
 from linmu.model.attention import LAYOUT_ARGUMENT
 from linmu.model.modeling import GRID_ARGUMENTS, decoder_layers
 
@@ -39,9 +40,11 @@ class Objective(nn.Module):
         """Losses of one collated batch; every part is a sum over tokens divided by its count.
 
         counts [2]: tokens and predicted tokens to divide by. Without them the result is what validation adds up:
-        "kl", "agree" and "rows" of predicted tokens, "hidden" and "tokens" of all, "samples".
+        "kl", "agree" and "rows" of predicted tokens, "hidden" and "tokens" of all, "samples"; for students with a text
+        window also "kl_off" and "agree_off", those without it.
         """
         layout = self._layout(batch)
+        set_window_off(self.student, batch.get("window_off"))
         if counts is None:
             return self._measure(batch, signals, layout)
         weights, parts = self.stage.weights, {}
@@ -134,16 +137,25 @@ class Objective(nn.Module):
     def _measure(self, batch, signals: Signals, layout) -> dict[str, Tensor]:
         hidden, rows = self._pass(batch, signals, layout, True)
         assert hidden is not None
+        sums = {"rows": len(rows), "hidden": hidden, "samples": len(batch["labels"])}
+        sums |= dict(zip(("kl", "agree"), self._compared(rows, signals), strict=True))
+        if self.student.mmate.text_window:
+            set_window_off(self.student, torch.ones(len(batch["labels"]), dtype=torch.bool, device=rows.device))
+            _, rows = self._pass(batch, signals, layout, False)
+            set_window_off(self.student, None)
+            sums |= dict(zip(("kl_off", "agree_off"), self._compared(rows, signals), strict=True))
+        sums["tokens"] = valid_tokens(batch).sum()
+        return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in sums.items()}
+
+    def _compared(self, rows: Tensor, signals: Signals) -> Tensor:
+        """Sums over predicted tokens of what the student's states `rows` say: KL, same likeliest token."""
 
         def compare(logits: Tensor, part: slice) -> Tensor:
             teacher = rows_of(signals.logits, part)
             best = teacher.indices[:, 0] if isinstance(teacher, TopK) else teacher.argmax(-1)
             return torch.stack([kl_sum(logits, teacher), (logits.argmax(-1) == best).sum().float()])
 
-        kl, agree = self._over_rows(rows, compare)
-        sums = {"kl": kl, "agree": agree, "rows": len(rows), "hidden": hidden, "samples": len(batch["labels"])}
-        sums["tokens"] = valid_tokens(batch).sum()
-        return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in sums.items()}
+        return self._over_rows(rows, compare)
 
 
 def _touch(mixer: nn.Module, _: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:

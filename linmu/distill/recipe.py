@@ -45,7 +45,8 @@ class Stage:
 
     train: group -> learning rate (groups.py); losses: "layer" (each mixer alone, fed by the teacher), "hidden"
     (after every layer, the student running by itself), "logits" (KL to the teacher), "ce" (the labels) -> weight;
-    warmup: a share of the steps; temperature: of the KL; grad_clip: norm, 0 = none.
+    warmup: a share of the steps; temperature: of the KL; grad_clip: norm, 0 = none; window_dropout: share of samples
+    that do without the text window in the first step, falling to none in the last.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Stage:
     temperature: float = 1.0
     weight_decay: float = 0.0
     grad_clip: float = 1.0
+    window_dropout: float = 0.0
     lora: Lora | None = None
     stop: Stop | None = None
 
@@ -246,6 +248,7 @@ def _check_stage(stage: Stage, where: str) -> None:
     _require(0 <= stage.warmup < 1, f"{where}.warmup", stage.warmup, "a share of the steps, 0 to below 1")
     _require(stage.temperature > 0, f"{where}.temperature", stage.temperature, "above 0")
     _require(stage.weight_decay >= 0, f"{where}.weight_decay", stage.weight_decay, "at least 0")
+    _require(0 <= stage.window_dropout <= 1, f"{where}.window_dropout", stage.window_dropout, "a share, 0 to 1")
     _require(stage.grad_clip >= 0, f"{where}.grad_clip", stage.grad_clip, "at least 0")
     _require(
         (stage.lora is not None) == ("lora" in stage.train),

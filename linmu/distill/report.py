@@ -56,25 +56,16 @@ class DistillReport:
 
 def distill_view(report: DistillReport) -> RenderableType:
     """A row for every stage."""
-    table = Table(
-        "stage",
-        "steps",
-        "first loss",
-        "last loss",
-        "KL",
-        "same token",
-        "hidden error",
-        "seconds",
-        title="distillation",
-        title_justify="left",
-    )
+    windows = any(stage.distance is not None and stage.distance.kl_off is not None for stage in report.stages)
+    quality = ["KL", "same token", "hidden error", *(["KL without window"] if windows else [])]
+    names = ("stage", "steps", "first loss", "last loss", *quality, "seconds")
+    table = Table(*names, title="distillation", title_justify="left")
     for stage in report.stages:
-        distance = stage.distance
-        cells = (
-            ("", "", "")
-            if distance is None
-            else (f"{distance.kl:.4g}", f"{distance.top1:.1%}", f"{distance.hidden:.4g}")
-        )
+        distance, cells = stage.distance, [""] * len(quality)
+        if distance is not None:
+            cells[:3] = f"{distance.kl:.4g}", f"{distance.top1:.1%}", f"{distance.hidden:.4g}"
+            if distance.kl_off is not None:
+                cells[3] = f"{distance.kl_off:.4g}"
         losses = (f"{stage.first_loss:.4g}", f"{stage.last_loss:.4g}")
         table.add_row(f"{stage.number} {stage.name}", str(stage.steps), *losses, *cells, f"{stage.seconds:.0f}")
     return table

@@ -22,7 +22,7 @@ from linmu.distill.losses import TopK, top_k
 from linmu.distill.recipe import Stage
 from linmu.model.modeling import decoder_layers
 
-NOT_FOR_MODELS = ("labels", "linmu_media", "sample_ids")
+NOT_FOR_MODELS = ("labels", "linmu_media", "sample_ids", "window_off")
 IGNORE = -100
 
 

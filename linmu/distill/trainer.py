@@ -20,6 +20,7 @@ from linmu.distill.objective import Objective
 from linmu.distill.recipe import Recipe, Stage
 from linmu.distill.signals import IGNORE, Needs, SignalSource
 from linmu.distill.steps import Share
+from linmu.distill.window_dropout import left_out
 from linmu.errors import CheckFailed
 
 KEPT_CHECKPOINTS = 2
@@ -119,6 +120,9 @@ class DistillTrainer(Trainer):
         """The loss of one pass; its parts are kept for the log."""
         with self.accelerator.autocast():
             signals = self.source.signals(inputs, self.needs)
+        rows = left_out(self.stage, self.state.global_step, inputs["sample_ids"], self.args.seed)
+        if rows is not None:
+            inputs["window_off"] = rows.to(inputs["input_ids"].device)
         parts = model(inputs, signals, num_items_in_batch)
         loss = parts["loss"]
         for name, value in parts.items():

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from linmu.distill.logs import CsvLog
 from linmu.distill.signals import Needs, SignalSource
 
-SUMS = ("kl", "agree", "rows", "hidden", "tokens", "samples")
+SUMS = ("kl", "agree", "rows", "hidden", "tokens", "samples", "kl_off", "agree_off")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Distance:
     """Teacher and student on held-out samples.
 
     kl: mean over predicted tokens, in nats; top1: share of them with the same likeliest token; hidden: normalised
-    squared error of the hidden states, mean over tokens and layers; samples, tokens: how many, tokens: predicted ones.
+    squared error of the hidden states, mean over tokens and layers; samples, tokens: how many, tokens: predicted ones;
+    kl_off, top1_off: without the text window, None for students that have none.
     """
 
     kl: float
@@ -29,6 +30,8 @@ class Distance:
     hidden: float
     samples: int
     tokens: int
+    kl_off: float | None = None
+    top1_off: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -48,17 +51,19 @@ def measure(
     needs: hidden states, logits and the decoder's arguments; batches: with whether they count; `add_up` sums a
     float64 tensor over all processes.
     """
-    was_training = objective.training
+    was_training, windows = objective.training, False
     objective.eval()
     sums = torch.zeros(len(SUMS), dtype=torch.float64)
     for batch, counts in batches:
         batch_sums = objective(batch, source.signals(batch, needs))
-        sums += torch.stack([batch_sums[name].cpu() for name in SUMS]) * counts
+        windows = windows or "kl_off" in batch_sums
+        sums += torch.stack([batch_sums.get(name, torch.zeros(())).double().cpu() for name in SUMS]) * counts
     objective.train(was_training)
     total = dict(zip(SUMS, add_up(sums).tolist(), strict=True))
     rows, tokens = max(total["rows"], 1), max(total["tokens"], 1)
     means = (total["kl"] / rows, total["agree"] / rows, total["hidden"] / tokens)
-    return Distance(*means, round(total["samples"]), round(total["rows"]))
+    off = (total["kl_off"] / rows, total["agree_off"] / rows) if windows else (None, None)
+    return Distance(*means, round(total["samples"]), round(total["rows"]), *off)
 
 
 class Validation(TrainerCallback):
@@ -88,8 +93,16 @@ class Validation(TrainerCallback):
         self.last = distance = self.run()
         if state.is_world_process_zero:
             self.log.rewind(state.global_step - 1)
-            self.log.append({"step": state.global_step, **distance.to_json()})
+            values = {name: value for name, value in distance.to_json().items() if value is not None}
+            self.log.append({"step": state.global_step, **values})
             self.say(
                 f"validation at step {state.global_step}: KL {distance.kl:.4g}, same token {distance.top1:.1%}, "
-                f"hidden error {distance.hidden:.4g}"
+                f"hidden error {distance.hidden:.4g}{without_window(distance)}"
             )
+
+
+def without_window(distance: Distance) -> str:
+    """What a student says without its text window, for a line of text; empty where it has none."""
+    if distance.kl_off is None or distance.top1_off is None:
+        return ""
+    return f"; without text window KL {distance.kl_off:.4g}, same token {distance.top1_off:.1%}"

@@ -86,6 +86,7 @@ class MMateBlock(nn.Module):
         self.gate_backward = nn.Linear(dims.hidden, dims.heads) if self.scan_backward is not None else None
         self.alpha = nn.Linear(dims.hidden, dims.heads) if windows else None
         self.o_proj = nn.Linear(dims.heads * dims.head_dim, dims.hidden, bias=dims.o_bias)
+        self.window_off: Tensor | None = None  # [B] bool: prompts without text window, in training and measurement
 
     @torch.no_grad()
     def seed(self) -> None:
@@ -189,6 +190,8 @@ class MMateBlock(nn.Module):
         text = torch.ones_like(share)
         if self.mmate.text_window:  # nothing has left the window yet: it has seen all
             text = torch.where(self._beyond(u, state, valid), share, torch.zeros_like(share))
+            if self.window_off is not None:
+                text = torch.where(self.window_off[:, None, None, None], torch.ones_like(share), text)
         if layout is None or not self.mmate.local_swin:
             return text
         return torch.where(layout["vision"].view(u.shape[:2])[..., None, None], share, text)
