@@ -13,7 +13,7 @@ from linmu.conversion.layer_call import LayerCall
 from linmu.model.attention import MMateAttention
 from linmu.model.flex_ma import Direction
 
-RIDGE = 1e-4  # of a direction's mean square
+RIDGE = 0.03  # of a direction's mean square: two directions that say the same must not cancel each other
 
 
 class NormFit:
