@@ -10,7 +10,6 @@ the same. Prints a table and a JSON line.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from importlib.metadata import distributions
@@ -18,6 +17,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
+from harness import finish, say, table
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -64,12 +64,11 @@ def main() -> None:
             total[0] += (expected.exp() * (expected - got)).sum()
             total[1] += (expected.argmax(-1) == got.argmax(-1)).sum()
     results = []
-    print("window  sinks  KL      same token")
     for (window, sinks), total in sums.items():
         kl, same = (total / rows.numel()).tolist()
-        results.append({"window": window, "sinks": sinks, "kl": round(kl, 4), "same": round(same, 4)})
-        print(f"{window:6}  {sinks:5}  {kl:.4f}  {same:.1%}")
-    print(json.dumps({"benchmark": "window_alone", "texts": len(rows), "tokens": args.tokens, "results": results}))
+        results.append({"window": window, "sinks": sinks, "kl": round(kl, 4), "same_token": round(same, 4)})
+    say(table(results))
+    finish({"benchmark": "window_alone", "texts": len(rows), "tokens": args.tokens, "results": results})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from linmu.distill.steps import Share, step_loader
 from linmu.distill.teacher_cache import CachedTeacher
 from linmu.distill.trainer import DistillTrainer, training_arguments
 from linmu.distill.validation import Distance, Validation, measure
+from linmu.distill.window_dropout import set_window_off
 from linmu.model.folders import load_student
 
 TRAINING_LOG, VALIDATION_LOG = "training.csv", "validation.csv"
@@ -75,6 +76,7 @@ def run_stage(
     trainer = _trainer(run, stage, student, folder, share, trainable)
     checkpoint = last_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    set_window_off(student, None)  # the last batch's lots are not the next user's
     if trainer.is_fsdp_enabled:
         student, adapters = _gathered(run, stage, trainer, source)
     if adapters is not None:

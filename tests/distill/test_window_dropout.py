@@ -7,13 +7,13 @@ import torch
 
 from linmu.config import MMateConfig
 from linmu.conversion.convert import convert
+from linmu.distill import run as run_module
 from linmu.distill.logs import read_csv
 from linmu.distill.recipe import Stage, load_recipe
 from linmu.distill.run import distill
 from linmu.distill.window_dropout import left_out, set_window_off
 from linmu.errors import InputError
 from linmu.formats.data_folder import write_data_folder
-from linmu.model.folders import load_student
 from tests.distill.support import SHORT, items
 from tests.folders import student_folder
 from tests.tiny import tiny_inputs, tiny_model
@@ -78,5 +78,23 @@ def test_a_run_says_what_the_student_is_without_its_window(tmp_path):
     assert rows[-1]["kl_off"] == pytest.approx(last.kl_off) and 0 <= last.top1_off <= 1
     assert all(row["kl_off"] != row["kl"] for row in rows)
     assert any("without text window KL" in line for line in said)
-    plain = load_student(tmp_path / "out")
-    assert all(layer.self_attn.window_off is None for layer in plain.get_decoder().layers)
+
+
+def test_a_stage_hands_back_a_student_with_its_window(tmp_path, monkeypatch):
+    """Also where no validation comes after the last batch."""
+    student_folder("llama", tmp_path, text_window=4, text_sinks=1)
+    write_data_folder(tmp_path / "data", items("llama", 8))
+    handed_back: list = []
+    original = run_module.run_stage
+
+    def spied(*arguments, **options):
+        handed_back.append(original(*arguments, **options))
+        return handed_back[-1]
+
+    monkeypatch.setattr(run_module, "run_stage", spied)
+    recipe = load_recipe("small", {**SHORT, "flex.window_dropout": "1.0", "flex.steps": "2"})
+    folders = [tmp_path / name for name in ("student", "teacher", "data", "out")]
+    distill(*folders, recipe=recipe, stages=[1], say=lambda _: None)
+    assert handed_back
+    for _, student in handed_back:
+        assert all(layer.self_attn.window_off is None for layer in student.get_decoder().layers)
