@@ -45,7 +45,7 @@ def command(
             out,
             mmate=mmate,
             overwrite=overwrite,
-            progress=lambda *step: progress("layer", *step),
+            progress=lambda *step: progress("probe", *step),
             dtype=dtype,
             adapter=adapter,
         )

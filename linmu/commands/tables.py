@@ -57,6 +57,7 @@ def conversion_view(report: FolderConversion) -> RenderableType:
     table = Table(
         "layer",
         "nmse",
+        "unmeasured",
         "cosine",
         "rms ratio",
         "hidden nmse",
@@ -64,7 +65,7 @@ def conversion_view(report: FolderConversion) -> RenderableType:
         title_justify="left",
     )
     for layer, hidden in zip(report.layers, report.hidden_nmse, strict=True):
-        values = (layer.nmse, layer.cosine, layer.rms_ratio, hidden)
+        values = (layer.nmse, layer.blind, layer.cosine, layer.rms_ratio, hidden)
         table.add_row(str(layer.layer), *(f"{value:.3f}" for value in values))
     tokens = f"{report.token_agreement:.1%} of {report.probe_tokens} tokens agree before training"
     return Group(table, tokens, _took(report.seconds, report.peak_bytes, report.parameter_bytes, "the model"))

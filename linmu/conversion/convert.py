@@ -1,9 +1,10 @@
-"""Teacher -> student, in place: one forward pass of the teacher on a probe prompt seeds every block on the way."""
+"""Teacher -> student, in place: three passes of the teacher over probe prompts seed every block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from transformers import PreTrainedModel
 
 from linmu.config import MMateConfig
 from linmu.conversion.decoder_rules import require_decoder
-from linmu.conversion.seeding import LayerReport, choose_scales, inherit
+from linmu.conversion.layer_call import LayerCall
+from linmu.conversion.seeding import BlockSeeding, LayerReport, inherit
 from linmu.conversion.structure_probe import check_student
 from linmu.conversion.teacher_record import record_teacher
 from linmu.families import Family, get_family
@@ -44,21 +46,40 @@ class ConversionReport:
             "probe_tokens": self.probe_tokens,
             "token_agreement": self.token_agreement,
             "layers": [
-                vars(layer) | {"hidden_nmse": h} for layer, h in zip(self.layers, self.hidden_nmse, strict=True)
+                asdict(layer) | {"hidden_nmse": h} for layer, h in zip(self.layers, self.hidden_nmse, strict=True)
             ],
         }
+
+
+@dataclass
+class Reference:
+    """What the teacher said: hidden states of the first prompt, the likeliest tokens of all."""
+
+    hidden: tuple[Tensor, ...] = ()
+    tokens: list[Tensor] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no prompt was read yet."""
+        return not self.tokens
+
+    def add(self, output: Any) -> None:
+        """One prompt's output."""
+        self.hidden = self.hidden or output.hidden_states
+        self.tokens.append(output.logits.argmax(-1))
 
 
 def convert(
     teacher: PreTrainedModel,
     mmate: MMateConfig | None = None,
-    probe: dict[str, Any] | None = None,
+    probe: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PreTrainedModel:
     """Turn a teacher into its student, in place: weights are moved, not copied, and the teacher is used up.
 
-    probe: keyword arguments of the teacher's forward (input_ids, pixel_values, …) on which initial scales are chosen;
-    default: random tokens. The result's `.conversion_report` holds what was measured.
+    probe: keyword arguments of the teacher's forward (input_ids, pixel_values, …), of one prompt or several, on which
+    initial values are measured; default: random tokens. progress(done, total) counts passes of the teacher. The
+    result's `.conversion_report` holds what was measured.
     Raises InputError for an unsupported family, or a decoder of which a student would drop something.
     """
     mmate = mmate or MMateConfig()
@@ -66,12 +87,12 @@ def convert(
     teacher.eval()
     require_decoder(teacher)
     record = record_teacher(teacher, family)
-    probe = probe if probe is not None else _random_probe(teacher)
-    layout = _probe_layout(teacher, family, mmate, probe)
-    reference, reports = _seed_layers(teacher, family, mmate, layout, probe, progress)
+    prompts = [probe] if isinstance(probe, dict) else list(probe or [_random_probe(teacher)])
+    layouts = [_probe_layout(teacher, family, mmate, prompt) for prompt in prompts]
+    reference, reports = _seed_layers(teacher, family, mmate, list(zip(prompts, layouts, strict=True)), progress)
     student = _become_student(teacher, family, mmate)
     check_student(student, record)
-    student.conversion_report = _compare(student, probe, reference, reports)
+    student.conversion_report = _compare(student, prompts, reference, reports)
     return student
 
 
@@ -97,47 +118,63 @@ def _probe_layout(teacher: PreTrainedModel, family: Family, mmate: MMateConfig, 
 
 
 @torch.no_grad()
-def _seed_layers(teacher, family, mmate, layout, probe, progress) -> tuple[dict[str, Any], list[LayerReport]]:
-    """Run the teacher once; each attention is replaced as soon as it has done its work."""
+def _seed_layers(teacher, family, mmate, probes, progress) -> tuple[Reference, list[LayerReport]]:
+    """Run the teacher three times over all prompts: its heads, the norms, the distance; then replace its attentions.
+
+    Nothing of a prompt is kept but sums: memory does not grow with their number.
+    """
     layers = decoder_layers(teacher)
-    reports: list[LayerReport] = []
-    blocks: list[MMateAttention] = []
-    heads_out: dict[int, Tensor] = {}
-    handles = []
-
-    def on_heads(index: int):
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            heads_out[index] = args[0]
-
-        return hook
-
-    def on_attention(index: int):
-        def hook(attention: nn.Module, _: tuple, kwargs: dict[str, Any], output: tuple[Tensor, Any]) -> None:
-            u = kwargs["hidden_states"]
-            dims = attention_sizes(attention, u.shape[-1], attention.head_dim)
-            with torch.device("meta"):
-                block = MMateAttention(dims, mmate, index, not family.text_only)
-            inherit(block, attention)
-            valid = last_valid(probe.get("attention_mask"), u.shape[1])
-            reports.append(
-                choose_scales(block, u, kwargs["position_embeddings"], heads_out.pop(index), output[0], valid, layout)
-            )
-            blocks.append(block.eval())
-            if progress is not None:
-                progress(index + 1, len(layers))
-
-        return hook
-
+    seedings: list[BlockSeeding] = []
     for index, layer in enumerate(layers):
-        handles.append(layer.self_attn.o_proj.register_forward_pre_hook(on_heads(index)))
-        handles.append(layer.self_attn.register_forward_hook(on_attention(index), with_kwargs=True))
-    arguments = {name: value for name, value in probe.items() if name != "linmu_media"}
-    output = teacher(**arguments, output_hidden_states=True, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    for layer, block in zip(layers, blocks, strict=True):
-        layer.self_attn = block
-    return {"hidden": output.hidden_states, "tokens": output.logits.argmax(-1)}, reports
+        hidden = layer.self_attn.q_proj.in_features
+        sizes = attention_sizes(layer.self_attn, hidden, layer.self_attn.head_dim)
+        with torch.device("meta"):
+            block = MMateAttention(sizes, mmate, index, not family.text_only)
+        inherit(block, layer.self_attn)
+        seedings.append(BlockSeeding(block.eval()))
+    passes = ([seeding.look for seeding in seedings], [seeding.fit for seeding in seedings])
+    done, reference = 0, Reference()
+    for turn, visits in enumerate((*passes, [seeding.judge for seeding in seedings])):
+        for seeding in seedings:
+            (_nothing, seeding.start, seeding.settle)[turn]()
+        for prompt, layout in probes:
+            output = _visited(teacher, prompt, layout, visits, reference.empty)
+            if turn == 0:
+                reference.add(output)
+            done += 1
+            if progress is not None:
+                progress(done, 3 * len(probes))
+    for layer, seeding in zip(layers, seedings, strict=True):
+        layer.self_attn = seeding.block
+    return reference, [seeding.report() for seeding in seedings]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _visited(teacher, prompt, layout, visits, with_hidden: bool):
+    """The teacher's output for one prompt, while every attention's call is shown to its visit(call, layout)."""
+    heads_out: dict[int, Tensor] = {}
+    with ExitStack() as hooks:
+        for index, (layer, visit) in enumerate(zip(decoder_layers(teacher), visits, strict=True)):
+
+            def on_heads(_: nn.Module, args: tuple[Tensor, ...], index: int = index) -> None:
+                heads_out.setdefault(index, args[0])
+
+            def on_attention(_: nn.Module, __: tuple, kwargs: dict, output: tuple, index: int = index, visit=visit):
+                u, valid = kwargs["hidden_states"], last_valid(prompt.get("attention_mask"), output[0].shape[1])
+                heads = heads_out[index]
+                visit(LayerCall(u, kwargs["position_embeddings"], heads, output[0], valid), layout)
+                heads_out[index] = heads[:0]  # the block's own W_O is the same module: its calls are not the teacher's
+
+            for handle in (
+                layer.self_attn.o_proj.register_forward_pre_hook(on_heads),
+                layer.self_attn.register_forward_hook(on_attention, with_kwargs=True),
+            ):
+                hooks.callback(handle.remove)
+        arguments = {name: value for name, value in prompt.items() if name != "linmu_media"}
+        return teacher(**arguments, output_hidden_states=with_hidden, use_cache=False)
 
 
 def _become_student(teacher: PreTrainedModel, family: Family, mmate: MMateConfig) -> PreTrainedModel:
@@ -153,9 +190,15 @@ def _become_student(teacher: PreTrainedModel, family: Family, mmate: MMateConfig
 
 
 @torch.no_grad()
-def _compare(student, probe, reference, reports) -> ConversionReport:
-    output = student(**probe, output_hidden_states=True, use_cache=False)
-    pairs = zip(output.hidden_states[1:], reference["hidden"][1:], strict=True)
-    nmse = tuple(float((s.float() - t.float()).square().sum() / t.float().square().sum()) for s, t in pairs)
-    agreement = float((output.logits.argmax(-1) == reference["tokens"]).float().mean())
-    return ConversionReport(tuple(reports), nmse, agreement, int(probe["input_ids"].numel()))
+def _compare(student, prompts, reference: Reference, reports) -> ConversionReport:
+    """Hidden states of the first prompt, likeliest tokens of all."""
+    equal = tokens = 0
+    hidden: tuple[float, ...] = ()
+    for number, (prompt, expected) in enumerate(zip(prompts, reference.tokens, strict=True)):
+        output = student(**prompt, output_hidden_states=number == 0, use_cache=False)
+        if number == 0:
+            pairs = zip(output.hidden_states[1:], reference.hidden[1:], strict=True)
+            hidden = tuple(float((s.float() - t.float()).square().sum() / t.float().square().sum()) for s, t in pairs)
+        equal += int((output.logits.argmax(-1) == expected).sum())
+        tokens += expected.numel()
+    return ConversionReport(tuple(reports), hidden, equal / tokens, tokens)

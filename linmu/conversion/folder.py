@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from linmu.config import MMateConfig
 from linmu.conversion.convert import ConversionReport, convert
-from linmu.conversion.probe import default_probe
+from linmu.conversion.probe import default_probes
 from linmu.conversion.prompt_files import check_prompt_files
 from linmu.errors import InputError
 from linmu.files.atomic import atomic_folder
@@ -76,7 +76,7 @@ def convert_folder(
         rules = None if source.family.text_only else PromptRules.from_config(teacher_config(config))
         check_prompt_files(folder, source.folder, source.family, rules)
         model = load_teacher(source, dtype, adapter)
-        student = convert(model, mmate, default_probe(folder, source.family, rules), progress)
+        student = convert(model, mmate, default_probes(folder, source.family, rules), progress)
         # False: keys as the class has them; the mapping from older names goes by the teacher's model_type
         with quiet():
             student.save_pretrained(folder, save_original_format=False)

@@ -23,7 +23,7 @@ from transformers.modeling_utils import AttentionInterface
 from linmu.conversion.decoder_rules import ANOTHER, sliding_window
 from linmu.errors import InputError
 from linmu.families import Family
-from linmu.model.rotary import half_tables, rotate
+from linmu.model.rotary import batch_tables, rotate
 from linmu.model.widened import HALVES, widened
 
 TOKENS = 37
@@ -202,7 +202,7 @@ def softmax_mixer(project: Any, out: nn.Module, u: Tensor, position_embeddings: 
 
     Raises RuntimeError for sizes that do not meet, TypeError without cos and sin.
     """
-    tables = half_tables(position_embeddings)
+    tables = batch_tables(position_embeddings, position_embeddings[0].shape[0])
     q, k, v = project(u)
     if 2 * tables[0].shape[-1] != q.shape[-1]:
         raise RuntimeError(f"rotary positions on {2 * tables[0].shape[-1]} of {q.shape[-1]} channels of a head")

@@ -54,11 +54,16 @@ class Direction(nn.Module):
         self.conv_weight[:, :, -1] = 1.0
         self.conv_bias.zero_()
         self.dt_proj.weight.zero_()
-        self.dt_bias.copy_(ssm.initial_dt_bias(self.state_heads, self.mmate.min_half_life, self.mmate.max_half_life))
+        self.spread_rates()
         self.a_log.zero_()
         if self.skip is not None:
             self.skip.zero_()
         self.norm.weight.fill_(1.0)
+
+    @torch.no_grad()
+    def spread_rates(self) -> None:
+        """Half-lives spread over the heads, whatever they do."""
+        self.dt_bias.copy_(ssm.initial_dt_bias(self.state_heads, self.mmate.min_half_life, self.mmate.max_half_life))
 
     def log_decay(self, u: Tensor) -> Tensor:
         """G [B,S,M] of inputs u [B,S,D]."""

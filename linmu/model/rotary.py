@@ -71,8 +71,8 @@ def _exact(
     return cos, sin
 
 
-def half_tables(position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The teacher's (cos, sin) [B,S,d] -> their first halves [B,S,d/2]."""
-    cos, sin = position_embeddings
-    half = cos.shape[-1] // 2
-    return cos[..., :half], sin[..., :half]
+def batch_tables(position_embeddings: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
+    """The teacher's (cos, sin) [B or 1,S,d] -> their first halves for every row [B,S,d/2]."""
+    half = position_embeddings[0].shape[-1] // 2
+    cos, sin = (table[..., :half].expand(batch, -1, -1) for table in position_embeddings)
+    return cos, sin

@@ -130,5 +130,9 @@ def initial_dt_bias(heads: int, shortest: float, longest: float) -> Tensor:
     """dt_bias [M] so that, with A = -1, half-lives are spread geometrically from `shortest` to `longest` tokens."""
     position = torch.linspace(0, 1, heads, dtype=torch.float64) if heads > 1 else torch.ones(1, dtype=torch.float64)
     half_life = shortest * (longest / shortest) ** position
-    delta = torch.log(torch.tensor(2.0, dtype=torch.float64)) / half_life
-    return delta.expm1().log().float()  # inverse of softplus
+    return dt_bias_of_rates(torch.log(torch.tensor(2.0, dtype=torch.float64)) / half_life)
+
+
+def dt_bias_of_rates(rates: Tensor) -> Tensor:
+    """dt_bias [M] that makes heads decay by exp(-rate) a token, with A = -1: the inverse of softplus."""
+    return rates.double().expm1().log().float()

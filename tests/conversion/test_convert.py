@@ -37,7 +37,7 @@ def test_conversion_is_in_place_and_keeps_the_scale(family, kind):
     kept = {name: value.data_ptr() for name, value in teacher.named_parameters()}
     count, calls = len(decoder_layers(teacher)), []
     student = convert(teacher, MMateConfig(**SMALL), probe, lambda done, total: calls.append((done, total)))
-    assert student is teacher and calls == [(n + 1, count) for n in range(count)]
+    assert student is teacher and calls == [(n, 3) for n in (1, 2, 3)]
     now = {
         name.replace("self_attn.flex.", "self_attn."): value.data_ptr() for name, value in student.named_parameters()
     }
@@ -53,8 +53,9 @@ def test_conversion_is_in_place_and_keeps_the_scale(family, kind):
     assert report.probe_tokens == probe["input_ids"].numel() and 0 <= report.token_agreement <= 1
     assert [layer.layer for layer in report.layers] == list(range(count)) and len(report.hidden_nmse) == count
     for layer, hidden in zip(report.layers, report.hidden_nmse, strict=True):
-        assert 0.5 < layer.rms_ratio < 2 and -1 <= layer.cosine <= 1
-        assert 0 < layer.nmse < 10 and 0 < hidden < 10
+        assert 0 < layer.rms_ratio < 1.1 and 0 < layer.cosine <= 1
+        assert 0 < layer.nmse < 1 and 0 < hidden < 10
+        assert layer.nmse < layer.blind and "norms" in layer.tries
     assert len(json.loads(json.dumps(report.to_json()))["layers"]) == count
 
 
@@ -81,7 +82,7 @@ def test_every_setting_converts(family, settings):
     inputs = tiny_inputs(family, teacher, tokenizer, "video" if family in VISION_NAMES else "text")
     plain = convert(copy.deepcopy(teacher), MMateConfig(**SMALL), inputs)
     student = convert(teacher, MMateConfig(**{**SMALL, **settings}), inputs)
-    assert all(0.5 < layer.rms_ratio < 2 for layer in student.conversion_report.layers)
+    assert all(layer.nmse < 1 for layer in student.conversion_report.layers)
     assert student.config.linmu == MMateConfig(**{**SMALL, **settings}).to_json()
     with torch.inference_mode():
         logits, default = student(**inputs).logits, plain(**inputs).logits
@@ -181,9 +182,7 @@ def test_a_padded_probe_with_media_sets_the_same_scales_as_its_tokens():
         padded[name] = torch.nn.functional.pad(probe[name], (5, 0), value=fill)
     found = [convert(copy.deepcopy(teacher), MMateConfig(**SMALL), inputs) for inputs in (probe, padded)]
     for name, value in new_parameters(found[0]).items():
-        np.testing.assert_allclose(new_parameters(found[1])[name].detach(), value.detach(), rtol=0.2, atol=0.2)
-        if "swin" not in name and "norm" not in name and "gate" not in name:
-            assert torch.equal(new_parameters(found[1])[name], value)
+        np.testing.assert_allclose(new_parameters(found[1])[name].detach(), value.detach(), rtol=1e-3, atol=1e-3)
 
 
 def test_an_unknown_family_is_refused_in_one_line():
