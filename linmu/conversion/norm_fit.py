@@ -13,7 +13,7 @@ from linmu.conversion.layer_call import LayerCall
 from linmu.model.attention import MMateAttention
 from linmu.model.flex_ma import Direction
 
-RIDGE = 0.03  # of a direction's mean square: two directions that say the same must not cancel each other
+PRIOR_TOKENS = 32.0  # tokens without a say that are added to the prompts': few tokens must not make large scales
 
 
 class NormFit:
@@ -25,6 +25,7 @@ class NormFit:
         self.gram = torch.zeros(*shape, count, count).double()
         self.moment = torch.zeros(*shape, count).double()
         self.rest = self.squares = 0.0
+        self.tokens = torch.zeros(count).double()  # of which a direction says something
 
     def add(self, call: LayerCall, layout: dict[str, Tensor] | None) -> None:
         """One prompt, with the decays and alphas that the block has now."""
@@ -32,6 +33,7 @@ class NormFit:
         self.rest += float(rest.square().sum())
         self.squares += float(heads.square().sum())
         for one, x in enumerate(parts):
+            self.tokens[one] += float((x != 0).flatten(2).any(-1).sum())
             self.moment[..., one] += (x * rest).sum((0, 1)).cpu()
             for two, y in enumerate(parts):
                 self.gram[..., one, two] += (x * y).sum((0, 1)).cpu()
@@ -40,7 +42,8 @@ class NormFit:
     def weights(self) -> Tensor:
         """[H, d, directions]; 0 for a direction that had nothing to do."""
         diagonal = self.gram.diagonal(dim1=-2, dim2=-1).mean((0, 1))
-        ridge = torch.where(diagonal > 0, RIDGE * diagonal, torch.ones_like(diagonal))
+        ridge = PRIOR_TOKENS * diagonal / self.tokens.clamp(min=1)
+        ridge = torch.where(diagonal > 0, ridge, torch.ones_like(diagonal))
         return torch.linalg.solve(self.gram + torch.diag(ridge), self.moment)
 
     @property

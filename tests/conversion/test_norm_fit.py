@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from linmu.conversion.layer_call import LayerCall
-from linmu.conversion.norm_fit import RIDGE, NormFit, directions
+from linmu.conversion.norm_fit import NormFit, directions
 from tests.model.blocks import PROMPT, random_block, random_inputs, tables, tensors
 
 
@@ -24,7 +24,7 @@ def fitted(block, target_block, prompts, layouts):
 
 @pytest.mark.parametrize("settings", [{}, {"text_window": 4, "text_sinks": 1}, {"backward": False}], ids=str)
 def test_known_norms_are_found_again(settings, monkeypatch):
-    monkeypatch.setattr("linmu.conversion.norm_fit.RIDGE", 1e-12)
+    monkeypatch.setattr("linmu.conversion.norm_fit.PRIOR_TOKENS", 1e-9)
     block, target = random_block(2, **settings), random_block(2, **settings)
     for direction in directions(block):
         direction.norm.weight.fill_(0.3)
@@ -36,7 +36,8 @@ def test_known_norms_are_found_again(settings, monkeypatch):
         torch.testing.assert_close(own.norm.weight, other.norm.weight, rtol=1e-6, atol=1e-6)
 
 
-def test_the_error_is_what_the_block_leaves_and_the_least():
+def test_the_error_is_what_the_block_leaves_and_the_least(monkeypatch):
+    monkeypatch.setattr("linmu.conversion.norm_fit.PRIOR_TOKENS", 1e-9)
     block, target = random_block(1, text_window=3), random_block(1, seed=5, text_window=3)
     layout = tensors(PROMPT, block.mmate)
     fit, calls = fitted(block, target, [random_inputs(PROMPT.length)], [layout])
@@ -53,7 +54,7 @@ def test_the_error_is_what_the_block_leaves_and_the_least():
         kept = direction.norm.weight.clone()
         for change in (0.97, 1.03):
             direction.norm.weight.copy_(kept * change)
-            assert error() > least - RIDGE
+            assert error() > least
         direction.norm.weight.copy_(kept)
 
 
