@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,20 @@ PIECE = 2048
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
-def build_bundle(teacher: Path, out: Path, quant: str = "none", target: str = "onnx") -> Path:
+def build_bundle(
+    teacher: Path, out: Path, quant: str = "none", target: str = "onnx", settings: Mapping[str, int] | None = None
+) -> Path:
     """Convert the teacher and export it for a target through the command line, once: `out`, or `out`-`quant`.
 
-    Quantized: calibrated on noise, which speed does not depend on.
+    settings: of the M-MATE block, "text_window" and the like. Quantized: calibrated on noise, which speed does not
+    depend on.
     """
     bundle = out if quant == "none" else out.with_name(f"{out.name}-{quant}")
     if not (bundle / "manifest.json").exists():
         student, record = out.with_name(out.name + "-student"), out.with_name(out.name + "-calib.safetensors")
         if not (student / "config.json").exists():
-            _linmu("convert", str(teacher), "-o", str(student))
+            chosen = (word for name, value in (settings or {}).items() for word in ("--set", f"{name}={value}"))
+            _linmu("convert", str(teacher), "-o", str(student), *chosen)
         if quant != "none" and not record.exists():
             few = ("--samples", "2", "--decode-tokens", "4", "--long-tokens", "16")
             _linmu("calibrate", str(student), "--allow-random", *few, "-o", str(record))

@@ -15,14 +15,13 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import tarfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
 
+from debian_package import package_files
 from PIL import Image
 
 from linmu.errors import InputError
@@ -242,42 +241,11 @@ def _read(source: Path) -> Iterator[tuple[str, bytes]]:
             if _wanted(file.name) and file.is_file():
                 yield file.relative_to(root).as_posix(), b"" if file.suffix == ".svg" else file.read_bytes()
     elif source.is_file():
-        with source.open("rb") as stream:
-            yield from _read_package(stream, source)
+        for path, content in package_files(source, lambda path: _wanted(path.name) and path.is_relative_to(INSTALLED)):
+            yield path.relative_to(INSTALLED).as_posix(), content
     else:
         raise InputError("no such file or folder", got=source, expected="a .deb file or a folder with stamps")
 
 
 def _wanted(name: str) -> bool:
     return name.endswith((".png", ".txt", ".dat", ".svg"))
-
-
-def _read_package(stream: BinaryIO, source: Path) -> Iterator[tuple[str, bytes]]:
-    """The same out of a Debian package, without unpacking it: an ar archive with a tar archive data.tar.* inside."""
-    content = _data_member(stream)
-    if content is None:
-        raise InputError("not a Debian package", got=source, expected="a .deb file or a folder with stamps")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            for member in archive:
-                path = PurePosixPath(member.name)
-                if member.isfile() and _wanted(path.name) and path.is_relative_to(INSTALLED):
-                    file = archive.extractfile(member)
-                    yield path.relative_to(INSTALLED).as_posix(), file.read() if file else b""
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(
-            "cannot read the package", got=error, fix="dpkg-deb -x FILE.deb FOLDER, then FOLDER"
-        ) from error
-
-
-def _data_member(stream: BinaryIO) -> bytes | None:
-    if stream.read(8) != b"!<arch>\n":
-        return None
-    while len(header := stream.read(60)) == 60:
-        name, size = header[:16].decode("ascii", "replace").rstrip(" /"), header[48:58].strip()
-        if not size.isdigit():
-            return None
-        content = stream.read(int(size) + int(size) % 2)
-        if name.startswith("data.tar"):
-            return content
-    return None

@@ -9,6 +9,7 @@ from linmu.errors import InputError
 
 SCANS = ("rms", "raster")
 DECAYS = ("query_head", "kv_head")
+WINDOW_PROJECTIONS = ("own", "shared")
 MOST_WINDOW_TOKENS = 1 << 14  # an attention mask has this squared
 _SMALLEST, _LARGEST = 1e-12, 1e12
 _LIMITS: dict[str, tuple[float, float]] = {  # far beyond what makes sense: they keep damaged files from asking for much
@@ -43,6 +44,7 @@ class MMateConfig:
     window_*: Local-Swin window in tokens; causal_windows: causal instead of bidirectional windows;
     text_window: last tokens that text attends to besides the state-space branch (0 = off, our extension);
     text_sinks: first tokens of a sequence that stay in the text window;
+    text_window_projections: where its q, k, v come from: Local-Swin ("own") or Flex-MA before its conv ("shared");
     max_span_frames: frames of a video that form one bidirectional span;
     chunk_size: tokens per chunk of the parallel scan; norm_eps: epsilon of the per-head RMSNorm;
     min_half_life, max_half_life: tokens after which the fastest and slowest head have halved their state at init.
@@ -61,6 +63,7 @@ class MMateConfig:
     causal_windows: bool = False
     text_window: int = 0
     text_sinks: int = 0
+    text_window_projections: str = "own"
     max_span_frames: int = 8
     chunk_size: int = 128
     norm_eps: float = 1e-5
@@ -70,7 +73,8 @@ class MMateConfig:
     def __post_init__(self) -> None:
         for item in fields(self):
             _check_type(item.name, getattr(self, item.name), type(item.default))
-        for name, allowed in (("decay", DECAYS), ("scan", SCANS)):
+        choices = {"decay": DECAYS, "scan": SCANS, "text_window_projections": WINDOW_PROJECTIONS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise _bad(name, repr(getattr(self, name)), "one of " + ", ".join(allowed))
         for name, (low, high) in _LIMITS.items():
@@ -100,6 +104,11 @@ class MMateConfig:
     def mixes(self, vision: bool) -> bool:
         """Whether there is an alpha: windows over vision tokens, if prompts can hold some, or over text."""
         return (vision and self.local_swin) or self.text_window > 0
+
+    def has_swin(self, vision: bool) -> bool:
+        """Whether there are projections of windows' own: for vision tokens, or for a text window that shares none."""
+        own = self.text_window > 0 and self.text_window_projections == "own"
+        return (vision and self.local_swin) or own
 
     def gate_width(self, heads: int, vision: bool) -> int:
         """Columns of the gates g_f | g_b | alpha."""

@@ -80,11 +80,10 @@ class MMateBlock(nn.Module):
         self.flex = Projections(dims)
         self.scan_forward = Direction(*sizes, mmate)
         self.scan_backward = Direction(*sizes, mmate) if vision and mmate.backward else None
-        windows = (vision and mmate.local_swin) or mmate.text_window > 0
-        self.swin = Projections(dims) if windows else None
+        self.swin = Projections(dims) if mmate.has_swin(vision) else None
         self.gate_forward = nn.Linear(dims.hidden, dims.heads) if self.scan_backward is not None else None
         self.gate_backward = nn.Linear(dims.hidden, dims.heads) if self.scan_backward is not None else None
-        self.alpha = nn.Linear(dims.hidden, dims.heads) if windows else None
+        self.alpha = nn.Linear(dims.hidden, dims.heads) if mmate.mixes(vision) else None
         self.o_proj = nn.Linear(dims.heads * dims.head_dim, dims.hidden, bias=dims.o_bias)
         self.window_off: Tensor | None = None  # [B] bool: prompts without text window, in training and measurement
 
@@ -132,10 +131,11 @@ class MMateBlock(nn.Module):
         """
         tables = batch_tables(position_embeddings, len(u))
         state = state if state is not None else self.initial_state(u)
-        mixed, new_state = self._flex(u, tables, state, valid, layout)
-        if self.swin is None:
+        qkv = self.flex(u)
+        mixed, new_state = self._flex(u, qkv, tables, state, valid, layout)
+        if self.alpha is None:
             return mixed, None, None, new_state
-        local, window_state = self._local(u, tables, state, valid, layout)
+        local, window_state = self._local(u, qkv, tables, state, valid, layout)
         share = None if local is None else self._alpha(u, state, valid, layout)
         return mixed, local, share, new_state | window_state
 
@@ -149,8 +149,8 @@ class MMateBlock(nn.Module):
             state["count"] = torch.zeros(u.shape[0], dtype=torch.long, device=u.device)
         return state
 
-    def _flex(self, u, tables, state, valid, layout) -> tuple[Tensor, dict[str, Tensor]]:
-        qkv = torch.cat([x.flatten(2) for x in self.flex(u)], -1)  # [B, S, C]
+    def _flex(self, u, projected, tables, state, valid, layout) -> tuple[Tensor, dict[str, Tensor]]:
+        qkv = torch.cat([x.flatten(2) for x in projected], -1)  # [B, S, C]
         g = self.scan_forward.log_decay(u)
         if valid is not None:
             qkv, g = qkv * valid[..., None].to(qkv.dtype), g * valid[..., None].to(g.dtype)
@@ -201,12 +201,12 @@ class MMateBlock(nn.Module):
         read = torch.arange(1, u.shape[1] + 1, device=u.device) if valid is None else valid.cumsum(1)
         return ((state["count"][:, None] + read) > self.mmate.text_slots)[..., None, None]
 
-    def _local(self, u, tables, state, valid, layout) -> tuple[Tensor | None, dict[str, Tensor]]:
-        assert self.swin is not None
+    def _local(self, u, projected, tables, state, valid, layout) -> tuple[Tensor | None, dict[str, Tensor]]:
         scale = self.dims.head_dim**-0.5
         text, new_state = None, {}
         if self.mmate.text_window:
-            q, k, v = self.swin(u)
+            shared = self.mmate.text_window_projections == "shared"
+            q, k, v = projected if shared or self.swin is None else self.swin(u)
             q, k = rotate(q, *tables), rotate(k, *tables)
             valid_tokens = valid if valid is not None else torch.ones(u.shape[:2], dtype=torch.bool, device=u.device)
             past = (state["key"], state["value"], state["count"])
@@ -214,6 +214,7 @@ class MMateBlock(nn.Module):
             new_state = dict(zip(("key", "value", "count"), present, strict=True))
         if layout is None or not self.mmate.local_swin or not layout["windows"].shape[1]:
             return text, new_state
+        assert self.swin is not None
         index, segment = layout["windows"][self.shift], layout["window_segment"][self.shift]  # [W, L]
         q, k, v = self.swin(gather_rows(u, index))
         cos, sin = (gather_rows(table, index) for table in tables)

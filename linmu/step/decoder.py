@@ -216,17 +216,18 @@ def _text_path(layer: Layer, projected: Projections) -> tuple[Tensor, State]:
     y = layer.ops.head_norm(y, layer.weight("norm_f"), layer.form)
     if not layer.form.mmate.text_window:
         return y, state
-    y, window = _mix(layer, projected, y, _gates(layer, projected), None)
+    y, window = _mix(layer, projected, qkv, y, _gates(layer, projected), None)
     return y, state | window
 
 
 def _vision_path(layer: Layer, projected: Projections, layout: dict[str, Any]) -> tuple[Tensor, State]:
     """Both directions in scan order, windows, gates."""
     gates = _gates(layer, projected) if layer.form.gates else None
-    y, state = _flex(layer, projected, gates, layout)
+    qkv = _qkv(layer, projected)
+    y, state = _flex(layer, projected, qkv, gates, layout)
     if not layer.form.mixed:
         return y, state
-    y, window = _mix(layer, projected, y, gates, layout)
+    y, window = _mix(layer, projected, qkv, y, gates, layout)
     return y, state | window
 
 
@@ -257,10 +258,12 @@ def _direction(layer: Layer, direction: Direction, qkv: Tensor, dt: Tensor) -> t
     return y, {"conv": conv, "recurrent": recurrent}
 
 
-def _flex(layer: Layer, projected: Projections, gates: Tensor | None, layout: dict[str, Any]) -> tuple[Tensor, State]:
+def _flex(
+    layer: Layer, projected: Projections, qkv: Tensor, gates: Tensor | None, layout: dict[str, Any]
+) -> tuple[Tensor, State]:
     """Flex-MA of a prompt with vision tokens: both directions in scan order, gated, back in prompt order."""
     ops, form, schedule = layer.ops, layer.form, layer.index % SCHEDULES
-    qkv, order = _qkv(layer, projected), layout["order"][schedule]
+    order = layout["order"][schedule]
     forward = Direction("f", order, layer.past)
     y, state = _direction(layer, forward, ops.take(qkv, order), ops.take(projected.dt_forward, order))
     y = ops.take(ops.head_norm(y, layer.weight("norm_f"), form), layout["inverse"][schedule])
@@ -278,20 +281,24 @@ def _flex(layer: Layer, projected: Projections, gates: Tensor | None, layout: di
 
 
 def _mix(
-    layer: Layer, projected: Projections, y: Tensor, gates: Tensor, layout: dict[str, Any] | None
+    layer: Layer, projected: Projections, qkv: Tensor, y: Tensor, gates: Tensor, layout: dict[str, Any] | None
 ) -> tuple[Tensor, State]:
     """Alpha * Flex-MA + (1 - alpha) * windows; alpha is 1 on text unless there is a text window.
 
     Where nothing has left the text window yet, alpha of text is 0: the window has seen all.
 
-    layout: None where no token is one of vision, also in calls that have one.
+    qkv: Flex-MA's, as `_qkv` gives them; layout: None where no token is one of vision, also in calls that have one.
     """
     ops, form = layer.ops, layer.form
     state: State = {}
     alpha = ops.split(gates, (form.gates - form.heads, form.heads))[1] if form.backward else gates
     text, local = None, None
     if form.mmate.text_window:
-        q, k, v = _swin_qkv(layer, projected.u, layer.call.tables.straight)
+        straight = layer.call.tables.straight
+        if form.mmate.text_window_projections == "shared":
+            q, k, v = _turned(layer, qkv, straight, True)
+        else:
+            q, k, v = _swin_qkv(layer, projected.u, straight)
         recent = layer.call.recent
         text, key, value = ops.sliding_attention(q, k, v, layer.past["key"], layer.past["value"], recent, form)
         state, opened = {"key": key, "value": value}, ops.where(ops.beyond_window(recent), alpha, 0.0)

@@ -89,7 +89,7 @@ class Decoder:
             (s.hidden_size, 2 * s.intermediate_size),
             (s.intermediate_size, s.hidden_size),
         ]
-        return [*shapes, (s.hidden_size, channels)] if self.mmate.mixes(self.vision) else shapes
+        return [*shapes, (s.hidden_size, channels)] if self.mmate.has_swin(self.vision) else shapes
 
     @property
     def controls(self) -> int:

@@ -63,6 +63,7 @@ def test_conversion_is_in_place_and_keeps_the_scale(family, kind):
     "settings",
     [
         {"text_window": 5},
+        {"text_window": 4, "text_sinks": 1, "text_window_projections": "shared"},
         {"decay": "kv_head"},
         {"skip": True},
         {"backward": False},

@@ -189,9 +189,9 @@ class Reference:
                     mask[i, j] = mine == other and (j <= i or not m.causal_windows)
         return mask
 
-    def attend(self, u: Array, cos: Array, sin: Array, mask: Array) -> Array:
-        """Dense softmax attention of the second branch under a mask -> [S,H,d]; rows without keys are 0."""
-        q, k, v = self.project("swin", u)
+    def attend(self, u: Array, cos: Array, sin: Array, mask: Array, branch: str = "swin") -> Array:
+        """Dense softmax attention of a branch's projections under a mask -> [S,H,d]; rows without keys are 0."""
+        q, k, v = self.project(branch, u)
         y = np.zeros_like(q)
         for i in range(len(u)):
             keys = np.flatnonzero(mask[i])
@@ -212,5 +212,12 @@ class Reference:
             for i in range(len(u)):
                 if self.mmate.text_window and i not in vision and mask[i, : i + 1].all():
                     share[i] = 0.0  # the window has seen all
-            mixed = share * mixed + (1 - share) * self.attend(u, cos, sin, mask)
+            text = np.array([i not in vision for i in range(len(u))])[:, None]
+            if self.mmate.text_window and self.mmate.text_window_projections == "shared":
+                attended = self.attend(u, cos, sin, mask & text, "flex")
+                if vision:
+                    attended = attended + self.attend(u, cos, sin, mask & ~text)
+            else:
+                attended = self.attend(u, cos, sin, mask)
+            mixed = share * mixed + (1 - share) * attended
         return self.linear("o_proj", mixed.reshape(len(u), -1)), state

@@ -40,6 +40,7 @@ SETTINGS = {
     "text_window": {"text_window": 3},
     "long_text_window": {"text_window": 64},
     "sinks": {"text_window": 3, "text_sinks": 2},
+    "shared_window": {"text_window": 3, "text_sinks": 1, "text_window_projections": "shared"},
     "text_window_only": {"text_window": 4, "local_swin": False, "backward": False},
     "one_token_windows": {"window_frames": 1, "window_rows": 1, "window_columns": 1},
 }

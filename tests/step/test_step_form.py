@@ -18,6 +18,7 @@ SETTINGS = {
     "kv_head and skip": {"decay": "kv_head", "skip": True, "taps": 3},
     "text window": {"text_window": 5},
     "sinks": {"text_window": 4, "text_sinks": 3},
+    "shared": {"text_window": 4, "text_sinks": 1, "text_window_projections": "shared"},
     "no backward": {"backward": False, "scan": "raster"},
     "no windows": {"local_swin": False, "rope": False},
     "causal windows": {"causal_windows": True, "window_rows": 2, "window_columns": 3},

@@ -25,7 +25,15 @@ def sized(form: DecoderForm) -> Decoder:
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-@pytest.mark.parametrize("settings", [{}, {"decay": "kv_head", "backward": False}, {"local_swin": False}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"decay": "kv_head", "backward": False},
+        {"local_swin": False},
+        {"text_window": 4, "text_window_projections": "shared"},
+    ],
+)
 def test_matrices_are_those_of_the_step_form(family, settings):
     form = decoder_form(fresh_student(family, **settings)[0])
     decoder = sized(form)

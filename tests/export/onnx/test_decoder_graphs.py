@@ -29,6 +29,7 @@ SETTINGS = [
     {"decay": "kv_head", "skip": True},
     {"causal_windows": True, "taps": 3},
     {"text_window": 5},
+    {"text_window": 4, "text_sinks": 1, "text_window_projections": "shared"},
     {"backward": False},
     {"local_swin": False},
 ]

@@ -23,6 +23,7 @@ SETTINGS = {
     "no windows, no rope": {"local_swin": False, "rope": False, "scan": "raster"},
     "text window": {"text_window": 5},
     "sinks": {"text_window": 4, "text_sinks": 3},
+    "shared": {"text_window": 4, "text_sinks": 1, "text_window_projections": "shared"},
 }
 
 
