@@ -36,9 +36,8 @@ def command(
     from linmu.formats.model_files import read_model_folder
 
     mmate = mmate_config(settings or [])
-    require_separate(
-        out, teacher, *([] if probe is None else [probe])
-    )  # and a wrong folder: reported before torch takes its seconds to load
+    # Wrong folders are reported before torch takes its seconds to load.
+    require_separate(out, teacher, *([] if probe is None else [probe]))
     require_free_folder(out, overwrite)
     require_modules("linmu convert", "convert", "torch", "transformers")
     read_model_folder(teacher)
