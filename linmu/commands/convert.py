@@ -13,7 +13,7 @@ from linmu.commands.output import open_results, progress_bar, require_modules, s
 from linmu.errors import InputError
 from linmu.files.separate import require_separate
 
-EXAMPLES = "Example: linmu convert ./SmolVLM-256M -o student --set text_window=64"
+EXAMPLES = "Example: linmu convert ./SmolVLM-256M -o student --set text_window=64 --probe my-data"
 
 
 def command(
@@ -24,6 +24,10 @@ def command(
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the student's weights (auto: the teacher's).")] = "auto",
     adapter: Annotated[Path | None, typer.Option("--adapter", help="LoRA adapter to merge into the teacher.")] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option("--probe", help="Data folder to measure on.", show_default="built-in prompts"),
+    ] = None,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -32,7 +36,8 @@ def command(
     from linmu.formats.model_files import read_model_folder
 
     mmate = mmate_config(settings or [])
-    require_separate(out, teacher)  # and a wrong folder: reported before torch takes its seconds to load
+    # Wrong folders are reported before torch takes its seconds to load.
+    require_separate(out, teacher, *([] if probe is None else [probe]))
     require_free_folder(out, overwrite)
     require_modules("linmu convert", "convert", "torch", "transformers")
     read_model_folder(teacher)
@@ -48,6 +53,7 @@ def command(
             progress=lambda *step: progress("probe", *step),
             dtype=dtype,
             adapter=adapter,
+            probe=probe,
         )
         show_view(conversion_view(report))
         for note in report.notes:

@@ -53,11 +53,14 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
 
 
 def conversion_view(report: FolderConversion) -> RenderableType:
-    """A row for every layer of an untrained student, and what the conversion took."""
+    """A row for every layer of an untrained student, what measurements buy, and what the conversion took."""
     table = Table(
         "layer",
+        "blind",
+        "norms",
+        "+decay",
+        "+alpha",
         "nmse",
-        "unmeasured",
         "cosine",
         "rms ratio",
         "hidden nmse",
@@ -65,8 +68,9 @@ def conversion_view(report: FolderConversion) -> RenderableType:
         title_justify="left",
     )
     for layer, hidden in zip(report.layers, report.hidden_nmse, strict=True):
-        values = (layer.nmse, layer.blind, layer.cosine, layer.rms_ratio, hidden)
-        table.add_row(str(layer.layer), *(f"{value:.3f}" for value in values))
+        tries = (layer.tries.get(name) for name in ("norms", "norms, decay", "norms, alpha"))
+        values = (layer.blind, *tries, layer.nmse, layer.cosine, layer.rms_ratio, hidden)
+        table.add_row(str(layer.layer), *("-" if value is None else f"{value:.3f}" for value in values))
     tokens = f"{report.token_agreement:.1%} of {report.probe_tokens} tokens agree before training"
     return Group(table, tokens, _took(report.seconds, report.peak_bytes, report.parameter_bytes, "the model"))
 

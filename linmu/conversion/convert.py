@@ -132,25 +132,22 @@ def _seed_layers(teacher, family, mmate, probes, progress) -> tuple[Reference, l
             block = MMateAttention(sizes, mmate, index, not family.text_only)
         inherit(block, layer.self_attn)
         seedings.append(BlockSeeding(block.eval()))
-    passes = ([seeding.look for seeding in seedings], [seeding.fit for seeding in seedings])
     done, reference = 0, Reference()
-    for turn, visits in enumerate((*passes, [seeding.judge for seeding in seedings])):
-        for seeding in seedings:
-            (_nothing, seeding.start, seeding.settle)[turn]()
+    for turn in ("look", "fit", "judge"):
+        visits = [getattr(seeding, turn) for seeding in seedings]
         for prompt, layout in probes:
             output = _visited(teacher, prompt, layout, visits, reference.empty)
-            if turn == 0:
+            if turn == "look":
                 reference.add(output)
             done += 1
             if progress is not None:
                 progress(done, 3 * len(probes))
+        if turn == "look":
+            for seeding in seedings:
+                seeding.start()
     for layer, seeding in zip(layers, seedings, strict=True):
         layer.self_attn = seeding.block
-    return reference, [seeding.report() for seeding in seedings]
-
-
-def _nothing() -> None:
-    pass
+    return reference, [seeding.settle() for seeding in seedings]
 
 
 def _visited(teacher, prompt, layout, visits, with_hidden: bool):

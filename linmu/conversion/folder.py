@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from linmu.config import MMateConfig
 from linmu.conversion.convert import ConversionReport, convert
 from linmu.conversion.probe import default_probes
+from linmu.conversion.probe_data import ProbeData, data_probes, open_probe
 from linmu.conversion.prompt_files import check_prompt_files
 from linmu.errors import InputError
 from linmu.files.atomic import atomic_folder
@@ -23,6 +24,7 @@ from linmu.formats.model_files import ModelFolder, read_model_folder
 from linmu.layout import PromptRules
 from linmu.model.folders import CONVERSION_FILE, DTYPES, load_teacher, model_config, quiet, write_side_files
 from linmu.model.modeling import teacher_config
+from linmu.processing.encode import model_processor
 from linmu.system.meter import peak_bytes
 from linmu.version import __version__
 
@@ -34,7 +36,7 @@ class FolderConversion(ConversionReport):
     seconds: float
     parameter_bytes: int
     peak_bytes: int
-    notes: tuple[str, ...] = ()  # what was done to the teacher's weights before
+    notes: tuple[str, ...] = ()  # what was done to the teacher's weights before, and on what it was measured
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -51,20 +53,25 @@ def convert_folder(
     progress: Callable[[int, int], None] | None = None,
     dtype: str = "auto",
     adapter: Path | str | None = None,
+    probe: Path | str | None = None,
 ) -> FolderConversion:
     """Convert the model folder `teacher` (safetensors, or one GGUF file) and write the student folder `out`.
 
-    adapter: folder of a LoRA adapter whose products are added to the teacher's weights first.
+    adapter: folder of a LoRA adapter whose products are added to the teacher's weights first. probe: data folder of
+    which up to 16 samples and 4,096 tokens are what initial values are measured on (default: built-in prompts).
     dtype: that of the student's weights; "auto" keeps the teacher's (GGUF: float32). progress(done, total) counts
-    layers. Besides the model, `out` gets the tokenizer's and processor's files and conversion.json, the report.
-    Raises InputError for an unusable teacher or target, or an `out` in or around an input; nothing is left behind then.
+    passes of the teacher. Besides the model, `out` gets the tokenizer's and processor's files and conversion.json, the
+    report. Raises InputError for an unusable teacher, probe or target, or an `out` in or around an input; nothing is
+    left behind then.
     """
     started = time.perf_counter()
     teacher, out, adapter = Path(teacher), Path(out), None if adapter is None else Path(adapter)
+    probe = None if probe is None else Path(probe)
     if dtype not in DTYPES:
         raise InputError("dtype", got=repr(dtype), expected="one of " + ", ".join(DTYPES))
-    require_separate(out, teacher, *(() if adapter is None else (adapter,)))
+    require_separate(out, teacher, *(folder for folder in (adapter, probe) if folder is not None))
     source = read_model_folder(teacher)
+    data = None if probe is None else open_probe(probe, source.family)
     if adapter is not None:
         from linmu.model.adapter import check_adapter  # peft takes its seconds to load
 
@@ -75,14 +82,16 @@ def convert_folder(
         write_side_files(source, folder)
         rules = None if source.family.text_only else PromptRules.from_config(teacher_config(config))
         check_prompt_files(folder, source.folder, source.family, rules)
+        measured = None if data is None else data_probes(data, model_processor(folder), rules)
+        prompts = default_probes(folder, source.family, rules) if measured is None else measured.prompts
         model = load_teacher(source, dtype, adapter)
-        student = convert(model, mmate, default_probes(folder, source.family, rules), progress)
+        student = convert(model, mmate, prompts, progress)
         # False: keys as the class has them; the mapping from older names goes by the teacher's model_type
         with quiet():
             student.save_pretrained(folder, save_original_format=False)
         report = student.conversion_report
         _require_finite(report)
-        _write_report(folder, source, report, student, adapter)
+        _write_report(folder, source, report, student, _notes(source, _named(adapter), _named(probe), measured))
         size = sum(weight.numel() * weight.element_size() for weight in student.parameters())
         return FolderConversion(
             report.layers,
@@ -92,12 +101,14 @@ def convert_folder(
             time.perf_counter() - started,
             size,
             peak_bytes(),
-            _notes(source, adapter),
+            _notes(source, adapter, probe, measured),
         )
 
 
-def _notes(source: ModelFolder, adapter: Path | None) -> tuple[str, ...]:
-    """What a user should know about the weights that were converted."""
+def _notes(
+    source: ModelFolder, adapter: Path | None, probe: Path | None, measured: ProbeData | None
+) -> tuple[str, ...]:
+    """What a user should know about the weights that were converted and what they were measured on."""
     notes = []
     if count := len(source.scales.weights):
         notes.append(f"{count} weights are stored as FP8 codes with scales: their values were converted")
@@ -105,22 +116,33 @@ def _notes(source: ModelFolder, adapter: Path | None) -> tuple[str, ...]:
         notes.append(f"{', '.join(kinds)} of the teacher only round activations and caches: the student has none")
     if adapter is not None:
         notes.append(f"{adapter} is merged into the student: distil it with a teacher that has it merged, too")
+    if measured is not None:
+        notes.append(f"measured on {measured.used} of {measured.samples} samples of {probe}, {measured.tokens} tokens")
     return tuple(notes)
 
 
+def _named(folder: Path | None) -> Path | None:
+    """The folder's own name: a student's folder says nothing of the machine it was made on."""
+    return None if folder is None else Path(folder.resolve().name)
+
+
 def _require_finite(report: ConversionReport) -> None:
-    values = [value for layer in report.layers for value in (layer.nmse, layer.cosine, layer.rms_ratio)]
+    values = [
+        value
+        for layer in report.layers
+        for value in (layer.nmse, layer.cosine, layer.rms_ratio, layer.blind, *layer.tries.values())
+    ]
     if not all(math.isfinite(value) for value in (*values, *report.hidden_nmse)):
         raise InputError("the model's activations are not finite", fix="convert with --dtype float32")
 
 
 def _write_report(
-    folder: Path, source: ModelFolder, report: ConversionReport, student: PreTrainedModel, adapter: Path | None
+    folder: Path, source: ModelFolder, report: ConversionReport, student: PreTrainedModel, notes: tuple[str, ...]
 ) -> None:
     document = {
         "teacher": source.folder.resolve().name,
         "family": source.family.name,
-        "notes": list(_notes(source, adapter and Path(adapter.resolve().name))),
+        "notes": list(notes),
         "linmu": __version__,
         "mmate": student.mmate.to_json(),
         **report.to_json(),

@@ -24,14 +24,11 @@ class NormFit:
         count = len(directions(block))
         self.gram = torch.zeros(*shape, count, count).double()
         self.moment = torch.zeros(*shape, count).double()
-        self.rest = self.squares = 0.0
         self.tokens = torch.zeros(count).double()  # of which a direction says something
 
     def add(self, call: LayerCall, layout: dict[str, Tensor] | None) -> None:
         """One prompt, with the decays and alphas that the block has now."""
-        parts, rest, heads = self._parts(call, layout)
-        self.rest += float(rest.square().sum())
-        self.squares += float(heads.square().sum())
+        parts, rest = self._parts(call, layout)
         for one, x in enumerate(parts):
             self.tokens[one] += float((x != 0).flatten(2).any(-1).sum())
             self.moment[..., one] += (x * rest).sum((0, 1)).cpu()
@@ -46,13 +43,6 @@ class NormFit:
         ridge = torch.where(diagonal > 0, ridge, torch.ones_like(diagonal))
         return torch.linalg.solve(self.gram + torch.diag(ridge), self.moment)
 
-    @property
-    def error(self) -> float:
-        """Squared error that the weights leave, over the teacher's squares."""
-        weights = self.weights
-        fitted = (weights * self.moment).sum() * 2 - (weights[..., None, :] @ self.gram @ weights[..., None]).sum()
-        return float(self.rest - fitted) / max(self.squares, 1e-30)
-
     def use(self) -> None:
         """Set the norms; a direction that had nothing to do keeps what it has."""
         weights = self.weights
@@ -60,8 +50,8 @@ class NormFit:
             if float(self.gram[..., number, number].sum()) > 0:
                 direction.norm.weight.copy_(weights[..., number])
 
-    def _parts(self, call: LayerCall, layout: dict[str, Tensor] | None) -> tuple[list[Tensor], Tensor, Tensor]:
-        """What each direction gives with norms of 1, what is left for them, the teacher's heads: [B,S,H,d] each."""
+    def _parts(self, call: LayerCall, layout: dict[str, Tensor] | None) -> tuple[list[Tensor], Tensor]:
+        """What each direction gives with norms of 1, and what the windows leave for them: [B,S,H,d] each."""
         both, parts = directions(self.block), []
         kept = [direction.norm.weight.clone() for direction in both]
         valid = 1.0 if call.valid is None else call.valid[..., None, None].double()
@@ -78,7 +68,7 @@ class NormFit:
             parts.append(part * valid)
         for direction, weight in zip(both, kept, strict=True):
             direction.norm.weight.copy_(weight)
-        return parts, rest, heads
+        return parts, rest
 
 
 def directions(block: MMateAttention) -> list[Direction]:

@@ -33,7 +33,8 @@ class LayerReport:
     """Distance of an untrained block from its teacher, given the teacher's own inputs.
 
     nmse: squared error over the teacher's squared output; cosine: mean per-token cosine; rms_ratio: student / teacher;
-    before: nmse before each measurement was used ("decay", "alpha", "norms", in this order).
+    blind: nmse without any measurement; tries: nmse with each combination of measurements ("norms, decay"); used: the
+    one that was kept, whose nmse this is.
     """
 
     layer: int
@@ -42,6 +43,7 @@ class LayerReport:
     rms_ratio: float
     blind: float
     tries: dict[str, float]
+    used: str
 
 
 class Distance:
@@ -68,15 +70,16 @@ class Distance:
 
 @dataclass(frozen=True)
 class Try:
-    """Measurements that are used together: decay rates [H], alpha's weight and bias, and norms fitted to them."""
+    """Measurements used together: decay rates [H], alpha's weight and bias, norms fitted to them; what they give."""
 
     rates: Tensor | None
     alpha: tuple[Tensor, Tensor] | None
     norms: NormFit
+    distance: Distance
 
 
 class BlockSeeding:
-    """The seeding of one block: `look` at every prompt, `start`, `fit` every prompt, `settle`, `judge` every prompt.
+    """The seeding of one block: `look` at every prompt, `start`, `fit` every prompt, `judge` every prompt, `settle`.
 
     Every combination of measurements gets norms of its own; the one that leaves the least error is kept.
     """
@@ -84,7 +87,7 @@ class BlockSeeding:
     def __init__(self, block: MMateAttention):
         self.block, self.statistics = block, HeadStatistics(block)
         self.tries: dict[str, Try] = {}
-        self.blind, self.seeded = Distance(), Distance()
+        self.blind = Distance()
 
     def look(self, call: LayerCall, layout: dict[str, Tensor] | None) -> None:
         """Add up what the teacher's heads do."""
@@ -101,7 +104,7 @@ class BlockSeeding:
         for decay in (None, rates) if rates is not None else (None,):
             for share in (None, alpha) if alpha is not None else (None,):
                 names = ["norms"] + ["decay"] * (decay is not None) + ["alpha"] * (share is not None)
-                self.tries[", ".join(names)] = Try(decay, share, NormFit(self.block))
+                self.tries[", ".join(names)] = Try(decay, share, NormFit(self.block), Distance())
 
     def fit(self, call: LayerCall, layout: dict[str, Tensor] | None) -> None:
         """Measure the block as it starts, and add up what norms are fitted to."""
@@ -111,24 +114,27 @@ class BlockSeeding:
             one.norms.add(call, layout)
         self._set(None, None)
 
-    def settle(self) -> None:
-        """Use the try that leaves the least error."""
-        best = min(self.tries.values(), key=lambda one: one.norms.error)
-        self._set(best.rates, best.alpha)
-        best.norms.use()
+    def judge(self, call: LayerCall, layout: dict[str, Tensor] | None) -> None:
+        """Measure the block with every try."""
+        for one in self.tries.values():
+            self._use(one)
+            one.distance.add(self._output(call, layout), call.target)
+
+    def settle(self) -> LayerReport:
+        """Use the try that leaves the least error; what all prompts together showed."""
+        errors = {name: one.distance.nmse for name, one in self.tries.items()}
+        used = min(errors, key=errors.__getitem__)
+        self._use(self.tries[used])
+        distance = self.tries[used].distance
+        ratio = (distance.output / max(distance.squares, TINY)) ** 0.5
+        cosine = distance.cosine / max(distance.tokens, 1)
+        return LayerReport(self.block.layer_idx, distance.nmse, cosine, ratio, self.blind.nmse, errors, used)
+
+    def _use(self, one: Try) -> None:
+        self._set(one.rates, one.alpha)
+        one.norms.use()
         if self.block.mmate.text_window and self.block.alpha is not None:
             self.block.alpha.bias.add_(CAUTION)
-
-    def judge(self, call: LayerCall, layout: dict[str, Tensor] | None) -> None:
-        """Measure the seeded block."""
-        self.seeded.add(self._output(call, layout), call.target)
-
-    def report(self) -> LayerReport:
-        """What all prompts together showed."""
-        seeded, tries = self.seeded, {name: one.norms.error for name, one in self.tries.items()}
-        ratio = (seeded.output / max(seeded.squares, TINY)) ** 0.5
-        cosine = seeded.cosine / max(seeded.tokens, 1)
-        return LayerReport(self.block.layer_idx, seeded.nmse, cosine, ratio, self.blind.nmse, tries)
 
     def _output(self, call: LayerCall, layout: dict[str, Tensor] | None) -> Tensor:
         return MMateBlock.forward(self.block, call.u, call.position_embeddings, None, call.valid, layout)[0]

@@ -17,6 +17,7 @@ from linmu.config import MMateConfig
 from linmu.conversion.convert import convert
 from linmu.errors import InputError
 from linmu.families import FAMILIES, get_family
+from linmu.model.mmate import MMateBlock
 from linmu.model.modeling import LinMUForCausalLM, LinMUForConditionalGeneration, decoder_layers
 from linmu.model.rotary import use_exact_angles
 from tests.model.students import SMALL, cases, new_parameters
@@ -56,7 +57,38 @@ def test_conversion_is_in_place_and_keeps_the_scale(family, kind):
         assert 0 < layer.rms_ratio < 1.1 and 0 < layer.cosine <= 1
         assert 0 < layer.nmse < 1 and 0 < hidden < 10
         assert layer.nmse < layer.blind and "norms" in layer.tries
+        assert layer.nmse == layer.tries[layer.used] == min(layer.tries.values())
     assert len(json.loads(json.dumps(report.to_json()))["layers"]) == count
+
+
+@pytest.mark.parametrize("settings", [{}, {"text_window": 3, "text_sinks": 2}], ids=str)
+def test_the_report_is_what_its_own_student_does(settings):
+    """Every layer's nmse, measured again: the student's block on the teacher's inputs, by hooks of our own."""
+    teacher, tokenizer = tiny_model("llava")
+    probes = [tiny_inputs("llava", teacher, tokenizer, kind) for kind in ("image", "text")]
+    calls: dict[int, list[tuple]] = {}
+    for index, layer in enumerate(decoder_layers(teacher)):
+        layer.self_attn.register_forward_hook(
+            lambda _, __, kwargs, output, i=index: calls.setdefault(i, []).append((kwargs, output[0])),
+            with_kwargs=True,
+        )
+    with torch.inference_mode():
+        for probe in probes:
+            teacher(**probe, use_cache=False)
+    for layer in decoder_layers(teacher):
+        layer.self_attn._forward_hooks.clear()
+    student = convert(teacher, MMateConfig(**{**SMALL, **settings}), probes)
+    for index, layer in enumerate(decoder_layers(student)):
+        error = squares = 0.0
+        for probe, (kwargs, wanted) in zip(probes, calls[index], strict=True):
+            layout = student.layout_tensors(probe["input_ids"], None, None, probe)
+            with torch.inference_mode():
+                own = MMateBlock.forward(
+                    layer.self_attn, kwargs["hidden_states"], kwargs["position_embeddings"], None, None, layout
+                )[0]
+            error += float((own - wanted).square().sum())
+            squares += float(wanted.square().sum())
+        assert student.conversion_report.layers[index].nmse == pytest.approx(error / squares, rel=1e-5)
 
 
 @pytest.mark.parametrize(

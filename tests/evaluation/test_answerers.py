@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 
 import numpy as np
 import pytest
+import torch
 
 from linmu.errors import InputError, MissingComponentError
 from linmu.evaluation import answerers
@@ -16,7 +18,7 @@ from linmu.formats.model_files import read_model_folder
 from linmu.layout import PromptRules
 from linmu.model import answerer as torch_answerer
 from linmu.model.answerer import batches
-from linmu.model.folders import load_teacher
+from linmu.model.folders import load_student, load_teacher
 from linmu.model.hf_inputs import hf_inputs
 from linmu.processing import ModelInputs
 from tests.evaluation.models import bundle_of, place_of, questions_of
@@ -58,11 +60,18 @@ def test_a_bundle_says_what_its_student_says(family, backend, tmp_path_factory):
     assert found == student
 
 
+def greedy_ids(model, arguments: dict, ends: Collection[int]) -> list[int]:
+    """At most ROOM token ids, the last one an end where there is any: a loop over the whole prompt, without a cache."""
+    new: list[int] = []
+    with torch.inference_mode():
+        while len(new) < ROOM and not (new and new[-1] in ends):
+            new.append(int(model(**arguments).logits[0, -1].argmax()))
+            arguments = arguments | {"input_ids": torch.cat([arguments["input_ids"], torch.tensor([new[-1:]])], 1)}
+    return new
+
+
 @pytest.mark.parametrize("family", ["llama", "smolvlm"])
 def test_a_teacher_decodes_greedily_whatever_its_folder_says(family, tmp_path_factory, tmp_path):
-    """A loop of our own over the whole prompt, without a cache, as reference."""
-    import torch
-
     root = place_of(family, tmp_path_factory)
     folder = tmp_path / "teacher"
     shutil.copytree(root / "teacher", folder)
@@ -75,12 +84,7 @@ def test_a_teacher_decodes_greedily_whatever_its_folder_says(family, tmp_path_fa
     inputs = answerer.processor.encode(question.prompt)
     model = load_teacher(read_model_folder(folder))
     rules = None if family == "llama" else PromptRules.from_config(model.config.to_dict())
-    arguments, new = hf_inputs(inputs, rules), []
-    with torch.inference_mode():
-        while len(new) < ROOM and not (new and new[-1] in answerer.processor.eos_token_ids):
-            token = int(model(**arguments).logits[0, -1].argmax())
-            arguments["input_ids"] = torch.cat([arguments["input_ids"], torch.tensor([[token]])], 1)
-            new.append(token)
+    new = greedy_ids(model, hf_inputs(inputs, rules), answerer.processor.eos_token_ids)
     ended = new[-1] in answerer.processor.eos_token_ids
     assert found.text == answerer.processor.decode(new[:-1] if ended else new) and found.tokens == len(new)
 
@@ -90,15 +94,17 @@ def test_an_end_token_stops_a_row_and_not_the_batch(tmp_path_factory, tmp_path):
     questions = questions_of(root)
     student = open_answerer(root / "student", Engine(batch_size=len(questions)))
     whole = {question.id: answer for question, answer in student.answers(questions, ROOM)}
-    first = student.processor.tokenizer.encode(whole["text"].text, add_special_tokens=False).ids
+    prompt = student.processor.encode(next(question.prompt for question in questions if question.id == "text"))
+    first = greedy_ids(load_student(root / "student"), hf_inputs(prompt, None), student.processor.eos_token_ids)
+    end = next(token for token in first[1:] if student.processor.decode([token]).isascii())  # cuts no character
     folder = tmp_path / "student"
     shutil.copytree(root / "student", folder)
     for name in ("config.json", "generation_config.json"):
         content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(content | {"eos_token_id": [first[1]]}))
+        (folder / name).write_text(json.dumps(content | {"eos_token_id": [end]}))
     found = ask(folder, questions, batch_size=len(questions))
-    assert found["text"].stopped and found["text"].tokens == first.index(first[1]) + 1
-    assert found["text"].text == student.processor.decode(first[: first.index(first[1])])
+    assert found["text"].stopped and found["text"].tokens == first.index(end) + 1
+    assert found["text"].text == student.processor.decode(first[: first.index(end)])
     for name, answer in whole.items():
         assert answer.text.startswith(found[name].text)
 

@@ -16,7 +16,7 @@ from linmu.cli import main
 from linmu.config import MMateConfig
 from linmu.conversion.convert import convert
 from linmu.conversion.folder import convert_folder
-from linmu.conversion.probe import default_probe, drawn_picture
+from linmu.conversion.probe import default_probes, drawn_picture
 from linmu.errors import InputError
 from linmu.families import get_family
 from linmu.layout import PromptRules
@@ -47,20 +47,24 @@ def test_a_student_folder_is_complete(family, tmp_path):
     out = tmp_path / "new" / "student"
     report = convert_folder(teacher, out, mmate=MMATE, progress=lambda *step: calls.append(step))
     assert {path.name: path.read_bytes() for path in teacher.iterdir()} == before
-    assert calls == [(1, 3), (2, 3), (3, 3)]
-
     model, _ = tiny_model(family)
-    probe = default_probe(teacher, get_family(model.config.model_type), rules_of(model))
-    wanted = convert(model, MMATE, probe)
+    probes = default_probes(teacher, get_family(model.config.model_type), rules_of(model))
+    assert len(probes) == 1 + (family in VISION_NAMES)
+    passes = 3 * len(probes)
+    assert calls == [(number, passes) for number in range(1, passes + 1)]
+
+    wanted = convert(model, MMATE, probes)
     student = load_student(out)
     assert type(student) is type(wanted) and student.config.linmu == MMATE.to_json()
     state = student.state_dict()
     assert state.keys() == wanted.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in wanted.state_dict().items())
-    assert report.layers == wanted.conversion_report.layers and report.probe_tokens == probe["input_ids"].numel()
+    assert report.layers == wanted.conversion_report.layers and report.probe_tokens == sum(
+        probe["input_ids"].numel() for probe in probes
+    )
     assert report.parameter_bytes == 4 * sum(p.numel() for p in student.parameters()) < report.peak_bytes
     with torch.inference_mode():
-        assert student(**probe).logits.isfinite().all()
+        assert all(student(**probe).logits.isfinite().all() for probe in probes)
 
     kept = json.loads((out / "conversion.json").read_text())
     assert (kept["teacher"], kept["mmate"]) == ("teacher", MMATE.to_json())
@@ -257,7 +261,7 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys):
     document = json.loads(captured.out)
     assert document["student"] == str(tmp_path / "student") and len(document["report"]["layers"]) == 3
     assert document["report"]["seconds"] > 0 and document["report"]["peak_bytes"] > 0
-    for part in ("cosine", "hidden nmse", "tokens agree", "peak memory"):
+    for part in ("blind", "+decay", "+alpha", "cosine", "hidden", "tokens agree", "peak memory"):
         assert part in captured.err
 
 

@@ -14,19 +14,22 @@ from tests.tiny import FAMILY_NAMES, VISION_NAMES, tiny_inputs
 CASES = cases()
 
 
-def run(model, inputs, tokens: int = 6, **options):
-    """New token ids of a generation that never ends early and never makes up an image token (random models may)."""
+def steady(model, tokens: int) -> dict:
+    """Arguments of a generation that never ends early and never makes up an image token (random models may)."""
     rules = model._prompt_rules
     vision = [token for token in (rules.image_token_id, rules.video_token_id) if token is not None] if rules else []
-    options = {
+    return {
         "suppress_tokens": vision or None,
         "do_sample": False,
         "max_new_tokens": tokens,
         "min_new_tokens": tokens,
-        **options,
     }
+
+
+def run(model, inputs, tokens: int = 6, **options):
+    """New token ids of a steady generation."""
     with torch.inference_mode():
-        return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        return model.generate(**inputs, **{**steady(model, tokens), **options})[:, inputs["input_ids"].shape[1] :]
 
 
 def prefill(model, inputs, cache=None):
@@ -52,9 +55,8 @@ def test_cached_and_uncached_greedy_agree_with_other_settings(family, settings):
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_the_logits_of_every_step_are_those_of_a_longer_prompt(family, kind):
     model, _, inputs = prompt_of(family, kind)
-    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
     with torch.inference_mode():
-        out = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+        out = model.generate(**inputs, **steady(model, 5), output_logits=True, return_dict_in_generate=True)
     length = inputs["input_ids"].shape[1]
     grown = dict(inputs, input_ids=out.sequences, attention_mask=torch.ones_like(out.sequences))
     if "mm_token_type_ids" in grown:
