@@ -23,7 +23,7 @@ NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 
 
 def build_bundle(
-    teacher: Path, out: Path, quant: str = "none", target: str = "onnx", settings: Mapping[str, int] | None = None
+    teacher: Path, out: Path, quant: str = "none", target: str = "onnx", settings: Mapping[str, object] | None = None
 ) -> Path:
     """Convert the teacher and export it for a target through the command line, once: `out`, or `out`-`quant`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from linmu.errors import InputError
 SCANS = ("rms", "raster")
 DECAYS = ("query_head", "kv_head")
 WINDOW_PROJECTIONS = ("own", "shared")
+TEXT_WINDOW = {"text_window": 64, "text_sinks": 4, "text_window_projections": "shared"}
 MOST_WINDOW_TOKENS = 1 << 14  # an attention mask has this squared
 _SMALLEST, _LARGEST = 1e-12, 1e12
 _LIMITS: dict[str, tuple[float, float]] = {  # far beyond what makes sense: they keep damaged files from asking for much
@@ -42,12 +44,13 @@ class MMateConfig:
     rope: rotate q and k in the state-space branch; scan: "rms" or "raster";
     backward, local_swin: switches for ablations; skip: the learned D v_t term (zero at init);
     window_*: Local-Swin window in tokens; causal_windows: causal instead of bidirectional windows;
-    text_window: last tokens that text attends to besides the state-space branch (0 = off, our extension);
+    text_window: last tokens that text attends to besides the state-space branch (0: none, the paper's block);
     text_sinks: first tokens of a sequence that stay in the text window;
     text_window_projections: where its q, k, v come from: Local-Swin ("own") or Flex-MA before its conv ("shared");
     max_span_frames: frames of a video that form one bidirectional span;
     chunk_size: tokens per chunk of the parallel scan; norm_eps: epsilon of the per-head RMSNorm;
     min_half_life, max_half_life: tokens after which the fastest and slowest head have halved their state at init.
+    The defaults are those of students that do not name a setting; `converted_with` has those of new ones.
     """
 
     taps: int = 4
@@ -135,6 +138,15 @@ class MMateConfig:
                 "unknown M-MATE setting", got=", ".join(unknown), expected="one of " + ", ".join(sorted(known))
             )
         return cls(**data)
+
+
+def converted_with(settings: Mapping[str, Any]) -> MMateConfig:
+    """What `convert` uses where `settings` say nothing: the block with a text window; text_window=0 is the paper's.
+
+    The window's other settings fall to their own defaults where there is none. Raises InputError as `from_json` does.
+    """
+    width = settings.get("text_window", TEXT_WINDOW["text_window"])
+    return MMateConfig.from_json({**(TEXT_WINDOW if width else {}), **settings})
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

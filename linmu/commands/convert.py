@@ -64,8 +64,8 @@ def command(
 
 
 def mmate_config(settings: list[str]) -> Any:
-    """An MMateConfig from NAME=VALUE texts; raises InputError on an unknown name or a value of the wrong type."""
-    from linmu.config import MMateConfig
+    """What NAME=VALUE texts change in `convert`'s settings; raises InputError on an unknown name or a wrong value."""
+    from linmu.config import MMateConfig, converted_with
 
     defaults = {item.name: item.default for item in fields(MMateConfig)}
     values: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def mmate_config(settings: list[str]) -> Any:
         if not sign:
             raise InputError("--set", got=repr(text), expected="NAME=VALUE, for example text_window=64")
         values[name] = _parse(name, value, defaults.get(name))
-    return MMateConfig.from_json(values)
+    return converted_with(values)
 
 
 def _parse(name: str, value: str, default: Any) -> Any:

@@ -57,9 +57,8 @@ def conversion_view(report: FolderConversion) -> RenderableType:
     table = Table(
         "layer",
         "blind",
-        "norms",
-        "+decay",
-        "+alpha",
+        "decay",
+        "alpha",
         "nmse",
         "cosine",
         "rms ratio",
@@ -68,8 +67,8 @@ def conversion_view(report: FolderConversion) -> RenderableType:
         title_justify="left",
     )
     for layer, hidden in zip(report.layers, report.hidden_nmse, strict=True):
-        tries = (layer.tries.get(name) for name in ("norms", "norms, decay", "norms, alpha"))
-        values = (layer.blind, *tries, layer.nmse, layer.cosine, layer.rms_ratio, hidden)
+        tries = (layer.tries.get(name) for name in ("blind", "decay", "alpha"))
+        values = (*tries, layer.nmse, layer.cosine, layer.rms_ratio, hidden)
         table.add_row(str(layer.layer), *("-" if value is None else f"{value:.3f}" for value in values))
     tokens = f"{report.token_agreement:.1%} of {report.probe_tokens} tokens agree before training"
     return Group(table, tokens, _took(report.seconds, report.peak_bytes, report.parameter_bytes, "the model"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from linmu.config import MMateConfig
+from linmu.config import MMateConfig, converted_with
 from linmu.conversion.decoder_rules import require_decoder
 from linmu.conversion.layer_call import LayerCall
 from linmu.conversion.seeding import BlockSeeding, LayerReport, inherit
@@ -77,12 +77,13 @@ def convert(
 ) -> PreTrainedModel:
     """Turn a teacher into its student, in place: weights are moved, not copied, and the teacher is used up.
 
+    mmate: None stands for `linmu.config.converted_with({})`, with a text window.
     probe: keyword arguments of the teacher's forward (input_ids, pixel_values, …), of one prompt or several, on which
     initial values are measured; default: random tokens. progress(done, total) counts passes of the teacher. The
     result's `.conversion_report` holds what was measured.
     Raises InputError for an unsupported family, or a decoder of which a student would drop something.
     """
-    mmate = mmate or MMateConfig()
+    mmate = mmate or converted_with({})
     family = get_family(teacher.config.model_type)
     teacher.eval()
     require_decoder(teacher)
@@ -119,7 +120,7 @@ def _probe_layout(teacher: PreTrainedModel, family: Family, mmate: MMateConfig, 
 
 @torch.no_grad()
 def _seed_layers(teacher, family, mmate, probes, progress) -> tuple[Reference, list[LayerReport]]:
-    """Run the teacher three times over all prompts: its heads, the norms, the distance; then replace its attentions.
+    """Run the teacher twice over all prompts: for what its heads do, for the distance; then replace its attentions.
 
     Nothing of a prompt is kept but sums: memory does not grow with their number.
     """
@@ -133,7 +134,7 @@ def _seed_layers(teacher, family, mmate, probes, progress) -> tuple[Reference, l
         inherit(block, layer.self_attn)
         seedings.append(BlockSeeding(block.eval()))
     done, reference = 0, Reference()
-    for turn in ("look", "fit", "judge"):
+    for turn in ("look", "judge"):
         visits = [getattr(seeding, turn) for seeding in seedings]
         for prompt, layout in probes:
             output = _visited(teacher, prompt, layout, visits, reference.empty)
@@ -141,7 +142,7 @@ def _seed_layers(teacher, family, mmate, probes, progress) -> tuple[Reference, l
                 reference.add(output)
             done += 1
             if progress is not None:
-                progress(done, 3 * len(probes))
+                progress(done, 2 * len(probes))
         if turn == "look":
             for seeding in seedings:
                 seeding.start()

@@ -57,6 +57,7 @@ def convert_folder(
 ) -> FolderConversion:
     """Convert the model folder `teacher` (safetensors, or one GGUF file) and write the student folder `out`.
 
+    mmate: None stands for `linmu.config.converted_with({})`, with a text window.
     adapter: folder of a LoRA adapter whose products are added to the teacher's weights first. probe: data folder of
     which up to 16 samples and 4,096 tokens are what initial values are measured on (default: built-in prompts).
     dtype: that of the student's weights; "auto" keeps the teacher's (GGUF: float32). progress(done, total) counts
@@ -128,9 +129,7 @@ def _named(folder: Path | None) -> Path | None:
 
 def _require_finite(report: ConversionReport) -> None:
     values = [
-        value
-        for layer in report.layers
-        for value in (layer.nmse, layer.cosine, layer.rms_ratio, layer.blind, *layer.tries.values())
+        value for layer in report.layers for value in (layer.nmse, layer.cosine, layer.rms_ratio, *layer.tries.values())
     ]
     if not all(math.isfinite(value) for value in (*values, *report.hidden_nmse)):
         raise InputError("the model's activations are not finite", fix="convert with --dtype float32")

@@ -4,7 +4,9 @@ Inherited: q, k, v (and their norms) for both branches, o_proj. Measured on the 
 of prompts, one at a time:
     decay   of every head, from the mean distance that its attention looks (head_statistics)
     alpha   the share of attention outside the windows, as a linear function of the block's input (head_statistics)
-    norms   the scales behind both directions (norm_fit)
+    norms   the root mean square of every head's output
+Norms fitted to the heads by least squares leave less error in every layer and worse logits: an output that is hard to
+predict is shrunk (docs/mmate.md, initial values).
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 
 from linmu.conversion.head_statistics import HeadStatistics
 from linmu.conversion.layer_call import LayerCall
-from linmu.conversion.norm_fit import NormFit, directions
 from linmu.model.attention import MMateAttention
+from linmu.model.flex_ma import Direction
 from linmu.model.mmate import MMateBlock
 from linmu.model.rotary import batch_tables
 from linmu.model.ssm import dt_bias_of_rates
@@ -33,15 +35,14 @@ class LayerReport:
     """Distance of an untrained block from its teacher, given the teacher's own inputs.
 
     nmse: squared error over the teacher's squared output; cosine: mean per-token cosine; rms_ratio: student / teacher;
-    blind: nmse without any measurement; tries: nmse with each combination of measurements ("norms, decay"); used: the
-    one that was kept, whose nmse this is.
+    tries: nmse with each combination of measurements ("blind": none, "decay", "alpha", "decay, alpha"); used: the one
+    that was kept, whose nmse this is.
     """
 
     layer: int
     nmse: float
     cosine: float
     rms_ratio: float
-    blind: float
     tries: dict[str, float]
     used: str
 
@@ -70,24 +71,22 @@ class Distance:
 
 @dataclass(frozen=True)
 class Try:
-    """Measurements used together: decay rates [H], alpha's weight and bias, norms fitted to them; what they give."""
+    """Measurements used together: decay rates [H], alpha's weight and bias (None: not used); what they give."""
 
     rates: Tensor | None
     alpha: tuple[Tensor, Tensor] | None
-    norms: NormFit
     distance: Distance
 
 
 class BlockSeeding:
-    """The seeding of one block: `look` at every prompt, `start`, `fit` every prompt, `judge` every prompt, `settle`.
+    """The seeding of one block: `look` at every prompt, `start`, `judge` every prompt, `settle`.
 
-    Every combination of measurements gets norms of its own; the one that leaves the least error is kept.
+    Every combination of measurements is tried, none of them ("blind") too; the one that leaves the least error is kept.
     """
 
     def __init__(self, block: MMateAttention):
         self.block, self.statistics = block, HeadStatistics(block)
         self.tries: dict[str, Try] = {}
-        self.blind = Distance()
 
     def look(self, call: LayerCall, layout: dict[str, Tensor] | None) -> None:
         """Add up what the teacher's heads do."""
@@ -95,24 +94,16 @@ class BlockSeeding:
         self.statistics.add(self.block.flex, call.u, tables, call.heads_out, call.valid, layout)
 
     def start(self) -> None:
-        """What is to be tried, now that the heads are measured; until then norms as large as the teacher's heads."""
-        for direction in directions(self.block):
+        """Norms as large as the teacher's heads, and what is to be tried, now that the heads are measured."""
+        for direction in self._directions():
             direction.norm.weight.copy_(self.statistics.output_rms[:, None].expand_as(direction.norm.weight))
         mmate = self.block.mmate
         rates = self.statistics.rates(mmate.min_half_life, mmate.max_half_life)
         alpha = self.statistics.alpha() if self.block.alpha is not None else None
         for decay in (None, rates) if rates is not None else (None,):
             for share in (None, alpha) if alpha is not None else (None,):
-                names = ["norms"] + ["decay"] * (decay is not None) + ["alpha"] * (share is not None)
-                self.tries[", ".join(names)] = Try(decay, share, NormFit(self.block), Distance())
-
-    def fit(self, call: LayerCall, layout: dict[str, Tensor] | None) -> None:
-        """Measure the block as it starts, and add up what norms are fitted to."""
-        self.blind.add(self._output(call, layout), call.target)
-        for one in self.tries.values():
-            self._set(one.rates, one.alpha)
-            one.norms.add(call, layout)
-        self._set(None, None)
+                names = ["decay"] * (decay is not None) + ["alpha"] * (share is not None)
+                self.tries[", ".join(names) or "blind"] = Try(decay, share, Distance())
 
     def judge(self, call: LayerCall, layout: dict[str, Tensor] | None) -> None:
         """Measure the block with every try."""
@@ -128,28 +119,28 @@ class BlockSeeding:
         distance = self.tries[used].distance
         ratio = (distance.output / max(distance.squares, TINY)) ** 0.5
         cosine = distance.cosine / max(distance.tokens, 1)
-        return LayerReport(self.block.layer_idx, distance.nmse, cosine, ratio, self.blind.nmse, errors, used)
+        return LayerReport(self.block.layer_idx, distance.nmse, cosine, ratio, errors, used)
 
     def _use(self, one: Try) -> None:
-        self._set(one.rates, one.alpha)
-        one.norms.use()
-        if self.block.mmate.text_window and self.block.alpha is not None:
-            self.block.alpha.bias.add_(CAUTION)
+        """Decays and alpha, or those that know nothing of the teacher."""
+        for direction in self._directions():
+            if one.rates is None:
+                direction.spread_rates()
+            else:
+                shared = one.rates.unflatten(0, (direction.state_heads, -1)).mean(1)
+                direction.dt_bias.copy_(dt_bias_of_rates(shared))
+        if self.block.alpha is not None:
+            for parameter, value in zip(self.block.alpha.parameters(), one.alpha or (0.0, 0.0), strict=True):
+                parameter.copy_(value) if isinstance(value, Tensor) else parameter.fill_(value)
+            if self.block.mmate.text_window:
+                self.block.alpha.bias.add_(CAUTION)
+
+    def _directions(self) -> list[Direction]:
+        both = (self.block.scan_forward, self.block.scan_backward)
+        return [direction for direction in both if direction is not None]
 
     def _output(self, call: LayerCall, layout: dict[str, Tensor] | None) -> Tensor:
         return MMateBlock.forward(self.block, call.u, call.position_embeddings, None, call.valid, layout)[0]
-
-    def _set(self, rates: Tensor | None, alpha: tuple[Tensor, Tensor] | None) -> None:
-        """Decays and alpha, or those that know nothing of the teacher."""
-        for direction in directions(self.block):
-            if rates is None:
-                direction.spread_rates()
-            else:
-                shared = rates.unflatten(0, (direction.state_heads, -1)).mean(1)
-                direction.dt_bias.copy_(dt_bias_of_rates(shared))
-        if self.block.alpha is not None:
-            for parameter, value in zip(self.block.alpha.parameters(), alpha or (0.0, 0.0), strict=True):
-                parameter.copy_(value) if isinstance(value, Tensor) else parameter.fill_(value)
 
 
 def inherit(block: MMateAttention, attention: nn.Module) -> None:

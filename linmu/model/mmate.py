@@ -112,32 +112,17 @@ class MMateBlock(nn.Module):
         valid [B,S] bool, False on left padding; layout: index tensors of linmu.layout.stack_layouts.
         Returns y [B,S,D] and the new state.
         """
-        mixed, local, share, new_state = self.branches(u, position_embeddings, state, valid, layout)
-        if local is not None and share is not None:
-            mixed = share * mixed + (1 - share) * local
-        return self.o_proj(mixed.flatten(2).to(u.dtype)), new_state
-
-    def branches(
-        self,
-        u: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        state: dict[str, Tensor] | None = None,
-        valid: Tensor | None = None,
-        layout: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, dict[str, Tensor]]:
-        """Flex-MA and windows before they are mixed [B,S,H,d], alpha [B,S,H,1] and the new state.
-
-        Arguments as in `forward`. Windows and alpha are None where no token has a window.
-        """
         tables = batch_tables(position_embeddings, len(u))
         state = state if state is not None else self.initial_state(u)
         qkv = self.flex(u)
         mixed, new_state = self._flex(u, qkv, tables, state, valid, layout)
-        if self.alpha is None:
-            return mixed, None, None, new_state
-        local, window_state = self._local(u, qkv, tables, state, valid, layout)
-        share = None if local is None else self._alpha(u, state, valid, layout)
-        return mixed, local, share, new_state | window_state
+        if self.alpha is not None:
+            local, window_state = self._local(u, qkv, tables, state, valid, layout)
+            new_state |= window_state
+            if local is not None:
+                share = self._alpha(u, state, valid, layout)
+                mixed = share * mixed + (1 - share) * local
+        return self.o_proj(mixed.flatten(2).to(u.dtype)), new_state
 
     def initial_state(self, u: Tensor) -> dict[str, Tensor]:
         """Zero state for inputs u [B,...]; keys as in the bundle's contract plus `count` [B] for text windows."""

@@ -50,7 +50,7 @@ def test_a_student_folder_is_complete(family, tmp_path):
     model, _ = tiny_model(family)
     probes = default_probes(teacher, get_family(model.config.model_type), rules_of(model))
     assert len(probes) == 1 + (family in VISION_NAMES)
-    passes = 3 * len(probes)
+    passes = 2 * len(probes)
     assert calls == [(number, passes) for number in range(1, passes + 1)]
 
     wanted = convert(model, MMATE, probes)
