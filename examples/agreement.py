@@ -41,7 +41,7 @@ def greedy_agreement(teacher: PreTrainedModel, student: PreTrainedModel, context
     for ids in contexts[:, :PROMPT_TOKENS].split(1):
         mask = torch.ones_like(ids)
         one, two = (
-            model.generate(ids, attention_mask=mask, **options)[0, PROMPT_TOKENS:] for model in (teacher, student)
+            model.generate(ids, attention_mask=mask, **options)[0, ids.shape[1] :] for model in (teacher, student)
         )
         same = one == two
         equal += float(same.float().mean())
