@@ -9,6 +9,7 @@ from linmu.errors import InputError
 
 SCANS = ("rms", "raster")
 DECAYS = ("query_head", "kv_head")
+RULES = ("gated", "gated_delta")
 MOST_WINDOW_TOKENS = 1 << 14  # an attention mask has this squared
 _SMALLEST, _LARGEST = 1e-12, 1e12
 _LIMITS: dict[str, tuple[float, float]] = {  # far beyond what makes sense: they keep damaged files from asking for much
@@ -37,6 +38,7 @@ class WindowSize:
 class MMateConfig:
     """Settings of every M-MATE block (mmate.md, "Flex-MA" and "Local-Swin").
 
+    rule: of the recurrence, "gated" (states add) or "gated_delta" (states correct what a key says already);
     taps: conv taps K; decay: one decay and state per query head or per key/value head;
     rope: rotate q and k in the state-space branch; scan: "rms" or "raster";
     backward, local_swin: switches for ablations; skip: the learned D v_t term (zero at init);
@@ -48,6 +50,7 @@ class MMateConfig:
     min_half_life, max_half_life: tokens after which the fastest and slowest head have halved their state at init.
     """
 
+    rule: str = "gated"
     taps: int = 4
     decay: str = "query_head"
     rope: bool = True
@@ -70,7 +73,7 @@ class MMateConfig:
     def __post_init__(self) -> None:
         for item in fields(self):
             _check_type(item.name, getattr(self, item.name), type(item.default))
-        for name, allowed in (("decay", DECAYS), ("scan", SCANS)):
+        for name, allowed in (("decay", DECAYS), ("scan", SCANS), ("rule", RULES)):
             if getattr(self, name) not in allowed:
                 raise _bad(name, repr(getattr(self, name)), "one of " + ", ".join(allowed))
         for name, (low, high) in _LIMITS.items():
