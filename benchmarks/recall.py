@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 import torch
 from harness import finish, say, table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from linmu.config import MMateConfig
-from linmu.model.modeling import student_class
+from linmu.families import get_family
+from linmu.model.modeling import decoder_layers, replace_attention, use_linmu_attention
 
 KEYS, VALUES, DISTRACTORS = 128, 64, 64
 VOCAB = KEYS + VALUES + DISTRACTORS
@@ -52,7 +53,7 @@ def texts(batch: int, length: int, facts: int, generator: torch.Generator) -> Te
         planted = torch.cat([keys, keys[:again]])
         values = KEYS + torch.randint(VALUES, (len(planted),), generator=generator)
         order = torch.randperm(len(planted), generator=generator)
-        planted, values, number = planted[order], values[order], order
+        planted, values = planted[order], values[order]
         # pieces in order: a fact takes two tokens, a distractor one
         kind = torch.zeros(len(planted) + plain, dtype=torch.long)
         kind[torch.randperm(len(kind), generator=generator)[: len(planted)]] = 1
@@ -67,13 +68,12 @@ def texts(batch: int, length: int, facts: int, generator: torch.Generator) -> Te
         twice = set(keys[:again].tolist())
         ids[row], places[row] = text, ask
         repeated[row] = torch.tensor([int(key) in twice for key in chosen])
-        del number
     return Texts(ids, places, repeated)
 
 
 def small_student(rule: str, window: int, width: int, rope: bool) -> PreTrainedModel:
     """Two layers of M-MATE blocks, random."""
-    mmate = MMateConfig(rule=rule, text_window=window, rope=rope, chunk_size=64, max_half_life=4096.0)
+    mmate = MMateConfig(rule=rule, text_window=window, rope=rope, chunk_size=32, max_half_life=4096.0)
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=width,
@@ -81,11 +81,18 @@ def small_student(rule: str, window: int, width: int, rope: bool) -> PreTrainedM
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=4096,
+        initializer_range=width**-0.5,
         tie_word_embeddings=False,
-    ).to_dict()
-    cls = student_class("llama")
-    return cls(cls.config_class(**{**config, "model_type": "linmu_llama", "linmu": mmate.to_json()}))
+    )
+    model = LlamaForCausalLM(config)
+    replace_attention(model, mmate, get_family("llama"))
+    use_linmu_attention(model)
+    for layer in decoder_layers(model):
+        for module in layer.self_attn.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=width**-0.5)
+        layer.self_attn.seed()
+    return model
 
 
 def answers(student: PreTrainedModel, batch: Texts) -> tuple[Tensor, Tensor]:

@@ -95,9 +95,9 @@ def chunked(
 def inverse_of_unit_lower(n: Tensor) -> Tensor:
     """(I + N)^-1 of strictly lower triangular N [..., L, L], in ceil(log2(L)) rounds of two products.
 
-    Blocks double: [[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]. Every number on the way is one of an inverse,
-    at most 1 here. The powers of N in (I - N)(I + N^2)(I + N^4)... are not: with one key repeated they reach
-    C(126, 63) = 6e36 for L = 128, and nothing is left of float32.
+    Blocks double: [[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]. Every number on the way is one of an
+    inverse, at most 1 for keys no longer than 1. Powers of N, as in (I - N)(I + N^2)(I + N^4)..., are not: of one key
+    repeated 128 times they reach C(126, 63) = 6e36, and nothing is left of float32.
     """
     length = n.shape[-1]
     size = 1 << (length - 1).bit_length()

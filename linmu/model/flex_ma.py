@@ -19,7 +19,6 @@ from linmu.config import MMateConfig
 from linmu.model import delta, ssm
 from linmu.model.rotary import rotate
 
-
 RULES = {"gated": ssm, "gated_delta": delta}  # modules with the same functions
 
 
@@ -38,7 +37,7 @@ class HeadNorm(nn.Module):
 
 
 class Direction(nn.Module):
-    """What one scan direction owns: conv, decay, write strength of the delta rule, optional skip, norm (mmate.md, Flex-MA)."""
+    """What one scan direction owns: conv, decay, norm; write strength and skip where asked for (mmate.md, Flex-MA)."""
 
     def __init__(self, hidden: int, heads: int, kv_heads: int, head_dim: int, mmate: MMateConfig):
         super().__init__()

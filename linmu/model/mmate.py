@@ -151,7 +151,7 @@ class MMateBlock(nn.Module):
 
     def _flex(self, u, tables, state, valid, layout) -> tuple[Tensor, dict[str, Tensor]]:
         qkv = torch.cat([x.flatten(2) for x in self.flex(u)], -1)  # [B, S, C]
-        controls = self.scan_forward.controls(u)
+        controls = list(self.scan_forward.controls(u))
         if valid is not None:
             qkv, *controls = (x * valid[..., None].to(x.dtype) for x in (qkv, *controls))
         past = (state["conv"], state["recurrent"])

@@ -39,7 +39,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, scale: float
 
 
 def read(q: Tensor, state: Tensor, scale: float) -> Tensor:
-    """scale * S^T q: q [B,H,dk], state [B,M,dk,dv] -> [B,H,dv]."""
+    """Scale * S^T q: q [B,H,dk], state [B,M,dk,dv] -> [B,H,dv]."""
     grouped = q.unflatten(1, (state.shape[1], -1))  # [B, M, r, dk]
     return (scale * grouped @ state).flatten(1, 2)
 
