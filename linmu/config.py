@@ -10,6 +10,7 @@ from linmu.errors import InputError
 SCANS = ("rms", "raster")
 DECAYS = ("query_head", "kv_head")
 RULES = ("gated", "gated_delta")
+CARRIED_RULES = ("gated",)  # beyond PyTorch's student: by the step form, so by every target
 MOST_WINDOW_TOKENS = 1 << 14  # an attention mask has this squared
 _SMALLEST, _LARGEST = 1e-12, 1e12
 _LIMITS: dict[str, tuple[float, float]] = {  # far beyond what makes sense: they keep damaged files from asking for much
@@ -85,6 +86,16 @@ class MMateConfig:
             raise _bad("text_sinks", self.text_sinks, "0 without a text_window")
         if not self.min_half_life <= self.max_half_life:
             raise _bad("max_half_life", self.max_half_life, f"at least min_half_life ({self.min_half_life})")
+
+    def require_carried(self) -> None:
+        """Raise InputError unless the step form, and with it calibration and every target, has these settings."""
+        if self.rule not in CARRIED_RULES:
+            raise InputError(
+                "students of this rule run in PyTorch only: they cannot be calibrated or exported yet",
+                got=f"rule {self.rule}",
+                expected="rule " + " or ".join(CARRIED_RULES),
+                fix="convert the teacher with --set rule=gated and distil it again",
+            )
 
     @property
     def text_slots(self) -> int:

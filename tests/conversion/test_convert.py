@@ -64,6 +64,8 @@ def test_conversion_is_in_place_and_keeps_the_scale(family, kind):
     [
         {"text_window": 5},
         {"decay": "kv_head"},
+        {"rule": "gated_delta"},
+        {"rule": "gated_delta", "decay": "kv_head", "text_window": 5},
         {"skip": True},
         {"backward": False},
         {"local_swin": False},
