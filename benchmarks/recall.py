@@ -6,27 +6,36 @@ A text plants facts (a key token, then its value token) among distractors and th
 value, ... A third of the facts is planted again with another value: the last one counts. Loss and score are those of
 the values asked for; guessing scores 3%. Every cell sees the same texts, 2,048 tokens a step: of 64 tokens with 8 facts
 first, then of 128, then of 256 with 8, 32 and 64 facts. Longer texts are evaluated only; what is added to them are
-distractors. Prints a table (per cent) and a JSON line.
+distractors. The rule "additive" is a control: q, k and beta of the delta rule, but what is written is added as under
+the gated rule. Prints a table (per cent) and a JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from harness import finish, say, table
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from linmu.config import RULES, MMateConfig
-from linmu.families import get_family
-from linmu.model.modeling import decoder_layers, replace_attention, use_linmu_attention
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.harness import finish, say, table  # noqa: E402
+from linmu.config import RULES, MMateConfig  # noqa: E402
+from linmu.families import get_family  # noqa: E402
+from linmu.model import delta, flex_ma, ssm  # noqa: E402
+from linmu.model.modeling import decoder_layers, replace_attention, use_linmu_attention  # noqa: E402
 
+CONTROL = "additive"
 KEYS, VALUES, DISTRACTORS = 96, 32, 64
 FACTS, ASKED = (8, 32, 64), 16
 STAGES = ((0.4, 64, (8,)), (0.55, 128, (8, 32)), (1.0, 256, FACTS))  # until this share of the steps: length, facts
@@ -74,6 +83,7 @@ def small_decoder(rule: str, window: int, width: int, rope: bool, seed: int) -> 
     q, k, v, gates of a block start as wide as an input of unit size asks for.
     """
     torch.manual_seed(seed)
+    rule = "gated_delta" if rule == CONTROL else rule
     mmate = MMateConfig(rule=rule, text_window=window, rope=rope, chunk_size=32, max_half_life=4096.0)
     config = LlamaConfig(
         vocab_size=KEYS + VALUES + DISTRACTORS,
@@ -97,6 +107,26 @@ def small_decoder(rule: str, window: int, width: int, rope: bool, seed: int) -> 
         conv = block.scan_forward.conv_weight
         conv.data += CONV_NOISE * torch.randn(conv.shape)
     return model
+
+
+def additive(scan: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A scan of the gated rule that takes beta and writes that share of a value."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return scan(q, k, beta[..., None] * v, g, *rest)
+
+    return call
+
+
+@contextmanager
+def scans_of(rule: str) -> Iterator[None]:
+    """While open, blocks of the delta rule scan as `rule` does."""
+    if rule == CONTROL:
+        flex_ma.RULES["gated_delta"] = SimpleNamespace(step=additive(ssm.step), chunked=additive(ssm.chunked))
+    try:
+        yield
+    finally:
+        flex_ma.RULES["gated_delta"] = delta
 
 
 def answers(model: PreTrainedModel, batch: Texts) -> tuple[Tensor, Tensor]:
@@ -148,10 +178,12 @@ def cell(rule: str, window: int, seed: int, args: argparse.Namespace) -> dict[st
     """One training and its evaluation."""
     model = small_decoder(rule, window, args.width, not args.no_rope, seed)
     start = time.process_time()
-    loss = train(model, args.steps, seed)
-    seconds = time.process_time() - start
+    with scans_of(rule):
+        loss = train(model, args.steps, seed)
+        seconds = time.process_time() - start
+        found = scores(model.eval(), args.texts)
     facts = {"rule": rule, "window": window, "seed": seed, "loss": round(loss, 3), "cpu_seconds": round(seconds)}
-    return {**facts, "scores": scores(model.eval(), args.texts)}
+    return {**facts, "scores": found}
 
 
 def main() -> None:
@@ -162,7 +194,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--windows", type=int, nargs="+", default=[0, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
+    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=(*RULES, CONTROL))
     parser.add_argument("--no-rope", action="store_true", help="no rotation of q and k in the state-space branch")
     args = parser.parse_args()
     torch.set_num_threads(1)
