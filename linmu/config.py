@@ -12,6 +12,8 @@ SCANS = ("rms", "raster")
 DECAYS = ("query_head", "kv_head")
 WINDOW_PROJECTIONS = ("own", "shared")
 TEXT_WINDOW = {"text_window": 64, "text_sinks": 4, "text_window_projections": "shared"}
+RULES = ("gated", "gated_delta")
+CARRIED_RULES = ("gated",)  # beyond PyTorch's student: by the step form, so by every target
 MOST_WINDOW_TOKENS = 1 << 14  # an attention mask has this squared
 _SMALLEST, _LARGEST = 1e-12, 1e12
 _LIMITS: dict[str, tuple[float, float]] = {  # far beyond what makes sense: they keep damaged files from asking for much
@@ -40,6 +42,7 @@ class WindowSize:
 class MMateConfig:
     """Settings of every M-MATE block (mmate.md, "Flex-MA" and "Local-Swin").
 
+    rule: of the recurrence, "gated" (states add) or "gated_delta" (states correct what a key says already);
     taps: conv taps K; decay: one decay and state per query head or per key/value head;
     rope: rotate q and k in the state-space branch; scan: "rms" or "raster";
     backward, local_swin: switches for ablations; skip: the learned D v_t term (zero at init);
@@ -53,6 +56,7 @@ class MMateConfig:
     The defaults are those of students that do not name a setting; `converted_with` has those of new ones.
     """
 
+    rule: str = "gated"
     taps: int = 4
     decay: str = "query_head"
     rope: bool = True
@@ -76,7 +80,7 @@ class MMateConfig:
     def __post_init__(self) -> None:
         for item in fields(self):
             _check_type(item.name, getattr(self, item.name), type(item.default))
-        choices = {"decay": DECAYS, "scan": SCANS, "text_window_projections": WINDOW_PROJECTIONS}
+        choices = {"rule": RULES, "decay": DECAYS, "scan": SCANS, "text_window_projections": WINDOW_PROJECTIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise _bad(name, repr(getattr(self, name)), "one of " + ", ".join(allowed))
@@ -89,6 +93,16 @@ class MMateConfig:
             raise _bad("text_sinks", self.text_sinks, "0 without a text_window")
         if not self.min_half_life <= self.max_half_life:
             raise _bad("max_half_life", self.max_half_life, f"at least min_half_life ({self.min_half_life})")
+
+    def require_carried(self) -> None:
+        """Raise InputError unless the step form, and with it calibration and every target, has these settings."""
+        if self.rule not in CARRIED_RULES:
+            raise InputError(
+                "students of this rule run in PyTorch only: they cannot be calibrated or exported yet",
+                got=f"rule {self.rule}",
+                expected="rule " + " or ".join(CARRIED_RULES),
+                fix="convert the teacher with --set rule=gated and distil it again",
+            )
 
     @property
     def text_slots(self) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from linmu import __version__
 from linmu.cli import main
@@ -332,3 +333,17 @@ def test_plain_values():
     sample = Sample((1.0, math.nan, math.inf), Path("a"))
     value = {"s": sample, 3: np.float32(0.5), "n": np.arange(2), "t": (True, None)}
     assert plain(value) == {"s": {"values": [1.0, None, None], "path": "a"}, "3": 0.5, "n": [0, 1], "t": [True, None]}
+
+
+@pytest.mark.parametrize("command", ["export", "calibrate"])
+def test_a_student_that_no_target_carries_is_refused_before_torch_loads(command, tmp_path):
+    student, out = tmp_path / "student", tmp_path / "calib.safetensors"
+    student.mkdir()
+    config = {"model_type": "linmu_llama", "linmu": MMateConfig(rule="gated_delta").to_json()}
+    (student / "config.json").write_text(json.dumps(config))
+    save_file({"a": np.zeros((3, 5), np.float32)}, student / "model.safetensors")
+    told = "import atexit; atexit.register(lambda: print('torch' in sys.modules))"
+    done = run_linmu(command, str(student), "-o", str(out), before=told)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not out.exists()
+    assert done.stdout == "False\n"
+    assert "cannot be calibrated or exported yet; got rule gated_delta" in done.stderr

@@ -17,7 +17,7 @@ from linmu.calibration.statistics import KEPT_ROWS
 from linmu.errors import InputError
 from linmu.files.atomic import check_file_target
 from linmu.files.separate import require_separate
-from linmu.formats.model_files import require_student
+from linmu.formats.model_files import require_exportable
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.model.mapped import open_student
 from linmu.processing.encode import model_processor
@@ -57,7 +57,7 @@ def calibrate(
         raise InputError("name of the calibration record", got=out.name, expected="NAME.safetensors")
     check_file_target(out)
     require_separate(out, student)
-    require_student(student)
+    require_exportable(student)
     model, processor = open_student(student), model_processor(student)
     form = decoder_form(model)
     source = open_samples(data, processor, form.vocab, form.vision, samples, allow_random)

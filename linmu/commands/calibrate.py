@@ -28,14 +28,17 @@ def command(
 ) -> None:
     """Measure activations and states over real data, once, for every target and preset; an interrupted run goes on."""
     from linmu.demo import student_folder
+    from linmu.formats.model_files import require_exportable
 
+    student = student or student_folder()
     require_modules("linmu calibrate", "convert", "torch", "transformers")
+    require_exportable(student)
     with open_results() as results:
         from linmu.calibration.collect import calibrate
 
         with progress_bar("calibrating") as progress:
             record = calibrate(
-                student or student_folder(),
+                student,
                 out,
                 data=data,
                 samples=samples,

@@ -63,6 +63,7 @@ def command(
     from linmu.export.phone.delegates import find_delegate
     from linmu.export.targets import find_target, stored_floats, write_bundle
     from linmu.files.atomic import require_free_folder
+    from linmu.formats.model_files import require_exportable
     from linmu.formats.state_precision import state_precision
     from linmu.quantize.plan import planned
 
@@ -76,6 +77,7 @@ def command(
     require_free_folder(out, overwrite)
     require_modules("linmu export", "export", "torch", "transformers", "onnx", "onnxscript")
     require_modules(f"linmu export --target {target}", row.extra, *row.packages)
+    require_exportable(student)
     with open_results() as results:
         with progress_bar("exporting") as progress:
             report = write_bundle(

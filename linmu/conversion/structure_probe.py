@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from linmu.config import CARRIED_RULES
 from linmu.conversion.teacher_record import (
     TeacherRecord,
     differs,
@@ -38,10 +39,15 @@ from linmu.step.torch_ops import TorchOps
 
 @torch.no_grad()
 def check_student(student: PreTrainedModel, record: TeacherRecord) -> None:
-    """Raise InputError, naming the first layer, unless the student's decoder and step form are the teacher's."""
+    """Raise InputError, naming the first layer, unless the student's decoder and step form are the teacher's.
+
+    A student of a rule that the step form does not carry has none.
+    """
     with in_float32(student), _with_attention_of(student, record):
         logits = student(**record.arguments).logits
     require_equal(logits, record.logits, "logits")
+    if student.mmate.rule not in CARRIED_RULES:
+        return
     form = decoder_form(student)
     table = form.weights["token_embedding"]()
     require_equal(table[record.ids], record.inputs[0], "what the first layer gets")

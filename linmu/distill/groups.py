@@ -24,7 +24,7 @@ PATTERNS: dict[str, str] = {
     "embeddings": r"^embed_tokens\.",
 }
 # Decay would pull time scales, gates and the identity conv towards values that mean something else than "small".
-NO_DECAY = r"(a_log|dt_bias|skip|conv_weight|bias)$|norm|\.(dt_proj|gate_forward|gate_backward|alpha)\."
+NO_DECAY = r"(a_log|dt_bias|skip|conv_weight|bias)$|norm|\.(dt_proj|beta_proj|gate_forward|gate_backward|alpha)\."
 _TABLE = {name: re.compile(pattern) for name, pattern in PATTERNS.items()}
 _NO_DECAY = re.compile(NO_DECAY)
 

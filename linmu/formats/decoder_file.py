@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from linmu.config import MMateConfig
 from linmu.errors import BundleError, InputError
 from linmu.files.regular import inside, regular_file
 from linmu.files.strict_json import read_json
@@ -158,7 +159,8 @@ def open_decoder(folder: Path, manifest: Manifest) -> tuple[DecoderFile, dict[st
         ("head_dim", model.head_dim),
         ("vocab", model.vocab_size),
     ):
-        if form[name] != wanted:
+        said = MMateConfig().to_json() | form[name] if name == "mmate" else form[name]  # settings newer than the file
+        if said != wanted:
             raise _differs(f"form.{name}", form[name], wanted)
     weights = map_weights(folder, decoder)
     format = decoder.format(TABLE)

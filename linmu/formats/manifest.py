@@ -10,7 +10,7 @@ from hashlib import sha256
 from math import prod
 from typing import Any
 
-from linmu.config import MMateConfig
+from linmu.config import CARRIED_RULES, MMateConfig
 from linmu.errors import BundleError
 from linmu.formats.manifest_object import MANIFEST_NAME, check_keys, check_names, read_as_manifest, refused
 from linmu.formats.precision import Precision
@@ -285,6 +285,13 @@ def _model(data: Any) -> ModelFacts:
     check_keys(data, _MODEL, "model", optional=_MODEL_OPTIONAL)
     with read_as_manifest():
         mmate, rules = MMateConfig.from_json(data["mmate"]), PromptRules.from_json(data["prompt_rules"])
+    if mmate.rule not in CARRIED_RULES:
+        raise BundleError(
+            f"{MANIFEST_NAME}: model.mmate.rule",
+            got=mmate.rule,
+            expected=" or ".join(CARRIED_RULES),
+            fix="install the linmu that wrote it",
+        )
     return ModelFacts(**{**data, "mmate": mmate, "prompt_rules": rules})
 
 

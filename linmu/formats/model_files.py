@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from linmu.config import MMateConfig
 from linmu.errors import InputError
 from linmu.families import STUDENT_PREFIX, Family, get_family
 from linmu.formats.gguf_file import read_gguf
@@ -261,3 +262,9 @@ def require_student(folder: Path) -> None:
     """Raise InputError unless `folder` holds a student with whole weight files (checked without loading them)."""
     read_student_config(folder)
     find_weights(folder)
+
+
+def require_exportable(folder: Path) -> None:
+    """Raise InputError as `require_student` does, and for a student whose settings the step form does not carry."""
+    require_student(folder)
+    MMateConfig.from_json(read_student_config(folder)["linmu"]).require_carried()

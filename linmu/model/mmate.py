@@ -136,16 +136,16 @@ class MMateBlock(nn.Module):
 
     def _flex(self, u, projected, tables, state, valid, layout) -> tuple[Tensor, dict[str, Tensor]]:
         qkv = torch.cat([x.flatten(2) for x in projected], -1)  # [B, S, C]
-        g = self.scan_forward.log_decay(u)
+        controls = list(self.scan_forward.controls(u))
         if valid is not None:
-            qkv, g = qkv * valid[..., None].to(qkv.dtype), g * valid[..., None].to(g.dtype)
+            qkv, *controls = (x * valid[..., None].to(x.dtype) for x in (qkv, *controls))
         past = (state["conv"], state["recurrent"])
         if layout is None:
-            y, past = self.scan_forward.scan(qkv, g, tables, past, valid)
+            y, past = self.scan_forward.scan(qkv, controls, tables, past, valid)
             return self.scan_forward.norm(y), {"conv": past[0], "recurrent": past[1]}
         order, inverse = (layout[name][self.schedule].view(u.shape[:2]) for name in ("order", "inverse"))
-        permuted = [gather_rows(x, order) for x in (qkv, g, *tables)]
-        y, past = self.scan_forward.scan(permuted[0], permuted[1], (permuted[2], permuted[3]), past, valid)
+        cos, sin, qkv_there, *there = (gather_rows(x, order) for x in (*tables, qkv, *controls))
+        y, past = self.scan_forward.scan(qkv_there, there, (cos, sin), past, valid)
         y = gather_rows(self.scan_forward.norm(y), inverse)
         if self.scan_backward is not None and layout["backward"].shape[-1]:
             y = self._fuse(u, y, self._backward(u, qkv, tables, layout), layout["vision"].view(u.shape[:2]))
@@ -155,11 +155,9 @@ class MMateBlock(nn.Module):
         index = layout["backward"][self.schedule]  # [B, Nb]
         direction = self.scan_backward
         assert direction is not None
-        gathered = [gather_rows(x, index) for x in (qkv, direction.log_decay(u), *tables)]
+        cos, sin, qkv, *controls = (gather_rows(x, index) for x in (*tables, qkv, *direction.controls(u)))
         start = direction.initial_state(u)
-        y, _ = direction.scan(
-            gathered[0], gathered[1], (gathered[2], gathered[3]), start, restart=layout["restart"], strict=True
-        )
+        y, _ = direction.scan(qkv, controls, (cos, sin), start, restart=layout["restart"], strict=True)
         return gather_rows(direction.norm(y), layout["backward_slot"][self.schedule].view(u.shape[:2]))
 
     def _fuse(self, u, forward: Tensor, backward: Tensor, vision: Tensor) -> Tensor:

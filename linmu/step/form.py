@@ -69,6 +69,9 @@ class DecoderForm:
     scratch: Path | None = None  # where a streamed form may keep matrices between two uses
     state: str = "fp32"  # what recurrent states are rounded to between calls (linmu.formats.state_precision)
 
+    def __post_init__(self) -> None:
+        self.mmate.require_carried()
+
     @property
     def vision(self) -> bool:
         """Whether prompts can hold images."""

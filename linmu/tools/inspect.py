@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from linmu.config import MMateConfig
+from linmu.config import CARRIED_RULES, MMateConfig
 from linmu.errors import InputError
 from linmu.families import get_family
 from linmu.formats.bundle import open_bundle
@@ -138,10 +138,10 @@ def _student(folder: Path) -> Inspection:
 def _presets(
     config: dict[str, Any], sizes: DecoderSizes, mmate: MMateConfig, weights: Weights
 ) -> tuple[PresetMemory, ...]:
-    """What every preset will take; empty for a config without a vocabulary."""
+    """What every preset will take; empty for a config without a vocabulary, and for students without a step form."""
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     vocab = (text or {}).get("vocab_size")
-    if type(vocab) is not int or vocab < 1:
+    if type(vocab) is not int or vocab < 1 or mmate.rule not in CARRIED_RULES:
         return ()
     family = get_family(str(config.get("model_type")).removeprefix("linmu_"))
     tied = not any("lm_head.weight" in read_header(path).tensors for path in weights.files)

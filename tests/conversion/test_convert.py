@@ -97,6 +97,8 @@ def test_the_report_is_what_its_own_student_does(settings):
         {"text_window": 5},
         {"text_window": 4, "text_sinks": 1, "text_window_projections": "shared"},
         {"decay": "kv_head"},
+        {"rule": "gated_delta"},
+        {"rule": "gated_delta", "decay": "kv_head", "text_window": 5},
         {"skip": True},
         {"backward": False},
         {"local_swin": False},

@@ -56,7 +56,7 @@ def test_only_the_groups_of_a_stage_are_trained():
 
 
 def test_no_decay_on_time_scales_norms_biases_and_gates():
-    student, _ = fresh_student("qwen2_5_vl", "image", **EVERYTHING)
+    student, _ = fresh_student("qwen2_5_vl", "image", **EVERYTHING, rule="gated_delta")
     found = set_trainable(student, {group: 1e-3 for group in PATTERNS})
     decays = {item.name for item in found if item.decays}
     assert not any(weight.ndim < 2 for name, weight in student.named_parameters() if name in decays)
@@ -69,6 +69,7 @@ def test_no_decay_on_time_scales_norms_biases_and_gates():
         "gate_backward",
         "alpha",
         "dt_proj",
+        "beta_proj",
         "conv_",
         "bias",
     ):

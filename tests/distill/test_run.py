@@ -308,6 +308,17 @@ def test_text_models_train_on_all_tokens(tmp_path_factory, tmp_path):
     assert len(report.stages) == 4 and report.stages[3].distance.tokens > 50
 
 
+def test_students_of_the_delta_rule_train_in_every_stage(tmp_path):
+    student_folder("smolvlm", tmp_path, rule="gated_delta")
+    for name, first in (("data", 0), ("held", 100)):
+        write_data_folder(tmp_path / name, items("smolvlm", 6, first))
+    report = go(tmp_path, tmp_path / "out", short_recipe(steps=2))
+    assert len(report.stages) == 4 and report.stages[3].distance.tokens > 0
+    before, after = weights(tmp_path / "student"), weights(tmp_path / "out")
+    moved = [name for name in changed(before, after) if "beta_proj" in name]
+    assert len(moved) == len([name for name in before if "beta_proj" in name]) > 0
+
+
 def test_the_type_of_the_weights_is_kept(tmp_path_factory, tmp_path):
     root = places("qwen2", tmp_path_factory)
     half = tmp_path / "half"

@@ -203,6 +203,10 @@ def damaged(student: Path, root: Path, damage: str) -> Path:
         config = json.loads((copy / "config.json").read_text())
         config["linmu"]["surprise"] = 1
         (copy / "config.json").write_text(json.dumps(config))
+    elif damage == "another rule":
+        config = json.loads((copy / "config.json").read_text())
+        config["linmu"]["rule"] = "gated_delta"
+        (copy / "config.json").write_text(json.dumps(config))
     return copy
 
 
@@ -215,6 +219,7 @@ def damaged(student: Path, root: Path, damage: str) -> Path:
         ("lacking", "lacks weights.*model.layers.2.self_attn.scan_forward.a_log"),
         ("no tokenizer", "tokenizer file is missing"),
         ("unknown setting", "unknown M-MATE setting; got surprise"),
+        ("another rule", "cannot be calibrated or exported yet; got rule gated_delta; expected rule gated; fix"),
     ],
 )
 def test_a_bad_student_leaves_nothing(damage, message, student_of, tmp_path):

@@ -136,6 +136,12 @@ def test_a_form_that_is_not_the_manifests(folder, name, value):
         open_decoder(folder, MANIFEST)
 
 
+def test_a_form_from_before_there_was_a_setting_has_its_default(folder):
+    settings = {name: value for name, value in MANIFEST.model.mmate.to_json().items() if name != "rule"}
+    edited(folder, "form", "mmate", value=settings)
+    open_decoder(folder, MANIFEST)
+
+
 def test_a_table_of_other_rows_is_no_vocabulary(folder):
     edited(folder, "weights", TABLE, value=["float32", [10, 33], 0])
     with pytest.raises(BundleError, match="token_embedding"):

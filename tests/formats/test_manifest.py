@@ -87,6 +87,7 @@ CHANGES = [
     (("model", "surprise"), 1, "unknown key 'surprise'"),
     (("model", "mmate"), {"surprise": 1}, "^manifest.json: unknown M-MATE setting; got surprise"),
     (("model", "mmate"), {"taps": "4"}, "^manifest.json: mmate.taps"),
+    (("model", "mmate"), {"rule": "gated_delta"}, "model.mmate.rule; got gated_delta; expected gated; fix: install"),
     (("model", "mmate"), None, "model.mmate"),
     (("model", "prompt_rules"), {}, "^manifest.json: prompt rules without a family"),
     (("model", "prompt_rules"), {"family": "llama", "merge_size": 0}, "^manifest.json: prompt rule merge_size"),

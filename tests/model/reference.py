@@ -57,6 +57,26 @@ def gated_scan(q: Array, k: Array, v: Array, g: Array, state: Array, scale: floa
     return y, state
 
 
+def delta_scan(q: Array, k: Array, v: Array, g: Array, beta: Array, state: Array, scale: float, strict: bool = False):
+    """S = (I - beta k k^T) exp(g) S + beta k v^T, y = scale S^T q; shapes as in `gated_scan`, beta [n,H].
+
+    `strict`: the state is read when it has decayed and before the current token is written.
+    """
+    y, state = np.zeros((len(q), q.shape[1], v.shape[2])), state.copy()
+    for t in range(len(q)):
+        for h in range(q.shape[1]):
+            decayed, strength, key = np.exp(g[t, h]) * state[h], beta[t, h], k[t, h]
+            kept = np.eye(len(key)) - strength * np.outer(key, key)
+            state[h] = kept @ decayed + strength * np.outer(key, v[t, h])
+            y[t, h] = scale * (decayed if strict else state[h]).T @ q[t, h]
+    return y, state
+
+
+def of_length_one(x: Array) -> Array:
+    """x [...,d] over its length, smoothed at 0."""
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
 def depthwise_conv(x: Array, weight: Array, bias: Array) -> Array:
     """Causal: x [n,C], weight [C,1,K], the last tap is the current element; zeros before the first."""
     taps, y = weight.shape[2], np.tile(bias, (len(x), 1))
@@ -145,7 +165,13 @@ class Reference:
         g = delta * -np.exp(p["a_log"])
         k, v = np.repeat(k, H // G, 1), np.repeat(v, H // G, 1)
         wide_g = np.repeat(g, H // g.shape[1], 1)
-        y, state = gated_scan(q, k, v, wide_g, np.zeros((H, d, d)), d**-0.5, strict)
+        start = np.zeros((H, d, d))
+        if self.mmate.rule == "gated":
+            y, state = gated_scan(q, k, v, wide_g, start, d**-0.5, strict)
+        else:
+            beta = sigmoid(u[tokens] @ p["beta_proj.weight"].T + p["beta_proj.bias"])
+            beta = np.repeat(beta, H // beta.shape[1], 1)
+            y, state = delta_scan(of_length_one(q), of_length_one(k), v, wide_g, beta, start, 1.0, strict)
         if "skip" in p:
             y = y + p["skip"][:, None] * v
         eps, weight = self.mmate.norm_eps, p["norm.weight"]

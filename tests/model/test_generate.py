@@ -45,7 +45,9 @@ def test_cached_and_uncached_greedy_agree(family, kind):
     assert torch.equal(found, run(model, inputs, use_cache=False))
 
 
-@pytest.mark.parametrize("settings", [{"text_window": 4}, {"decay": "kv_head", "skip": True, "taps": 3}])
+@pytest.mark.parametrize(
+    "settings", [{"text_window": 4}, {"rule": "gated_delta"}, {"decay": "kv_head", "skip": True, "taps": 3}]
+)
 @pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm", "qwen2"])
 def test_cached_and_uncached_greedy_agree_with_other_settings(family, settings):
     model, _, inputs = prompt_of(family, "image" if family in VISION_NAMES else "text", **settings)
@@ -140,7 +142,7 @@ def test_streaming_gives_every_token_once(family):
     assert streamer.ended and streamer.ids == inputs["input_ids"][0].tolist() + found[0].tolist()
 
 
-@pytest.mark.parametrize("settings", [{}, {"text_window": 8}, {"decay": "kv_head"}])
+@pytest.mark.parametrize("settings", [{}, {"text_window": 8}, {"decay": "kv_head", "rule": "gated_delta"}])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm", "qwen3"])
 def test_the_state_does_not_grow(family, settings):
     model, _, inputs = prompt_of(family, "image" if family in VISION_NAMES else "text", **settings)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from linmu.config import RULES
 from linmu.layout import cut_points
 from linmu.model.mmate import AttentionSizes
 from tests.layout.prompts import TEXT, layout_of
@@ -28,6 +29,10 @@ from tests.model.reference import Reference
 SETTINGS = {
     "default": {},
     "kv_head": {"decay": "kv_head"},
+    "delta": {"rule": "gated_delta"},
+    "delta_kv_head": {"rule": "gated_delta", "decay": "kv_head", "taps": 2},
+    "delta_skip_sinks": {"rule": "gated_delta", "skip": True, "text_window": 3, "text_sinks": 2},
+    "delta_no_rope_raster": {"rule": "gated_delta", "rope": False, "scan": "raster"},
     "skip": {"skip": True},
     "skip_kv_head": {"skip": True, "decay": "kv_head"},
     "two_taps": {"taps": 2},
@@ -45,6 +50,8 @@ SETTINGS = {
     "one_token_windows": {"window_frames": 1, "window_rows": 1, "window_columns": 1},
 }
 STATES = ("conv", "recurrent")
+DELTA = {"rule": "gated_delta"}
+DELTA_WINDOW = {"rule": "gated_delta", "decay": "kv_head", "text_window": 3}
 
 
 def assert_same(got: torch.Tensor, expected, tolerance: float = 1e-10) -> None:
@@ -72,8 +79,9 @@ def test_block_is_the_reference(settings, layer):
     ],
 )
 @pytest.mark.parametrize("decay", ["query_head", "kv_head"])
-def test_other_sizes(dims, decay):
-    block, u = random_block(3, dims, decay=decay), random_inputs(PROMPT.length, hidden=dims.hidden)
+@pytest.mark.parametrize("rule", RULES)
+def test_other_sizes(dims, decay, rule):
+    block, u = random_block(3, dims, decay=decay, rule=rule), random_inputs(PROMPT.length, hidden=dims.hidden)
     cos, sin = tables(torch.arange(PROMPT.length), dims.head_dim)
     y, state = block(u, (cos[None], sin[None]), None, None, tensors(PROMPT, block.mmate))
     expected, last = Reference.of(block).forward(u[0].numpy(), cos.numpy(), sin.numpy(), SPANS)
@@ -82,7 +90,8 @@ def test_other_sizes(dims, decay):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"decay": "kv_head", "taps": 6}, {"text_window": 3}, {"skip": True, "taps": 2}]
+    "settings",
+    [{}, DELTA, {"decay": "kv_head", "taps": 6}, {"text_window": 3}, {"skip": True, "taps": 2}, DELTA_WINDOW],
 )
 def test_every_legal_cut_gives_the_same_outputs_and_states(settings):
     block, u = random_block(1, **settings), random_inputs(PROMPT.length)
@@ -101,9 +110,10 @@ def test_every_legal_cut_gives_the_same_outputs_and_states(settings):
 
 
 @pytest.mark.parametrize("decay", ["query_head", "kv_head"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("length", [1, 4, 5, 6, 20])  # 1, L-1, L, L+1, 3L+5 with L = 5
-def test_prefill_then_steps_on_text(length, decay):
-    block, u = random_block(2, decay=decay), random_inputs(length)
+def test_prefill_then_steps_on_text(length, decay, rule):
+    block, u = random_block(2, decay=decay, rule=rule), random_inputs(length)
     layout = layout_of(length)
     expected, last = Reference.of(block).forward(*numpy_inputs(u), [])
     for prefill in {0, 1, length // 2, length - 1, length}:
@@ -113,7 +123,7 @@ def test_prefill_then_steps_on_text(length, decay):
             assert_same(state[name][0], last[name])
 
 
-@pytest.mark.parametrize("settings", [{}, {"text_window": 3}, {"decay": "kv_head", "skip": True}])
+@pytest.mark.parametrize("settings", [{}, DELTA, {"text_window": 3}, {"decay": "kv_head", "skip": True}, DELTA_WINDOW])
 def test_left_padding_and_batching_change_nothing(settings):
     block = random_block(3, **settings)
     layouts = [PROMPT, TEXT, layout_of(2, (1, 2, 5), 1), layout_of((2, 2, 1), 7)]
@@ -147,7 +157,7 @@ def dependence(blocks, u, layout) -> np.ndarray:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
-@pytest.mark.parametrize("settings", [{}, {"text_window": 3}, {"decay": "kv_head", "taps": 6}])
+@pytest.mark.parametrize("settings", [{}, DELTA, {"text_window": 3}, {"decay": "kv_head", "taps": 6}])
 def test_no_token_sees_the_future_outside_its_span(settings, layers):
     blocks = [random_block(layer, **settings) for layer in range(layers)]
     found = dependence(blocks, random_inputs(PROMPT.length), PROMPT)
@@ -165,12 +175,13 @@ def test_no_token_sees_the_future_outside_its_span(settings, layers):
                 assert not found[i, j], f"token {i} sees {j} in one layer"
 
 
-def test_text_inside_a_span_learns_of_later_frames_in_the_second_layer():
+@pytest.mark.parametrize("rule", RULES)
+def test_text_inside_a_span_learns_of_later_frames_in_the_second_layer(rule):
     positions, _ = SPANS[1]
     stamp = next(token for token in range(positions[0], positions[-1]) if token not in positions)
     u = random_inputs(PROMPT.length)
-    one = dependence([random_block(0)], u, PROMPT)
-    two = dependence([random_block(layer) for layer in range(2)], u, PROMPT)
+    one = dependence([random_block(0, rule=rule)], u, PROMPT)
+    two = dependence([random_block(layer, rule=rule) for layer in range(2)], u, PROMPT)
     assert not one[stamp, positions[-1]] and two[stamp, positions[-1]]
 
 
@@ -188,10 +199,11 @@ def test_without_both_branches_raster_scans_are_causal():
     np.testing.assert_array_equal(found, np.tril(np.ones_like(found)))
 
 
-def test_a_later_image_and_its_number_change_nothing_before_it():
+@pytest.mark.parametrize("rule", RULES)
+def test_a_later_image_and_its_number_change_nothing_before_it(rule):
     u = random_inputs(PROMPT.length)
     for layer in range(4):
-        block = random_block(layer)
+        block = random_block(layer, rule=rule)
         whole, _ = run_pieces(block, u, PROMPT, [])
         for stop in (15, 17):  # before and after the text behind the first image
             first = layout_of(3, (1, 3, 4), stop - 15)
@@ -209,18 +221,20 @@ def test_gates_and_shares_of_text_are_fixed():
     assert torch.equal(before, after)
 
 
-def test_a_row_of_one_token_images():
+@pytest.mark.parametrize("rule", RULES)
+def test_a_row_of_one_token_images(rule):
     layout = layout_of((1, 1, 1), (1, 1, 1), 1, (1, 1, 2))
     spans = [(span.positions.tolist(), span.grid) for span in layout.spans]
     for layer in range(2):
-        block, u = random_block(layer, taps=3), random_inputs(layout.length)
+        block, u = random_block(layer, taps=3, rule=rule), random_inputs(layout.length)
         y, _ = run_pieces(block, u, layout, [])
         assert_same(y[0], Reference.of(block).forward(*numpy_inputs(u), spans)[0])
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_narrow_blocks_stay_near_the_reference(dtype):
-    block = random_block(1).to(dtype)
+def test_narrow_blocks_stay_near_the_reference(dtype, rule):
+    block = random_block(1, rule=rule).to(dtype)
     u = random_inputs(PROMPT.length).to(dtype)
     cos, sin = (table.to(dtype) for table in tables(torch.arange(PROMPT.length)[None]))
     y, state = block(u, (cos, sin), None, None, tensors(PROMPT, block.mmate))
@@ -232,11 +246,12 @@ def test_narrow_blocks_stay_near_the_reference(dtype):
     assert error < {torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_backward_scan_says_nothing_about_a_lone_token(dtype):
+def test_the_backward_scan_says_nothing_about_a_lone_token(dtype, rule):
     # Its only key is its own, which is taken out: what rounding leaves must not be blown up by the head norm.
     dims = replace(DIMS, qk_norm=False)
-    block = random_block(0, dims, local_swin=False).double()
+    block = random_block(0, dims, local_swin=False, rule=rule).double()
     with torch.no_grad():
         block.flex.k_proj.weight.mul_(20)
     layout, u = layout_of(2, (1, 1, 1), 1), random_inputs(4)

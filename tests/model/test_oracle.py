@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from linmu.layout import media_from_grids, prompt_layout
+from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
 from tests.model.oracle import Oracle
 from tests.model.students import shared_student
@@ -17,24 +19,27 @@ from tests.step.prompts import run_student
 from tests.tiny import tiny_inputs
 
 CASES = {
-    "qwen2_5_vl": ("two_images", {}),
-    "qwen3_vl": ("video", {"decay": "kv_head", "skip": True}),
-    "smolvlm": ("two_images", {}),
-    "llava": ("two_images", {"decay": "kv_head", "taps": 3}),
-    "qwen3": ("text", {"text_window": 5}),
+    "qwen2_5_vl": ("qwen2_5_vl", "two_images", {}),
+    "qwen3_vl": ("qwen3_vl", "video", {"decay": "kv_head", "skip": True}),
+    "smolvlm": ("smolvlm", "two_images", {}),
+    "llava": ("llava", "two_images", {"decay": "kv_head", "taps": 3}),
+    "qwen3": ("qwen3", "text", {"text_window": 5}),
+    "delta_qwen2_5_vl": ("qwen2_5_vl", "two_images", {"rule": "gated_delta"}),
+    "delta_smolvlm": ("smolvlm", "two_images", {"rule": "gated_delta", "decay": "kv_head"}),
+    "delta_qwen3": ("qwen3", "text", {"rule": "gated_delta", "text_window": 5}),
 }
 
 
-def _case(family, dtype):
+def _case(case, dtype):
     """(output, which rows are vision, hidden states and logits of the oracle) on the decoder's own inputs."""
-    kind, settings = CASES[family]
+    family, kind, settings = CASES[case]
     shared, tokenizer = shared_student(family, **settings)
     student = copy.deepcopy(shared).to(dtype)
     if dtype == torch.float64:
         _widen_norms(student)
     inputs = tiny_inputs(family, student, tokenizer, kind)
     inputs = {name: x.to(dtype) if torch.is_floating_point(x) else x for name, x in inputs.items()}
-    prompt = run_student(student, {**inputs, "output_hidden_states": True}, decoder_form(student))
+    prompt = run_student(student, {**inputs, "output_hidden_states": True}, _sizes(student))
     rules, ids = student._prompt_rules, inputs["input_ids"][0].numpy()
     spans, vision, positions = [], np.zeros(len(ids), bool), np.arange(len(ids))[None]
     if rules is not None:
@@ -48,6 +53,13 @@ def _case(family, dtype):
     oracle = Oracle.of(student)
     hidden = oracle.hidden_states(prompt.embeds[0], positions, spans, prompt.deepstack)
     return prompt.output, vision, hidden, oracle.logits(hidden[-1])
+
+
+def _sizes(student) -> DecoderForm:
+    """The student's form, for its sizes; of another rule there is none."""
+    mmate, student.mmate = student.mmate, replace(student.mmate, rule="gated")
+    form, student.mmate = decoder_form(student), mmate
+    return form
 
 
 def _widen_norms(student) -> None:

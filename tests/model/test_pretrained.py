@@ -26,9 +26,12 @@ def loader(family: str):
     return LinMUForConditionalGeneration if family in VISION_NAMES else LinMUForCausalLM
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_a_saved_student_comes_back_whole(family, tmp_path):
-    student, tokenizer = fresh_student(family, skip=True)
+@pytest.mark.parametrize(
+    ("family", "rule"),
+    [*((name, "gated") for name in FAMILY_NAMES), ("qwen3_vl", "gated_delta"), ("llama", "gated_delta")],
+)
+def test_a_saved_student_comes_back_whole(family, rule, tmp_path):
+    student, tokenizer = fresh_student(family, skip=True, rule=rule)
     student.save_pretrained(tmp_path)
     loaded, info = loader(family).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
@@ -55,6 +58,19 @@ def test_settings_and_a_second_round_survive(tmp_path):
     assert twice.config.linmu == {**student.mmate.to_json(), **SMALL, **settings}
     inputs = tiny_inputs("qwen3_vl", student, tokenizer, "video")
     assert torch.equal(logits(twice, inputs), logits(student, inputs))
+
+
+def test_a_student_from_before_there_were_rules_is_a_gated_one(tmp_path):
+    student, tokenizer = fresh_student("llama")
+    student.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["linmu"]["rule"]
+    path.write_text(json.dumps(config))
+    loaded = LinMUForCausalLM.from_pretrained(tmp_path)
+    assert loaded.mmate == student.mmate and loaded.mmate.rule == "gated"
+    inputs = tiny_inputs("llama", student, tokenizer, "text")
+    assert torch.equal(logits(loaded, inputs), logits(student, inputs))
 
 
 def test_the_file_holds_every_tensor_once_and_names_no_code(tmp_path):
@@ -128,6 +144,8 @@ def test_what_is_no_student_is_refused(tmp_path):
     [
         ({"tapz": 3}, "unknown M-MATE setting; got tapz"),
         ({"decay": "both"}, "mmate.decay; got 'both'"),
+        ({"rule": "delta"}, "mmate.rule; got 'delta'; expected one of gated, gated_delta"),
+        ({"rule": "gated_delta"}, "lacks weights of the student; got no .*beta_proj.bias"),
         (None, "is not a student; got a model of type 'linmu_llama' without M-MATE settings"),
     ],
 )

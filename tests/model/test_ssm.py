@@ -1,44 +1,57 @@
-"""The recurrence alone: step, loop and chunks against the float64 reference, long roll-outs, conv, decay."""
+"""The recurrences alone: step, loop and chunks of both rules against float64 loops; long roll-outs, conv, decay."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from linmu.config import RULES
 from linmu.model import ssm
-from tests.model.reference import depthwise_conv, gated_scan
+from linmu.model.flex_ma import RULES as MODULES
+from tests.model.reference import delta_scan, depthwise_conv, gated_scan, of_length_one
 
 BATCH, HEADS, KEY, VALUE, CHUNK = 2, 6, 3, 5, 7
 SCALE = 0.3
+SCANS = {"gated": gated_scan, "gated_delta": delta_scan}
 LENGTHS = [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
 
 
-def random_scan(length: int, owners: int, dtype=torch.float64, seed: int = 0):
-    """q [B,S,H,dk], k [B,S,M,dk], v [B,S,M,dv], g [B,S,M], state [B,M,dk,dv]."""
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def random_scan(rule: str, length: int, owners: int, dtype=torch.float64, seed: int = 0):
+    """q [B,S,H,dk], k [B,S,M,dk], v [B,S,M,dv], g [B,S,M], (beta [B,S,M],) state [B,M,dk,dv]."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     q, k, v = draw(BATCH, length, HEADS, KEY), draw(BATCH, length, owners, KEY), draw(BATCH, length, owners, VALUE)
-    return q, k, v, -draw(BATCH, length, owners).exp() * 0.3, draw(BATCH, owners, KEY, VALUE)
+    g, state = -draw(BATCH, length, owners).exp() * 0.3, draw(BATCH, owners, KEY, VALUE)
+    if rule == "gated":
+        return q, k, v, g, state
+    q, k = (torch.from_numpy(of_length_one(x.double().numpy())).to(dtype) for x in (q, k))
+    return q, k, v, g, draw(BATCH, length, owners).sigmoid(), state
 
 
-def slow_scan(q, k, v, g, state, restart=None):
+def slow_scan(rule: str, q, k, v, *rest, restart=None, strict=False):
     """The reference of every row: heads repeated, the state emptied at restarts."""
+    *controls, state = rest
     every = HEADS // k.shape[2]
     ys, states = [], []
     for row in range(BATCH):
-        kr, vr, gr = (x[row].double().repeat_interleave(every, 1).numpy() for x in (k, v, g))
+        qr = q[row].double().numpy()
+        tokens = [x[row].double().repeat_interleave(every, 1).numpy() for x in (k, v, *controls)]
         s = state[row].double().repeat_interleave(every, 0).numpy()
-        cuts = [0, *(np.flatnonzero(restart[row]) if restart is not None else []), len(kr)]
+        cuts = [0, *(np.flatnonzero(restart[row]) if restart is not None else []), len(qr)]
         parts = []
         for n, (low, high) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
             s = np.zeros_like(s) if n else s
-            y, s = gated_scan(q[row, low:high].double().numpy(), kr[low:high], vr[low:high], gr[low:high], s, SCALE)
+            y, s = SCANS[rule](qr[low:high], *(x[low:high] for x in tokens), s, SCALE, strict)
             parts.append(y)
         ys.append(np.concatenate(parts))
         states.append(s[::every])
@@ -49,52 +62,64 @@ def assert_close(got, expected, tolerance: float = 1e-12) -> None:
     np.testing.assert_allclose(got.detach().numpy(), expected, rtol=0, atol=tolerance)
 
 
+@every_rule
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("owners", [6, 3, 1])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_loop_and_chunks_are_the_reference(length, owners):
-    inputs = random_scan(length, owners)
-    expected, last = slow_scan(*inputs)
-    for y, state in (ssm.recurrent(*inputs, SCALE), ssm.chunked(*inputs, SCALE, chunk_size=CHUNK)):
+def test_loop_and_chunks_are_the_reference(length, owners, strict, rule):
+    inputs, module = random_scan(rule, length, owners), MODULES[rule]
+    expected, last = slow_scan(rule, *inputs, strict=strict)
+    for y, state in (
+        module.recurrent(*inputs, SCALE, strict=strict),
+        module.chunked(*inputs, SCALE, chunk_size=CHUNK, strict=strict),
+    ):
         assert_close(y, expected)
         assert_close(state, last)
 
 
+@every_rule
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("owners", [6, 2])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_restarts(length, owners):
-    inputs = random_scan(length, owners)
+def test_restarts(length, owners, strict, rule):
+    inputs, module = random_scan(rule, length, owners), MODULES[rule]
     restart = torch.rand(BATCH, length, generator=torch.Generator().manual_seed(3)) < 0.3
     restart[1, -1] = True
-    expected, last = slow_scan(*inputs, restart=restart.numpy())
-    for y, state in (ssm.recurrent(*inputs, SCALE, restart), ssm.chunked(*inputs, SCALE, restart, CHUNK)):
+    expected, last = slow_scan(rule, *inputs, restart=restart.numpy(), strict=strict)
+    for y, state in (
+        module.recurrent(*inputs, SCALE, restart, strict),
+        module.chunked(*inputs, SCALE, restart, CHUNK, strict),
+    ):
         assert_close(y, expected)
         assert_close(state, last)
 
 
+@every_rule
 @pytest.mark.parametrize("owners", [6, 3])
-def test_every_split_into_chunks_and_steps(owners):
-    length = 3 * CHUNK + 5
-    q, k, v, g, state = random_scan(length, owners)
-    expected, last = slow_scan(q, k, v, g, state)
+def test_every_split_into_chunks_and_steps(owners, rule):
+    length, module = 3 * CHUNK + 5, MODULES[rule]
+    *tokens, state = random_scan(rule, length, owners)
+    expected, last = slow_scan(rule, *tokens, state)
     for cut in range(1, length):
-        first, middle = ssm.chunked(q[:, :cut], k[:, :cut], v[:, :cut], g[:, :cut], state, SCALE, None, CHUNK)
+        first, middle = module.chunked(*(x[:, :cut] for x in tokens), state, SCALE, None, CHUNK)
         found = [first]
         for t in range(cut, length):
-            y, middle = ssm.step(q[:, t], k[:, t], v[:, t], g[:, t], middle, SCALE)
+            y, middle = module.step(*(x[:, t] for x in tokens), middle, SCALE)
             found.append(y[:, None])
         assert_close(torch.cat(found, 1), expected)
         assert_close(middle, last)
 
 
-def test_an_empty_piece_keeps_the_state():
-    q, k, v, g, state = random_scan(0, 3)
-    y, after = ssm.chunked(q, k, v, g, state, SCALE)
+@every_rule
+def test_an_empty_piece_keeps_the_state(rule):
+    *tokens, state = random_scan(rule, 0, 3)
+    y, after = MODULES[rule].chunked(*tokens, state, SCALE)
     assert y.shape == (BATCH, 0, HEADS, VALUE) and torch.equal(after, state)
 
 
 @pytest.mark.parametrize("owners", [6, 2])
 def test_without_decay_it_is_unnormalised_causal_linear_attention(owners):
-    q, k, v, g, state = random_scan(2 * CHUNK + 3, owners)
+    q, k, v, g, state = random_scan("gated", 2 * CHUNK + 3, owners)
     every = HEADS // owners
     y, _ = ssm.chunked(q, k, v, torch.zeros_like(g), torch.zeros_like(state), SCALE, None, CHUNK)
     for row, head in np.ndindex(BATCH, HEADS):
@@ -102,38 +127,41 @@ def test_without_decay_it_is_unnormalised_causal_linear_attention(owners):
         assert_close(y[row, :, head], (weights.tril() @ v[row, :, head // every]).numpy())
 
 
+@every_rule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_narrow_inputs_are_computed_in_float32(dtype):
-    *inputs, state = random_scan(3 * CHUNK, 3, dtype)
+def test_narrow_inputs_are_computed_in_float32(dtype, rule):
+    *inputs, state = random_scan(rule, 3 * CHUNK, 3, dtype)
     inputs.append(state.float())
-    expected, last = slow_scan(*inputs)
-    for function in (ssm.recurrent, ssm.chunked):
+    expected, last = slow_scan(rule, *inputs)
+    for function in (MODULES[rule].recurrent, MODULES[rule].chunked):
         y, state = function(*inputs, SCALE)
         assert y.dtype == state.dtype == torch.float32
         assert_close(y, expected, 1e-5)
         assert_close(state, last, 1e-5)
 
 
-def test_very_strong_decays_overflow_neither_values_nor_gradients():
-    q, k, v, g, state = random_scan(2 * CHUNK + 1, 3, torch.float32)
-    g = g.clone()
-    g[:, ::4] = ssm.RESTART_LOG_DECAY
-    leaves = [x.requires_grad_() for x in (q, k, v, g, state)]
-    y, last = ssm.chunked(*leaves, SCALE, None, CHUNK)
+@every_rule
+def test_very_strong_decays_overflow_neither_values_nor_gradients(rule):
+    leaves = random_scan(rule, 2 * CHUNK + 1, 3, torch.float32)
+    leaves[3][:, ::4] = ssm.RESTART_LOG_DECAY
+    leaves = [x.requires_grad_() for x in leaves]
+    y, last = MODULES[rule].chunked(*leaves, SCALE, None, CHUNK)
     (y.square().sum() + last.square().sum()).backward()
     assert all(x.grad.isfinite().all() for x in leaves)
-    expected, _ = slow_scan(*(x.detach() for x in leaves))
+    expected, _ = slow_scan(rule, *(x.detach() for x in leaves))
     assert_close(y, expected, 2e-3)  # a cumulative sum beside -1e4 keeps 1e-3 of the small decays
 
 
-def test_gradients_of_chunks_are_those_of_the_loop():
-    inputs = random_scan(2 * CHUNK + 3, 3)
+@every_rule
+@pytest.mark.parametrize("strict", [False, True])
+def test_gradients_of_chunks_are_those_of_the_loop(strict, rule):
+    inputs, module = random_scan(rule, 2 * CHUNK + 3, 3), MODULES[rule]
     restart = torch.zeros(BATCH, 2 * CHUNK + 3, dtype=torch.bool)
     restart[0, 4], restart[1, 9] = True, True
     found = []
-    for function in (ssm.recurrent, ssm.chunked):
+    for function in (module.recurrent, partial(module.chunked, chunk_size=CHUNK)):
         leaves = [x.clone().requires_grad_() for x in inputs]
-        y, last = function(*leaves, SCALE, restart)
+        y, last = function(*leaves, SCALE, restart, strict=strict)
         (y.square().sum() + last.sin().sum()).backward()
         found.append([x.grad for x in leaves])
     for loop, chunks in zip(*found, strict=True):

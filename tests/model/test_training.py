@@ -19,9 +19,12 @@ def gradients(model, inputs) -> dict[str, torch.Tensor]:
     return {name: value.grad.clone() for name, value in new_parameters(model).items() if value.grad is not None}
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_every_new_parameter_learns_with_and_without_checkpointing(family):
-    model, tokenizer = fresh_student(family, **SETTINGS)
+@pytest.mark.parametrize(
+    ("family", "rule"),
+    [*((name, "gated") for name in FAMILY_NAMES), ("smolvlm", "gated_delta"), ("qwen2", "gated_delta")],
+)
+def test_every_new_parameter_learns_with_and_without_checkpointing(family, rule):
+    model, tokenizer = fresh_student(family, **SETTINGS, rule=rule)
     inputs = tiny_inputs(family, model, tokenizer, "two_images" if family in VISION_NAMES else "text")
     model.train()
     plain = gradients(model, inputs)

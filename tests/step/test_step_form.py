@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from linmu.errors import InputError
 from linmu.step import decoder
 from linmu.step.form import DecoderForm
 from linmu.step.pack import decoder_form
@@ -74,6 +75,12 @@ def test_a_form_survives_json(family):
     student, _ = shared_student(family, **SETTINGS["text window"])
     form = decoder_form(student)
     assert DecoderForm.from_json(form.to_json(), form.weights) == form
+
+
+def test_students_of_the_delta_rule_have_no_step_form():
+    student, _ = shared_student("llama", rule="gated_delta")
+    with pytest.raises(InputError, match="cannot be calibrated or exported yet; got rule gated_delta"):
+        decoder_form(student)
 
 
 def test_packed_weights_are_the_students():

@@ -53,6 +53,14 @@ def test_student(tmp_path):
     assert found.state_bytes == 4 * 3 * (4 * 6 * 6 + 12 * 6 * 2)
 
 
+def test_presets_are_told_of_students_that_can_be_exported(tmp_path):
+    for rule, wanted in (("gated", True), ("gated_delta", False)):
+        changes = {"linmu": MMateConfig(rule=rule).to_json(), "vocab_size": 11, "model_type": "linmu_llama"}
+        text = {"num_hidden_layers": 3, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4}
+        found = inspect_folder(student_folder(tmp_path / rule, **changes, **text, text_config=None))
+        assert bool(found.presets) == wanted
+
+
 def test_neither(tmp_path):
     with pytest.raises(InputError, match="neither a bundle nor a student"):
         inspect_folder(tmp_path)

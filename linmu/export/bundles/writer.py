@@ -23,7 +23,7 @@ from linmu.files.atomic import atomic_folder
 from linmu.formats.bundle import write_manifest
 from linmu.formats.graph_check import check_graph_files, graph_weights
 from linmu.formats.manifest import Manifest, state_bytes
-from linmu.formats.model_files import require_student
+from linmu.formats.model_files import require_exportable
 from linmu.formats.precision import Precision
 from linmu.formats.steady_header import steady_header
 from linmu.model.mapped import open_student
@@ -122,7 +122,7 @@ def write_planned(
     """
     started = time.perf_counter()
     student, say = Path(student), progress or _silent
-    require_student(student)
+    require_exportable(student)
     with atomic_folder(out, overwrite=overwrite) as folder:
         say("loading the student")
         model = open_student(student)

@@ -1,7 +1,7 @@
 """The step form's operations in standard ONNX operators only: what TensorRT parses and any runtime runs.
 
 Replaces every fused or recurrent kernel of OnnxOps; the chunked scan is the one of linmu/model/ssm.py. One token
-(a decode step) takes the plain recurrence. Restarts are masks, not huge decays (see ssm.chunked).
+(a decode step) takes the plain recurrence. Restarts are masks, not huge decays (see chunks.py).
 """
 
 from __future__ import annotations
