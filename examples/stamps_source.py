@@ -18,7 +18,7 @@ import re
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -175,7 +175,7 @@ def load_stamps(source: Path) -> tuple[list[Stamp], Counter[str]]:
 
     Raises InputError when there is no stamp in `source`.
     """
-    files = dict(sorted(_read(Path(source))))
+    files = dict(sorted(read_source(Path(source), INSTALLED, _wanted)))
     skipped: Counter[str] = Counter()
     stamps: list[Stamp] = []
     seen: set[bytes] = set()
@@ -206,7 +206,7 @@ def _stamp(path: str, files: Mapping[str, bytes]) -> Stamp | str | None:
     named = name_of(caption.decode("utf-8", "replace").split("\n", 1)[0])
     if named is None:
         return "no short name"
-    picture = _picture(png)
+    picture = visible_part(png)
     if isinstance(picture, str):
         return picture
     settings = files.get(f"{path}.dat", b"").decode("utf-8", "replace").split()
@@ -217,7 +217,7 @@ def _stamp(path: str, files: Mapping[str, bytes]) -> Stamp | str | None:
     return Stamp(path, *named, kind, mirror, is_one_in(f"held out {path}", HELD_OUT_OF), picture)
 
 
-def _picture(png: bytes) -> Image.Image | str:
+def visible_part(png: bytes) -> Image.Image | str:
     """The visible part of a picture as RGBA, or what is wrong with it."""
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
@@ -234,16 +234,19 @@ def _picture(png: bytes) -> Image.Image | str:
     return picture if mean >= FAINT else "faint"
 
 
-def _read(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Path inside the stamps folder and content of every picture, caption and setting (of an SVG: no content)."""
+def read_source(source: Path, installed: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Path below the folder `installed` and content (of an SVG: none) of all files whose names are `wanted`.
+
+    source: a .deb file, an unpacked package or the folder itself. Raises InputError for anything else.
+    """
     if source.is_dir():
-        root = source / INSTALLED if (source / INSTALLED).is_dir() else source
+        root = source / installed if (source / installed).is_dir() else source
         for file in root.rglob("*"):
-            if _wanted(file.name) and file.is_file():
+            if wanted(file.name) and file.is_file():
                 yield file.relative_to(root).as_posix(), b"" if file.suffix == ".svg" else file.read_bytes()
     elif source.is_file():
         with source.open("rb") as stream:
-            yield from _read_package(stream, source)
+            yield from _read_package(stream, source, installed, wanted)
     else:
         raise InputError("no such file or folder", got=source, expected="a .deb file or a folder with stamps")
 
@@ -252,7 +255,9 @@ def _wanted(name: str) -> bool:
     return name.endswith((".png", ".txt", ".dat", ".svg"))
 
 
-def _read_package(stream: BinaryIO, source: Path) -> Iterator[tuple[str, bytes]]:
+def _read_package(
+    stream: BinaryIO, source: Path, installed: str, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, bytes]]:
     """The same out of a Debian package, without unpacking it: an ar archive with a tar archive data.tar.* inside."""
     content = _data_member(stream)
     if content is None:
@@ -261,9 +266,9 @@ def _read_package(stream: BinaryIO, source: Path) -> Iterator[tuple[str, bytes]]
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
-                if member.isfile() and _wanted(path.name) and path.is_relative_to(INSTALLED):
+                if member.isfile() and wanted(path.name) and path.is_relative_to(installed):
                     file = archive.extractfile(member)
-                    yield path.relative_to(INSTALLED).as_posix(), file.read() if file else b""
+                    yield path.relative_to(installed).as_posix(), file.read() if file else b""
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InputError(
             "cannot read the package", got=error, fix="dpkg-deb -x FILE.deb FOLDER, then FOLDER"
