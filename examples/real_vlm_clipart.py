@@ -48,8 +48,8 @@ NAMES = frozenset(
     "mouse mug mushroom newspaper oboe octopus onion orange orca owl padlock palette palmtree pan pancakes parchment "
     "parrot peach pear pen pencil penguin phone piano pie pig pineapple pizza plane plum potato pretzel printer prune "
     "puffin pumpkin rabbit raccoon radio rhinoceros robot rocket rooster rose ruler sailboat salad sandwich satellite "
-    "saturn saw saxophone scissors scorpion screwdriver seagull seahorse seal shark sheep shield ship shirt shoe shovel "
-    "snail snake sock spider spoon squirrel steak stethoscope strawberry sun sunglasses surfboard swan "
+    "saturn saw saxophone scissors scorpion screwdriver seagull seahorse seal shark sheep shield ship shirt shoe "
+    "shovel snail snake sock spider spoon squirrel steak stethoscope strawberry sun sunglasses surfboard swan "
     "sword tank teacup teapot telephone telescope television thermometer thumbtack tie tiger toothbrush tractor "
     "train tram tree trombone trowel truck trumpet tulips turkey turtle typewriter umbrella van violin wagon watch "
     "watermelon whale wheel wolf wrench xylophone zebra".split()

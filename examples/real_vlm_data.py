@@ -57,15 +57,19 @@ def load_things(packages: Path) -> Things:
     return Things([*stamps, *load_clipart(find_package(packages, "openclipart-png"))])
 
 
-def rounds(things: Things, split: str, seed: int, count: int) -> Iterator[Round]:
-    """`count` rounds of a split, each made of its number alone; in a test with one question each."""
+def rounds(things: Things, split: str, seed: int, count: int, most: int | None = None) -> Iterator[Round]:
+    """`count` rounds of a split, each made of its number alone; in a test with one question each.
+
+    most: questions of a training round, MOST_QUESTIONS where it is None.
+    """
+    most = 1 if split == "test" else most or MOST_QUESTIONS
     kinds = makers(things)
     shares = SHARES if split == "train" else TEST_SHARES
     names = [name for name, share in shares.items() for _ in range(share)]
     for index in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
         made = kinds[names[index % len(names)]](rng, split)
-        yield chosen(rng, made, MOST_QUESTIONS if split == "train" else 1)
+        yield chosen(rng, made, most)
 
 
 def lines(
@@ -82,13 +86,13 @@ def lines(
             yield line | {"prompt": asked.prompt, "answer": asked.answer}, {} if place else media
 
 
-def write_set(things: Things, folder: Path, split: str, seed: int, count: int) -> None:
+def write_set(things: Things, folder: Path, split: str, seed: int, count: int, most: int | None = None) -> None:
     """Write a data folder of `count` rounds and its marks, unless it exists."""
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     marks: list[list[Mark]] = []
-    found = track(rounds(things, split, seed, count), folder.name, count, console=Console(stderr=True))
+    found = track(rounds(things, split, seed, count, most), folder.name, count, console=Console(stderr=True))
     entries = list(lines(iter(found), split, seed, marks))
     write_bytes(marks_file(folder), "".join(json.dumps(items) + "\n" for items in marks).encode())
     write_data_folder(folder, entries)

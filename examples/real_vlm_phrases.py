@@ -43,6 +43,10 @@ PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (r"Read the word\.", ("Read the word.", "Which word is written here?", "What does it say?")),
     (r"Read the number\.", ("Read the number.", "Which number is written here?", "What number do you see?")),
+    (
+        r"What is the (\w+) (letter|digit)\?",
+        (r"What is the \1 \2?", r"Which \2 comes \1?", r"Name the \1 \2."),
+    ),
     (r"Which way does the (.+) move\?", (r"Which way does the \1 move?", r"In which direction does the \1 move?")),
     (r"What comes (.+)\?", (r"What comes \1?", r"What appears \1?", r"Name what comes \1.")),
 )

@@ -193,13 +193,17 @@ class Things:
 def spelling(rng: Generator, split: str) -> Round:
     """Up to four capital letters; those of a test occur in no training picture together."""
     text = word(rng, split)
-    return _written(rng, split, text, Question("spell", "Spell the word.", " ".join(text)))
+    questions = [Question("spell", "Spell the word.", " ".join(text))]
+    questions += [Question("letter", f"What is the {ORDINALS[i]} letter?", letter) for i, letter in enumerate(text)]
+    return _written(rng, split, text, questions)
 
 
 def reading(rng: Generator, split: str) -> Round:
     """A known word in capital or small letters, in a test in an unseen font."""
     text = pick(rng, READ)
-    return _written(rng, split, text.upper() if rng.random() < 0.5 else text, Question("read", "Read the word.", text))
+    return _written(
+        rng, split, text.upper() if rng.random() < 0.5 else text, [Question("read", "Read the word.", text)]
+    )
 
 
 def number(rng: Generator, split: str) -> Round:
@@ -207,15 +211,18 @@ def number(rng: Generator, split: str) -> Round:
     while True:
         text = "".join(str(d) for d in rng.integers(0, 10, rng.integers(3 if split == "test" else 1, 5)))
         if is_one_in(f"number {text}", 10) == (split == "test") or (split == "train" and len(text) < 3):
-            return _written(rng, split, text, Question("number", "Read the number.", text))
+            break
+    questions = [Question("number", "Read the number.", text)]
+    questions += [Question("digit", f"What is the {ORDINALS[i]} digit?", digit) for i, digit in enumerate(text)]
+    return _written(rng, split, text, questions)
 
 
-def _written(rng: Generator, split: str, text: str, question: Question) -> Round:
+def _written(rng: Generator, split: str, text: str, questions: list[Question]) -> Round:
     picture = background(rng)
     letters = draw_word(picture, text, rng, split)
     half = 0.35 * SIDE / max(4, len(text))
     marks = tuple(_box(mark.x, mark.y, half, mark.content) for mark in letters)
-    return Round((small(picture),), (question,), (marks,))
+    return Round((small(picture),), tuple(questions), (marks,))
 
 
 def handwriting(rng: Generator, split: str) -> Round:
