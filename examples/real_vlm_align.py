@@ -105,7 +105,7 @@ def align(
         loss.backward()
         optimizer.step()
         schedule.step()
-        mean_loss += (float(named) - mean_loss) / min(step + 1, 20)
+        mean_loss += (float(named.detach()) - mean_loss) / min(step + 1, 20)
         if step % 50 == 49:
             left = (time.perf_counter() - started) / (step + 1) * (steps - step - 1) / 3600
             say(f"align {step + 1}/{steps}: loss {mean_loss:.3f}, {left:.2f} hours left")
