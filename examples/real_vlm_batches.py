@@ -33,17 +33,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """ids, positions, labels [B, S]; mask [B, 1, S, S] bool; features [pictures, tokens, C] in order of the rows.
+    """ids, positions, labels [B, S]; mask [B, 1, S, S] bool; questions [B, S]: whose answer a label is of, else -1.
 
-    questions [B, S]: number of the question that a label belongs to; -1 elsewhere.
+    Pictures in order of the rows: features [pictures, tokens, C], or pixels [pictures, 3, side, side] for a tower that
+    is trained.
     """
 
     ids: Tensor
     positions: Tensor
     labels: Tensor
     mask: Tensor
-    features: Tensor
     questions: Tensor
+    features: Tensor | None = None
+    pixels: Tensor | None = None
 
 
 class Rows:
@@ -73,8 +75,8 @@ class Rows:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
 
-def collated(rows: Sequence[Row], features: Features) -> Batch:
-    """Rows padded on the right; padding sees padding only."""
+def collated(rows: Sequence[Row], features: Features, live: bool = False) -> Batch:
+    """Rows padded on the right; padding sees padding only. live: with pixels instead of features."""
     width = max(len(row.ids) for row in rows)
     shape = (len(rows), width)
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
@@ -91,19 +93,20 @@ def collated(rows: Sequence[Row], features: Features) -> Batch:
     one, other = segments[:, :, None], segments[:, None, :]
     mask = ((one == other) | ((other == 0) & (one >= 0))) & torch.ones(width, width, dtype=torch.bool).tril()
     pictures = [picture for row in rows for picture in row.pictures]
-    return Batch(ids, positions, labels, mask[:, None], features.of(pictures), questions)
+    seen = {"pixels": features.pixels(pictures)} if live else {"features": features.of(pictures)}
+    return Batch(ids, positions, labels, mask[:, None], questions, **seen)
 
 
-def micro_batches(rows: Sequence[Row], features: Features) -> Iterator[Batch]:
+def micro_batches(rows: Sequence[Row], features: Features, live: bool = False) -> Iterator[Batch]:
     """Rows of similar length together, at most MOST_TOKENS of them."""
     group: list[Row] = []
     for row in sorted(rows, key=lambda row: len(row.ids)):
         if group and (len(group) + 1) * len(row.ids) > MOST_TOKENS:
-            yield collated(group, features)
+            yield collated(group, features, live)
             group = []
         group.append(row)
     if group:
-        yield collated(group, features)
+        yield collated(group, features, live)
 
 
 def of_step(step: int, count: int, size: int, seed: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The teacher as it is trained: features in, losses out, and its two parts, projector and language model.
+"""The teacher as it is trained: pictures or their features in, losses out.
 
 Weights are bfloat16 while they compute; the optimiser keeps them in float32.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers as hf
 from real_vlm_batches import IGNORED, Batch, Rows, micro_batches
-from real_vlm_features import Features
+from real_vlm_features import Features, tower_features
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -21,7 +21,8 @@ def answer_logits(model: hf.LlavaForConditionalGeneration, batch: Batch) -> Tens
     """Logits [answer tokens, vocabulary] float32 where a batch has labels, in order of rows and tokens."""
     inner = model.model
     embedded = inner.get_input_embeddings()(batch.ids)
-    seen = inner.multi_modal_projector(batch.features.to(embedded.dtype))
+    features = tower_features(model, batch.pixels) if batch.features is None else batch.features
+    seen = inner.multi_modal_projector(features.to(embedded.dtype))
     places = (batch.ids == model.config.image_token_index)[..., None].expand_as(embedded)
     embedded = embedded.masked_scatter(places, seen.flatten(0, 1))
     hidden = inner.language_model(
@@ -37,7 +38,7 @@ def summed_loss(model: hf.LlavaForConditionalGeneration, batch: Batch) -> Tensor
 
 @torch.inference_mode()
 def measured(
-    model: hf.LlavaForConditionalGeneration, rows: Rows, data: Features, count: int
+    model: hf.LlavaForConditionalGeneration, rows: Rows, data: Features, count: int, live: bool = False
 ) -> tuple[dict[str, float], float]:
     """Share of right answers by task and "all" on the first `count` rounds, and the loss per answer token.
 
@@ -53,7 +54,7 @@ def measured(
         names = [[sample.task or "" for sample in item.samples] for item in rounds]
         order = sorted(range(len(made)), key=lambda i: len(made[i].ids))
         waiting = [name for i in order for name in names[i]]
-        for batch in micro_batches(made, data):
+        for batch in micro_batches(made, data, live):
             logits, labels = answer_logits(model, batch), batch.labels[batch.labels != IGNORED]
             loss += float(cross_entropy(logits, labels, reduction="sum"))
             tokens += len(labels)
@@ -68,7 +69,7 @@ def measured(
 
 
 class Masters:
-    """AdamW on float32 copies of bfloat16 parameters, one learning rate a group of names."""
+    """AdamW on float32 copies of parameters that are about to become bfloat16, one learning rate a group."""
 
     def __init__(self, groups: Sequence[tuple[Iterable[torch.nn.Parameter], float]], weight_decay: float = 0.01):
         self.live = [[p for p in parameters] for parameters, _ in groups]

@@ -1,4 +1,4 @@
-"""Training of the real vision-language model: aligned projector, then projector and language model on answers."""
+"""Training of the real vision-language model: an aligned projector, then all of it on answers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast. steps: of `batch` rounds each; frozen: first steps, with the language model as it was.
+    """How long and how fast. steps: of `batch` rounds each; align: batches of patches before them.
 
-    projector, decoder: peak learning rates; align: batches of patches; every: steps between measurements on
-    `measured` test rounds, and between checkpoints.
+    frozen: first steps, with the language model as it was; thaw: share of the steps after which the tower is trained
+    too (1: never) and no longer read from the cache; projector, decoder, tower: peak learning rates; every: steps
+    between measurements on `measured` test rounds, and between checkpoints.
     """
 
     steps: int = 1200
@@ -41,6 +42,8 @@ class Training:
     frozen: int = 40
     projector: float = 1e-3
     decoder: float = 2e-4
+    tower: float = 1e-4
+    thaw: float = 0.1
     align: int = 1500
     every: int = 100
     measured: int = 200
@@ -77,14 +80,15 @@ class Run:
         """All of it, from where it stopped; writes the trained weights to OUT/teacher. Returns the last accuracy."""
         data, held_out = (open_features(folder, self.model, self.start, self.say) for folder in (train, test))
         self._aligned(data)
+        inner = self.model.model
+        parts = (
+            list(inner.multi_modal_projector.parameters()),
+            [*inner.language_model.layers.parameters(), *inner.language_model.norm.parameters()],
+            list(inner.vision_tower.parameters()),
+        )
+        rates = (self.plan.projector, self.plan.decoder, self.plan.tower)
+        masters = Masters(list(zip(parts, rates, strict=True)))  # before anything is rounded
         model = self.model.bfloat16()
-        projector = model.model.multi_modal_projector
-        decoder = model.model.language_model
-        projector.requires_grad_(True)
-        decoder.layers.requires_grad_(True)
-        decoder.norm.requires_grad_(True)
-        parts = (list(projector.parameters()), [*decoder.layers.parameters(), *decoder.norm.parameters()])
-        masters = Masters(list(zip(parts, (self.plan.projector, self.plan.decoder), strict=True)))
         step, seconds = self._resumed(masters)
         accuracy = self._steps(model, masters, data, held_out, step, seconds)
         save_trained(model, masters, self.out / "weights")
@@ -123,20 +127,22 @@ class Run:
     def _steps(self, model, masters: Masters, data: Features, held_out: Features, step: int, before: float):
         plan, started, first = self.plan, time.perf_counter(), step
         accuracy: dict[str, float] = {}
-        projector, decoder = masters.live
+        starts = (0, plan.frozen, round(plan.thaw * plan.steps))
         while step < plan.steps:
-            for parameter in decoder:
-                parameter.requires_grad_(step >= plan.frozen)
+            live = step >= starts[2]
+            for parameters, start in zip(masters.live, starts, strict=True):
+                for parameter in parameters:
+                    parameter.requires_grad_(step >= start)
             began = time.perf_counter()
             rows = [self.rows(data.rounds[i]) for i in of_step(step, len(data.rounds), plan.batch, plan.seed)]
             tokens = sum(int((row.labels != -100).sum()) for row in rows)
             questions = sum(int(row.segments.max()) for row in rows)
             loss = 0.0
-            for batch in micro_batches(rows, data):
+            for batch in micro_batches(rows, data, live):
                 summed = summed_loss(model, batch)
                 summed.backward()
                 loss += float(summed.detach())
-            norm = masters.step([share(step, 0, plan.steps), share(step, plan.frozen, plan.steps)], 1 / tokens)
+            norm = masters.step([share(step, start, plan.steps) for start in starts], 1 / tokens)
             step += 1
             spent = time.perf_counter() - began
             seconds = before + time.perf_counter() - started
@@ -148,7 +154,8 @@ class Run:
         return accuracy or self._measure(model, held_out, step)
 
     def _measure(self, model, held_out: Features, step: int) -> dict[str, float]:
-        accuracy, loss = measured(model, self.rows, held_out, self.plan.measured)
+        live = step >= round(self.plan.thaw * self.plan.steps)
+        accuracy, loss = measured(model, self.rows, held_out, self.plan.measured, live)
         with (self.out / "accuracy.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "loss": round(loss, 4), **accuracy}) + "\n")
         self.say(

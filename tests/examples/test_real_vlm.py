@@ -212,6 +212,36 @@ def test_features_and_masks_are_the_models_own(opened, teacher):
     torch.testing.assert_close(ours, plain[row.labels != -100], rtol=0, atol=5e-3)  # features are kept in float16
 
 
+def test_a_trained_tower_sees_what_the_cache_holds(opened):
+    import torch
+    from real_vlm_batches import collated
+    from real_vlm_model import summed_loss
+
+    model, rows, features = opened
+    made = [rows(asked) for asked in features.rounds[:7]]
+    live, kept = collated(made, features, live=True), collated(made, features)
+    assert live.features is None and kept.pixels is None
+    weight = model.model.vision_tower.embeddings.patch_embeddings.projection.weight
+    (gradient,) = torch.autograd.grad(summed_loss(model, live), weight)
+    assert gradient.abs().max() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(summed_loss(model, live), summed_loss(model, kept), rtol=1e-3, atol=0)
+
+
+def test_rounding_starts_from_the_weights_in_float32(opened):
+    import torch
+    from real_vlm_model import Masters
+
+    layer = torch.nn.Linear(5, 3)
+    before = layer.weight.detach().clone()
+    masters = Masters([(layer.parameters(), 1e-2)])
+    layer.bfloat16()
+    assert torch.equal(masters.copies[0][0], before) and masters.live[0][0] is layer.weight
+    layer(torch.ones(2, 5, dtype=torch.bfloat16)).sum().backward()
+    masters.step([0.0], 1.0)
+    assert torch.equal(masters.copies[0][0], before) and torch.equal(layer.weight, before.bfloat16())
+
+
 def test_epochs_take_every_round_once():
     from real_vlm_batches import of_step
 
@@ -232,7 +262,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data, teacher, 
     import torch
     from real_vlm_teacher import Run, Training
 
-    plan = Training(steps=4, batch=6, frozen=1, align=3, every=2, measured=9)
+    plan = Training(steps=4, batch=6, frozen=1, thaw=0.5, align=3, every=2, measured=9)
     whole = Run(teacher, tmp_path / "whole", plan, lambda _: None)
     whole(data / "train", data / "test")
 
