@@ -45,8 +45,8 @@ class Training:
     tower: float = 1e-4
     thaw: float = 0.1
     align: int = 1500
-    every: int = 100
-    measured: int = 200
+    every: int = 50
+    measured: int = 160
     seed: int = 0
 
 
