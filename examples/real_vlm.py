@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--fp32", action="store_true", help="distill without bfloat16")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the time of a part that is stopped counts
     plan = Training(steps=args.steps, align=args.align, every=args.every)
     counts = {
         "train": args.pictures,
@@ -167,6 +168,7 @@ def main() -> None:
     try:
         if min(args.pictures, args.tests, args.steps, args.align, args.every, args.threads) < 1 or args.scale <= 0:
             raise InputError("a number among the options", got="less than 1", expected="1 or more; --scale above 0")
+        torch.set_num_threads(args.threads)
         run_all(args.out, plan, counts, replace(recipe, stages=stages), args.until, args.threads, not args.fp32)
     except LinmuError as error:
         print(f"error: {error}", file=sys.stderr)

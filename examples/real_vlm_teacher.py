@@ -42,7 +42,7 @@ class Training:
     frozen: int = 40
     projector: float = 1e-3
     decoder: float = 2e-4
-    tower: float = 1e-4
+    tower: float = 5e-5
     thaw: float = 0.1
     align: int = 1500
     every: int = 50
