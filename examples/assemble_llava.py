@@ -19,12 +19,9 @@ IMAGE_SIZE = 224
 IMAGE_TOKEN = "<image>"
 SEED = 0
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-# SmolLM2's own template, with lists of content parts beside plain strings.
-CHAT_TEMPLATE = (
+# SmolLM2's template with lists of content parts beside plain strings, and without its default system message.
+SHORT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}"
-    "{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
@@ -34,17 +31,33 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+CHAT_TEMPLATE = SHORT_TEMPLATE.replace(
+    "{% for message in messages %}",
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}"
+    "{% endif %}",
+    1,
+)
 
 
-def assemble(out: Path) -> T.LlavaForConditionalGeneration:
-    """Write the LLaVA folder to `out` (safetensors, tokenizer, processor, chat template) and return its model."""
+def assemble(
+    out: Path,
+    image_size: int = IMAGE_SIZE,
+    feature_layer: int | list[int] = -1,
+    chat_template: str = CHAT_TEMPLATE,
+) -> T.LlavaForConditionalGeneration:
+    """Write the LLaVA folder to `out` (safetensors, tokenizer, processor, chat template) and return its model.
+
+    image_size: pixels a side, a multiple of 14; feature_layer: hidden states of the tower that the projector reads.
+    """
     language, tokenizer = load_smollm2()
-    vision = load_dinov2(IMAGE_SIZE)
+    vision = load_dinov2(image_size)
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]})
-    tokenizer.chat_template = CHAT_TEMPLATE
-    model = build_model(vision, language, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    tokenizer.chat_template = chat_template
+    model = build_model(vision, language, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), feature_layer)
     model.save_pretrained(out)
-    build_processor(tokenizer, vision.config.patch_size).save_pretrained(out)
+    build_processor(tokenizer, vision.config.patch_size, image_size, chat_template).save_pretrained(out)
     return model
 
 
@@ -57,7 +70,7 @@ def assemble_language(out: Path) -> T.LlamaForCausalLM:
 
 
 def build_model(
-    vision: T.Dinov2Model, language: T.LlamaForCausalLM, image_token_id: int
+    vision: T.Dinov2Model, language: T.LlamaForCausalLM, image_token_id: int, feature_layer: int | list[int] = -1
 ) -> T.LlavaForConditionalGeneration:
     """Both towers and a seeded projector in one LLaVA; text logits stay those of `language`."""
     config = T.LlavaConfig(
@@ -65,7 +78,7 @@ def build_model(
         text_config=language.config,
         image_token_index=image_token_id,
         image_seq_length=(vision.config.image_size // vision.config.patch_size) ** 2,
-        vision_feature_layer=-1,
+        vision_feature_layer=feature_layer,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
         pad_token_id=language.config.pad_token_id,
@@ -92,16 +105,22 @@ def seed_projector(model: T.LlavaForConditionalGeneration) -> None:
     for linear in (projector.linear_1, projector.linear_2):
         linear.weight.normal_(std=linear.in_features**-0.5, generator=generator)
         linear.bias.zero_()
-    noise = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-    seen = projector(model.model.vision_tower(noise, output_hidden_states=True).hidden_states[-1])
+    side = model.config.vision_config.image_size
+    noise = torch.randn(1, 3, side, side, generator=generator)
+    seen = torch.cat(model.get_image_features(noise).pooler_output)
     projector.linear_2.weight *= model.get_input_embeddings().weight.std() / seen.std()
 
 
-def build_processor(tokenizer: T.PreTrainedTokenizerBase, patch_size: int) -> T.LlavaProcessor:
-    """DINOv2's picture preparation (shortest edge 224, centre crop, ImageNet statistics) and LLaVA's placeholders."""
+def build_processor(
+    tokenizer: T.PreTrainedTokenizerBase,
+    patch_size: int,
+    image_size: int = IMAGE_SIZE,
+    chat_template: str = CHAT_TEMPLATE,
+) -> T.LlavaProcessor:
+    """DINOv2's picture preparation (shortest edge, centre crop, ImageNet statistics) and LLaVA's placeholders."""
     pictures = T.BitImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
         resample=3,
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
@@ -114,7 +133,7 @@ def build_processor(tokenizer: T.PreTrainedTokenizerBase, patch_size: int) -> T.
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # the class token, which the "default" strategy drops again
         image_token=IMAGE_TOKEN,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 

@@ -33,6 +33,23 @@ def package_files(package: Path, wanted: Callable[[PurePosixPath], bool]) -> Ite
         ) from error
 
 
+def read_source(source: Path, installed: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Path below the folder `installed` and content (of an SVG: none) of all files whose names are `wanted`.
+
+    source: a .deb file, an unpacked package or the folder itself. Raises InputError for anything else.
+    """
+    if source.is_dir():
+        root = source / installed if (source / installed).is_dir() else source
+        for file in root.rglob("*"):
+            if wanted(file.name) and file.is_file():
+                yield file.relative_to(root).as_posix(), b"" if file.suffix == ".svg" else file.read_bytes()
+    elif source.is_file():
+        for path, content in package_files(source, lambda path: wanted(path.name) and path.is_relative_to(installed)):
+            yield path.relative_to(installed).as_posix(), content
+    else:
+        raise InputError("no such file or folder", got=source, expected="a .deb file or a folder with its files")
+
+
 def _data_member(stream: BinaryIO) -> bytes | None:
     if stream.read(8) != b"!<arch>\n":
         return None

@@ -17,11 +17,11 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from debian_package import package_files
+from debian_package import read_source
 from PIL import Image
 
 from linmu.errors import InputError
@@ -174,7 +174,7 @@ def load_stamps(source: Path) -> tuple[list[Stamp], Counter[str]]:
 
     Raises InputError when there is no stamp in `source`.
     """
-    files = dict(sorted(_read(Path(source))))
+    files = dict(sorted(read_source(Path(source), INSTALLED, _wanted)))
     skipped: Counter[str] = Counter()
     stamps: list[Stamp] = []
     seen: set[bytes] = set()
@@ -205,7 +205,7 @@ def _stamp(path: str, files: Mapping[str, bytes]) -> Stamp | str | None:
     named = name_of(caption.decode("utf-8", "replace").split("\n", 1)[0])
     if named is None:
         return "no short name"
-    picture = _picture(png)
+    picture = visible_part(png)
     if isinstance(picture, str):
         return picture
     settings = files.get(f"{path}.dat", b"").decode("utf-8", "replace").split()
@@ -216,7 +216,7 @@ def _stamp(path: str, files: Mapping[str, bytes]) -> Stamp | str | None:
     return Stamp(path, *named, kind, mirror, is_one_in(f"held out {path}", HELD_OUT_OF), picture)
 
 
-def _picture(png: bytes) -> Image.Image | str:
+def visible_part(png: bytes) -> Image.Image | str:
     """The visible part of a picture as RGBA, or what is wrong with it."""
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
@@ -231,20 +231,6 @@ def _picture(png: bytes) -> Image.Image | str:
     opacity = picture.getchannel("A").histogram()
     mean = sum(value * count for value, count in enumerate(opacity)) / (255 * sum(opacity))
     return picture if mean >= FAINT else "faint"
-
-
-def _read(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Path inside the stamps folder and content of every picture, caption and setting (of an SVG: no content)."""
-    if source.is_dir():
-        root = source / INSTALLED if (source / INSTALLED).is_dir() else source
-        for file in root.rglob("*"):
-            if _wanted(file.name) and file.is_file():
-                yield file.relative_to(root).as_posix(), b"" if file.suffix == ".svg" else file.read_bytes()
-    elif source.is_file():
-        for path, content in package_files(source, lambda path: _wanted(path.name) and path.is_relative_to(INSTALLED)):
-            yield path.relative_to(INSTALLED).as_posix(), content
-    else:
-        raise InputError("no such file or folder", got=source, expected="a .deb file or a folder with stamps")
 
 
 def _wanted(name: str) -> bool:

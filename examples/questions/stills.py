@@ -106,11 +106,12 @@ def objects(rng: Generator, split: str) -> Scene:
     items = [Item(color, shape, **place(rng, cell)) for cell, color, shape in found]
     picture = background(rng)
     marks = tuple(draw_item(picture, item, rng) for item in items)
-    questions = _attributes(items) + _counts(rng, items) + _positions([cell for cell, *_ in found], items)
+    questions = attributes(items) + counts(rng, items) + positions([cell for cell, *_ in found], items)
     return Scene(tuple(some(rng, questions, len(questions))), (picture,), marks=(marks,))
 
 
-def _attributes(items: list[Item]) -> list[Question]:
+def attributes(items: list[Item]) -> list[Question]:
+    """Colour of what is the only one of its shape, and shape of what is the only one of its colour."""
     colors, shapes = [item.color for item in items], [item.shape for item in items]
     asked = [Question("color", f"What color is the {i.shape}?", i.color) for i in items if shapes.count(i.shape) == 1]
     return asked + [
@@ -118,7 +119,8 @@ def _attributes(items: list[Item]) -> list[Question]:
     ]
 
 
-def _counts(rng: Generator, items: list[Item]) -> list[Question]:
+def counts(rng: Generator, items: list[Item]) -> list[Question]:
+    """How many things, of a shape, of a colour, and sometimes of a shape that is not there."""
     shape, color = pick(rng, items).shape, pick(rng, items).color
     absent = pick(rng, [s for s in SHAPES if s not in {item.shape for item in items}])
     return [
@@ -133,7 +135,7 @@ def _plural(shape: str) -> str:
     return shape + ("es" if shape.endswith("ss") else "s")
 
 
-def _positions(cells: list[int], items: list[Item]) -> list[Question]:
+def positions(cells: list[int], items: list[Item]) -> list[Question]:
     """Only what is clear: one object alone in the outermost occupied row or column, and at least two in all."""
     if len(items) < 2:
         return []
