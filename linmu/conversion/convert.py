@@ -88,7 +88,7 @@ def convert(
     teacher.eval()
     require_decoder(teacher)
     record = record_teacher(teacher, family)
-    prompts = [probe] if isinstance(probe, dict) else list(probe or [_random_probe(teacher)])
+    prompts = [probe] if isinstance(probe, dict) else list(probe or [_random_probe(teacher, 64 + mmate.text_slots)])
     layouts = [_probe_layout(teacher, family, mmate, prompt) for prompt in prompts]
     reference, reports = _seed_layers(teacher, family, mmate, list(zip(prompts, layouts, strict=True)), progress)
     student = _become_student(teacher, family, mmate)
@@ -97,10 +97,10 @@ def convert(
     return student
 
 
-def _random_probe(teacher: PreTrainedModel) -> dict[str, Any]:
+def _random_probe(teacher: PreTrainedModel, tokens: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     vocab = teacher.get_input_embeddings().num_embeddings
-    ids = torch.randint(0, vocab, (1, 64), generator=generator)
+    ids = torch.randint(0, vocab, (1, tokens), generator=generator)
     special = [getattr(teacher.config, f"{name}_token_id", None) for name in ("image", "video")]
     for token in special:
         ids[ids == token] = 0 if token != 0 else 1

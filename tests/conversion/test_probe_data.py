@@ -114,7 +114,7 @@ def test_a_folder_is_converted_on_it(family, tmp_path):
     )
     data = DataFolder.open(tmp_path / "data")
     found = data_probes(data, model_processor(teacher), rules_of(family))
-    assert len(calls) == 3 * len(data) and report.probe_tokens == found.tokens
+    assert len(calls) == 2 * len(data) and report.probe_tokens == found.tokens
     wanted = convert(tiny_model(family)[0], MMATE, found.prompts)
     assert report.layers == wanted.conversion_report.layers
     state = load_student(tmp_path / "student").state_dict()
