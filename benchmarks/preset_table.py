@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.harness import finish, say, table  # noqa: E402
-from linmu.config import MMateConfig  # noqa: E402
+from linmu.config import converted_with  # noqa: E402
 from linmu.system.units import size  # noqa: E402
 from linmu.tools.decoder_sizes import DecoderSizes  # noqa: E402
 from linmu.tools.inspect import inspect_folder  # noqa: E402
 from linmu.tools.preset_memory import Decoder, PresetMemory, preset_memory  # noqa: E402
 
-MMATE = MMateConfig()
+MMATE = converted_with({})
 # layers, hidden, intermediate, heads, key/value heads, head size; vocabulary, tied, vision; elements of the tower
 SHAPES = {
     "SmolLM2-135M": (Decoder(DecoderSizes(30, 576, 1536, 9, 3, 64), MMATE, 49152, True, False), 0),
