@@ -33,9 +33,14 @@ def outlook(rows: Sequence[Mapping[str, float]], steps: int) -> str | None:
     if not slope < 0 or FARTHEST**-slope < LEAST_GAIN:
         return None
     end, far = steps / rows[-1]["step"], float(np.exp(min(np.log(2) / -slope, np.log(FARTHEST))))
-    parts = [f"{kl * end**slope:.2g} at the end of the stage"] if 1 < end <= FARTHEST else []
-    parts += [f"{kl * far**slope:.2g} after {_count(tokens * far)} tokens"] if far > end or end > FARTHEST else []
-    return f"KL {kl:.2g} now; at this slope {', '.join(parts)}"
+    parts = [f"{_figure(kl * end**slope)} at the end of the stage"] if 1 < end <= FARTHEST else []
+    parts += [f"{_figure(kl * far**slope)} after {_count(tokens * far)} tokens"] if far > end or end > FARTHEST else []
+    return f"KL {_figure(kl)} now; at this slope {', '.join(parts)}"
+
+
+def _figure(value: float) -> str:
+    """Two digits, zeros at the end included."""
+    return f"{value:#.2g}".removesuffix(".")
 
 
 def _count(tokens: float) -> str:
