@@ -1,4 +1,4 @@
-"""Draws that depend on a row's seed alone and follow the softmax. Generation itself: tests/evaluation, tests/distill."""
+"""Draws follow the softmax and depend on a row's seed alone; tests/evaluation and tests/distill generate with them."""
 
 from __future__ import annotations
 
