@@ -156,14 +156,22 @@ def _answer(
 
 
 def _checked(answer: TeacherAnswer, sample: Sample, processor: Processor, max_tokens: int) -> TeacherAnswer:
-    """The answer, marked where it says nothing or where training could not read it."""
-    if not answer.text.strip():
-        return replace(answer, unusable="empty")
+    """The answer as data would hold it, marked where it says nothing or where training could not read it.
+
+    Some templates put a space before an answer, which the teacher then says itself: of the text with and without it,
+    the one that training reads as the teacher said it.
+    """
+    bare = replace(answer, text=answer.text.strip())
+    if not bare.text:
+        return replace(bare, unusable="empty")
     try:
-        encode_sample(_with(sample, answer), processor, max_tokens=max_tokens)
+        for candidate in (bare, answer):
+            encoded = encode_sample(_with(sample, candidate), processor, max_tokens=max_tokens)
+            if processor.decode(encoded.inputs.input_ids[encoded.answer_mask]) == answer.text:
+                return candidate
     except InputError as error:
-        return replace(answer, unusable=str(error))
-    return answer
+        return replace(bare, unusable=str(error))
+    return bare
 
 
 def _with(sample: Sample, answer: TeacherAnswer) -> Sample:
@@ -192,7 +200,8 @@ def _filled(
         )
     cut = sum(not answer.ended for answer in answers.values() if answer.unusable is None)
     say(
-        f"the teacher answered {len(answers) - len(unusable):,} of {len(data):,} samples, {cut:,} cut off at the limit"
+        f"the teacher answered {len(answers) - len(unusable):,} of {len(data):,} samples of {data.folder}, "
+        f"{cut:,} cut off at the limit"
         + (f"; {len(unusable):,} left out ({unusable[0].id}: {unusable[0].unusable})" if unusable else "")
     )
     texts: list[Any] = [key, *([answer.id, answer.text, answer.ended] for answer in answers.values())]

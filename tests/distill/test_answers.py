@@ -91,8 +91,8 @@ def test_greedy_answers_are_the_teachers(place, tmp_path, small_batches):
     before = open_data(place / "bare", "greedy").samples
     kept = {answer.id: answer for answer in read_answers(tmp_path).values()}
     assert kept.keys() == {sample.id for sample in before[2:]}
-    assert {name: answer.text for name, answer in kept.items()} == {
-        sample.id: spoken(place, sample, GREEDY.tokens) for sample in before[2:]
+    assert {name: answer.text.strip() for name, answer in kept.items()} == {
+        sample.id: spoken(place, sample, GREEDY.tokens).strip() for sample in before[2:]
     }
     assert data.samples[:2] == before[:2]
     for sample in data.samples[2:]:
@@ -176,9 +176,27 @@ def test_an_answer_that_was_cut_off_teaches_no_end(place, tmp_path, monkeypatch)
         assert processor.decode(ids).strip() == "yes" and (ids[-1] in processor.eos_token_ids) == sample.ended
     counts = [sum(number % 4 == kind for number in range(11)) for kind in range(4)]
     assert len(data) == 2 + counts[0] + counts[1]
-    assert said[-1].startswith(f"the teacher answered 6 of 13 samples, {counts[1]} cut off at the limit; 5 left out (")
+    assert said[-1].startswith(f"the teacher answered 6 of 13 samples of {data.folder}, {counts[1]} cut off at the ")
+    assert "; 5 left out (" in said[-1]
     reasons = {answer.unusable for answer in read_answers(tmp_path).values()}
     assert None in reasons and "empty" in reasons and any("noncharacter" in str(reason) for reason in reasons)
+
+
+def test_what_is_learned_is_what_was_said(place, tmp_path, monkeypatch):
+    """The space that a template puts before an answer is the template's, other spaces are the answer's."""
+    processor = model_processor(place / "student")
+    sample = open_data(place / "data", "data").samples[0]
+
+    def learned(text):
+        encoded = encode_sample(replace(sample, answer=text), processor)
+        return processor.decode(encoded.inputs.input_ids[encoded.answer_mask])
+
+    spoken_texts = [learned("yes"), learned("  yes")]
+    replies = [Answer(spoken_texts[0], 4, True), Answer(spoken_texts[1], 5, True)]
+    monkeypatch.setattr(TorchAnswerer, "generate", lambda self, batch, *_: replies)
+    write_data_folder(tmp_path / "data", [({"prompt": "one two"}, {}), ({"prompt": "one"}, {})])
+    (data,) = answered(place, tmp_path / "out", names=(tmp_path / "data",))
+    assert [learned(sample.answer) for sample in data.samples] == spoken_texts
 
 
 def test_a_teacher_that_says_nothing(place, tmp_path, monkeypatch):
