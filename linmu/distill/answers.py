@@ -17,7 +17,7 @@ from linmu.errors import InputError
 from linmu.evaluation.answerers import Engine
 from linmu.formats.data_folder import DataFolder
 from linmu.formats.data_line import DATA_FILE, Sample
-from linmu.model.answerer import TorchAnswerer
+from linmu.model.answerer import BATCH_TOKENS, TorchAnswerer
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.encode import encode_sample, processor_fingerprint
 from linmu.system.units import duration
@@ -83,18 +83,22 @@ def answer_missing(
     counted. Raises InputError for a prompt that cannot be encoded or leaves no room for an answer, before the first
     answer is made, and when no sample is left.
     """
-    if not any(sample.unanswered for item in data for sample in item.samples):
+    asked = [[sample for sample in item.samples if sample.unanswered] for item in data]
+    if not any(asked):
         return list(data)
     state, keys = PartialState(), [rules.key(teacher_hash, item, processor) for item in data]
     known = read_answers(folder)
     state.wait_for_everyone()  # nobody adds answers before all have read the same
-    work = [
-        (key, batch)
-        for key, item in zip(keys, data, strict=True)
-        for batch in _batches([sample for sample in item.samples if sample.unanswered], processor, rules)
-        if any((key, sample.id) not in known for sample in batch)
-    ]
-    if work:
+    if missing := sum(
+        (key, sample.id) not in known for key, samples in zip(keys, asked, strict=True) for sample in samples
+    ):
+        say(f"the teacher answers {missing:,} samples; their prompts are read first")
+        work = [
+            (key, batch)
+            for key, samples in zip(keys, asked, strict=True)
+            for batch in _batches(samples, processor, rules)
+            if any((key, sample.id) not in known for sample in batch)
+        ]
         _answer(work[state.process_index :: state.num_processes], known, folder, teacher, processor, rules, say)
     state.wait_for_everyone()
     known = read_answers(folder)
@@ -115,8 +119,12 @@ def _batches(samples: Sequence[Sample], processor: Processor, rules: AnswerRules
             expected=f"less than max_tokens, {rules.max_tokens}",
             fix=f"--answer-tokens with less, or --set max_tokens={max(lengths) + rules.tokens + 1}",
         )
-    order = sorted(range(len(samples)), key=lambda place: -lengths[place])
-    return [[samples[place] for place in order[low : low + BATCH_SIZE]] for low in range(0, len(order), BATCH_SIZE)]
+    order, batches = sorted(range(len(samples)), key=lambda place: -lengths[place]), []
+    while order:
+        size = max(1, min(BATCH_SIZE, BATCH_TOKENS // (lengths[order[0]] + rules.tokens)))
+        batches.append([samples[place] for place in order[:size]])
+        del order[:size]
+    return batches
 
 
 def _prompt(sample: Sample, processor: Processor) -> ModelInputs:

@@ -133,7 +133,9 @@ def test_a_killed_run_goes_on_to_the_same_answers(place, tmp_path, small_batches
     expected = (tmp_path / "whole" / "answers.jsonl").read_bytes()
     assert path.read_bytes() == expected
     monkeypatch.setattr(answers_module, "TorchAnswerer", None)  # all answers are there: no teacher is loaded
-    assert answered(place, tmp_path / "killed", rules, quiet, names) == whole
+    said.clear()
+    assert answered(place, tmp_path / "killed", rules, said.append, names) == whole
+    assert len(said) == 2 and "prompts are read" not in said[0]
 
 
 def test_answers_of_others_are_never_used(place, tmp_path, monkeypatch):
@@ -159,6 +161,27 @@ def test_answers_of_several_processes_are_read_together(tmp_path):
     assert read_answers(tmp_path) == {("k", str(number)): rows[number] for number in range(3)}
     append(tmp_path / "answers.jsonl", [replace(rows[0], text="later")])
     assert read_answers(tmp_path)["k", "0"] == rows[0]  # what training may have seen stays
+
+
+def test_long_prompts_come_in_smaller_batches(place, tmp_path, monkeypatch):
+    sizes, real = [], TorchAnswerer.generate
+    generate = lambda self, batch, *rest: sizes.append([len(x.input_ids) for x in batch]) or real(self, batch, *rest)  # noqa: E731
+    monkeypatch.setattr(TorchAnswerer, "generate", generate)
+    monkeypatch.setattr(answers_module, "BATCH_TOKENS", 100)
+    answered(place, tmp_path)
+    lengths = sum(sizes, [])
+    assert lengths == sorted(lengths, reverse=True) and len(lengths) == 11
+    assert all(len(batch) == 1 or len(batch) * (batch[0] + GREEDY.tokens) <= 100 for batch in sizes)
+    assert len({len(batch) for batch in sizes}) > 1
+
+
+def test_a_full_disk(tmp_path):
+    (tmp_path / "answers.jsonl").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="disk full while writing .*answers.jsonl"):
+        append(tmp_path / "answers.jsonl", [TeacherAnswer("k", "a", "yes", True)])
+    with pytest.raises(InputError, match="cannot write .*answers.jsonl; got Is a directory"):
+        (tmp_path / "answers-1.jsonl").mkdir()
+        append(tmp_path / "answers-1.jsonl", [TeacherAnswer("k", "a", "yes", True)])
 
 
 def test_an_answer_that_was_cut_off_teaches_no_end(place, tmp_path, monkeypatch):
