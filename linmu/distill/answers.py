@@ -89,10 +89,9 @@ def answer_missing(
     state, keys = PartialState(), [rules.key(teacher_hash, item, processor) for item in data]
     known = read_answers(folder)
     state.wait_for_everyone()  # nobody adds answers before all have read the same
-    if missing := sum(
-        (key, sample.id) not in known for key, samples in zip(keys, asked, strict=True) for sample in samples
-    ):
-        say(f"the teacher answers {missing:,} samples; their prompts are read first")
+    wanted = [(key, sample.id) for key, samples in zip(keys, asked, strict=True) for sample in samples]
+    if missing := [name for name in wanted if name not in known]:
+        say(f"the teacher answers {len(missing):,} samples; their prompts are read first")
         work = [
             (key, batch)
             for key, samples in zip(keys, asked, strict=True)

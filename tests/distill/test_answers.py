@@ -179,7 +179,7 @@ def test_a_full_disk(tmp_path):
     (tmp_path / "answers.jsonl").symlink_to("/dev/full")
     with pytest.raises(InputError, match="disk full while writing .*answers.jsonl"):
         append(tmp_path / "answers.jsonl", [TeacherAnswer("k", "a", "yes", True)])
-    with pytest.raises(InputError, match="cannot write .*answers.jsonl; got Is a directory"):
+    with pytest.raises(InputError, match="cannot write .*answers-1.jsonl; got Is a directory"):
         (tmp_path / "answers-1.jsonl").mkdir()
         append(tmp_path / "answers-1.jsonl", [TeacherAnswer("k", "a", "yes", True)])
 
