@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,23 @@ class AnswerRules:
         if self.tokens < 1:
             raise InputError("--answer-tokens", got=self.tokens, expected="at least 1")
 
-    def key(self, teacher_hash: str, data: DataFolder, processor: Processor) -> str:
-        """What answers belong to: teacher, data, prompt template and these rules."""
-        parts = [teacher_hash, data.fingerprint, processor_fingerprint(processor), self.source, self.tokens, self.bf16]
-        parts += [self.max_tokens, self.seed if self.source == "sampled" else None]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+@dataclass(frozen=True)
+class AnsweringTeacher:
+    """A teacher's folder with the hash of its weights, the processor that training uses, and how it answers."""
+
+    folder: Path
+    weights_hash: str
+    processor: Processor
+    rules: AnswerRules
+
+    def key(self, data: DataFolder) -> str:
+        """What answers belong to: teacher, data, prompt template and rules."""
+        rules = asdict(self.rules)
+        if self.rules.source != "sampled":
+            rules.pop("seed")
+        parts = [self.weights_hash, data.fingerprint, processor_fingerprint(self.processor), rules]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def open_data(path: Path | str, source: str) -> DataFolder:
@@ -71,10 +83,7 @@ def open_data(path: Path | str, source: str) -> DataFolder:
 def answer_missing(
     data: Sequence[DataFolder],
     folder: Path,
-    teacher: Path,
-    teacher_hash: str,
-    processor: Processor,
-    rules: AnswerRules,
+    teacher: AnsweringTeacher,
     say: Callable[[str], None],
 ) -> list[DataFolder]:
     """The data folders with the teacher's answers where they have none; answers that `folder` holds are not made again.
@@ -86,7 +95,7 @@ def answer_missing(
     asked = [[sample for sample in item.samples if sample.unanswered] for item in data]
     if not any(asked):
         return list(data)
-    state, keys = PartialState(), [rules.key(teacher_hash, item, processor) for item in data]
+    state, keys = PartialState(), [teacher.key(item) for item in data]
     known = read_answers(folder)
     state.wait_for_everyone()  # nobody adds answers before all have read the same
     wanted = [(key, sample.id) for key, samples in zip(keys, asked, strict=True) for sample in samples]
@@ -95,21 +104,22 @@ def answer_missing(
         work = [
             (key, batch)
             for key, samples in zip(keys, asked, strict=True)
-            for batch in _batches(samples, processor, rules)
+            for batch in _batches(samples, teacher)
             if any((key, sample.id) not in known for sample in batch)
         ]
-        _answer(work[state.process_index :: state.num_processes], known, folder, teacher, processor, rules, say)
+        _answer(work[state.process_index :: state.num_processes], known, folder, teacher, say)
     state.wait_for_everyone()
     known = read_answers(folder)
     return [_filled(item, key, known, say) for key, item in zip(keys, data, strict=True)]
 
 
-def _batches(samples: Sequence[Sample], processor: Processor, rules: AnswerRules) -> list[list[Sample]]:
+def _batches(samples: Sequence[Sample], teacher: AnsweringTeacher) -> list[list[Sample]]:
     """Samples whose prompts are of similar length, longest first: too little memory shows at once.
 
     Batches depend on the data alone, so that a resumed run gives the answers of a run that went through.
     """
-    lengths = [len(_prompt(sample, processor).input_ids) for sample in samples]
+    rules = teacher.rules
+    lengths = [len(_prompt(sample, teacher.processor).input_ids) for sample in samples]
     room = rules.max_tokens - rules.tokens - 1
     if long := [place for place, length in enumerate(lengths) if length > room]:
         raise InputError(
@@ -138,17 +148,17 @@ def _answer(
     work: Sequence[tuple[str, list[Sample]]],
     known: dict[tuple[str, str], TeacherAnswer],
     folder: Path,
-    teacher: Path,
-    processor: Processor,
-    rules: AnswerRules,
+    teacher: AnsweringTeacher,
     say: Callable[[str], None],
 ) -> None:
     """Add the answers of some batches to this process's file, a batch at a time."""
-    state = PartialState()
+    if not work:  # fewer batches than processes
+        return
+    state, rules, processor = PartialState(), teacher.rules, teacher.processor
     path = answers_path(folder, state.process_index)
     drop_torn_line(path)
     engine = Engine(device=str(state.device), dtype="bfloat16" if rules.bf16 else "float32", batch_size=BATCH_SIZE)
-    answerer, progress = TorchAnswerer(teacher, "teacher", engine), _Progress(sum(len(b) for _, b in work), say)
+    answerer, progress = TorchAnswerer(teacher.folder, "teacher", engine), _Progress(sum(len(b) for _, b in work), say)
     for key, batch in work:
         seeds = [_seed(rules.seed, sample.id) for sample in batch] if rules.source == "sampled" else None
         prompts = [_prompt(sample, processor) for sample in batch]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from linmu.distill.answers import ANSWER_TOKENS, AnswerRules, answer_missing, open_data
+from linmu.distill.answers import ANSWER_TOKENS, AnsweringTeacher, AnswerRules, answer_missing, open_data
 from linmu.distill.batches import SampleDataset
 from linmu.distill.logs import peak_memory
 from linmu.distill.out_folder import OutFolder
@@ -93,7 +93,8 @@ def distill(
         with state.main_process_first():
             target.begin(identity, resume or not state.is_main_process)
         processor = model_processor(student)
-        opened = answer_missing(opened, target.training, teacher, hashes["teacher"], processor, rules, say)
+        answering = AnsweringTeacher(teacher, hashes["teacher"], processor, rules)
+        opened = answer_missing(opened, target.training, answering, say)
         folder, check = opened[0], opened[1] if validation is not None else None
         model = load_student(student).to(state.device)
         setting = _setting(teacher, hashes["teacher"], model, processor, folder, check, recipe, target.training, bf16)

@@ -10,7 +10,7 @@ import torch
 
 from linmu.cli import main
 from linmu.distill import answers as answers_module
-from linmu.distill.answers import AnswerRules, answer_missing, open_data
+from linmu.distill.answers import AnsweringTeacher, AnswerRules, answer_missing, open_data
 from linmu.distill.answers_file import TeacherAnswer, append, read_answers
 from linmu.distill.run import distill
 from linmu.errors import InputError
@@ -64,7 +64,7 @@ def answered(root, folder, rules=GREEDY, say=quiet, names=("bare",), teacher_has
     found = [open_data(root / name, rules.source) for name in names]
     name = student_weights_hash(teacher) if teacher_hash is None else teacher_hash
     folder.mkdir(exist_ok=True)
-    return answer_missing(found, folder, teacher, name, processor, rules, say)
+    return answer_missing(found, folder, AnsweringTeacher(teacher, name, processor, rules), say)
 
 
 def spoken(root, sample, tokens):
