@@ -11,7 +11,10 @@ from linmu.commands.options import JsonOption
 from linmu.commands.output import open_results, require_modules, say, show_view
 from linmu.files.separate import require_separate
 
-EXAMPLES = "Example: linmu distill student --teacher teacher --data train -o trained --validation held-out"
+EXAMPLES = (
+    "Example: linmu distill student --teacher teacher --data train -o trained --validation held-out, or linmu distill "
+    "student --teacher teacher --data prompts -o trained --answers greedy"
+)
 
 
 def command(
@@ -27,6 +30,10 @@ def command(
     ] = None,
     validation: Annotated[Path | None, typer.Option("--validation", help="Data folder to measure on.")] = None,
     cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps the teacher's outputs.")] = None,
+    answers: Annotated[
+        str, typer.Option("--answers", help="Answers that the data leaves out: data (none may be), greedy or sampled.")
+    ] = "data",
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", help="Most tokens of such an answer.")] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Order of samples and new weights.")] = 0,
     bf16: Annotated[
         bool | None, typer.Option("--bf16/--fp32", help="Mixed precision (default: where an accelerator has it).")
@@ -56,6 +63,8 @@ def command(
             bf16=bf16,
             validation=validation,
             cache=cache,
+            answers=answers,
+            answer_tokens=answer_tokens,
             say=say,
         )
         if is_main_process():

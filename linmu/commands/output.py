@@ -127,5 +127,5 @@ def show_view(view: RenderableType) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr."""
-    Console(stderr=True, highlight=False).print(text, markup=False)
+    """Print a line on stderr, as long as it is."""
+    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from linmu.files.atomic import atomic_file
 from linmu.system.components import installed
 from linmu.system.interrupts import raise_if_stopped
 from linmu.system.meter import peak_bytes
+from linmu.system.units import duration
 
 LEAST_SECONDS = 1e-9  # a clock may stand still
 TRAINING_COLUMNS = (
@@ -31,7 +32,7 @@ TRAINING_COLUMNS = (
     "peak_mib",
     "seconds",
 )
-VALIDATION_COLUMNS = ("step", "kl", "top1", "hidden", "samples", "tokens", "kl_off", "top1_off")
+VALIDATION_COLUMNS = ("step", "kl", "top1", "hidden", "samples", "tokens", "kl_off", "top1_off", "trained_tokens")
 
 
 class CsvLog:
@@ -97,13 +98,14 @@ class TrainingLog(TrainerCallback):
         self.stage, self.log, self.say = stage, log, say
         self.bar: tqdm | None = None
         self.clock, self.tokens = 0.0, 0.0
+        self.start: tuple[float, int] | None = None  # when this process began its first step, and the steps before it
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop rows of steps that are about to be done again, and draw the bar."""
         if not state.is_world_process_zero:
             return
         self.log.rewind(state.global_step)
-        self.clock, self.tokens = time.perf_counter(), logged(state, "tokens")
+        self.tokens, self.start = logged(state, "tokens"), None
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -114,6 +116,12 @@ class TrainingLog(TrainerCallback):
             leave=False,
             dynamic_ncols=True,
         )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock: what stands before the first step (a validation) is no step's time."""
+        if self.start is None:
+            self.clock = time.perf_counter()
+            self.start = self.clock, state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar; the last step is always logged. Stops where an interrupt got lost (in a bar's destructor)."""
@@ -138,19 +146,30 @@ class TrainingLog(TrainerCallback):
         }
         self.log.append(row)
         with self.bar.external_write_mode(file=sys.stderr):
-            self.say(self._line(row, state))
+            self.say(progress_line(self.stage, row, state.max_steps, self._seconds_left(now, state)))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
 
-    def _line(self, row: dict[str, Any], state: Any) -> str:
-        parts = "".join(f" {name} {row[name]:.4g}" for name in LOSSES if name in row and len(self.stage.weights) > 1)
-        return (
-            f"stage {self.stage.number} {self.stage.name}: step {row['step']}/{state.max_steps} loss {row['loss']:.4g}"
-            f"{parts} rate {row['learning_rate']:.2g} {row['tokens_per_s']:.0f} tokens/s {row['peak_mib']:.0f} MiB"
-        )
+    def _seconds_left(self, now: float, state: Any) -> float:
+        """By the mean time of the steps so far, validations and checkpoints between them included."""
+        begun, before = self.start if self.start is not None else (now, state.global_step)
+        return (now - begun) / max(state.global_step - before, 1) * (state.max_steps - state.global_step)
+
+
+def progress_line(stage: Stage, row: dict[str, Any], steps: int, seconds_left: float) -> str:
+    """What an interval's row says on a terminal: `KL` where the stage has that of temperature 1, else `loss`."""
+    weights = stage.weights
+    shown = "logits" if "logits" in weights and stage.temperature == 1 else "loss"
+    others = [name for name in LOSSES if name in row and name != shown and len(weights) > 1]
+    parts = "".join(f" {name} {row[name]:.4g}" for name in others)
+    return (
+        f"stage {stage.number} {stage.name}: step {row['step']}/{steps} {row['tokens']:,.0f} tokens "
+        f"{'KL' if shown == 'logits' else shown} {row[shown]:.4g}{parts} {row['tokens_per_s']:,.0f} tokens/s "
+        f"{duration(seconds_left)} left"
+    )
 
 
 class EarlyStop(TrainerCallback):

@@ -57,7 +57,8 @@ class OutFolder:
                 raise InputError(f"{self.root} holds no run to resume", got=f"no {TRAINING}/{RUN_FILE}")
             before = json.loads(path.read_text(encoding="utf-8"))
             # settings that a newer version added have their defaults there
-            _compare({**before, "recipe": Recipe.from_json(before["recipe"], str(path)).to_json()}, run)
+            recipe = Recipe.from_json(before["recipe"], str(path)).to_json()
+            _compare({"answers": "data", "answer_tokens": None, **before, "recipe": recipe}, run)
             return
         self.training.mkdir(parents=True, exist_ok=True)
         write_bytes(path, (json.dumps(run, indent=2) + "\n").encode())

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from linmu.distill.answers import ANSWER_TOKENS, AnsweringTeacher, AnswerRules, answer_missing, open_data
 from linmu.distill.batches import SampleDataset
 from linmu.distill.logs import peak_memory
 from linmu.distill.out_folder import OutFolder
@@ -26,7 +27,6 @@ from linmu.distill.stage import StageRun, run_stage
 from linmu.errors import InputError
 from linmu.files.atomic import write_bytes
 from linmu.files.separate import require_separate
-from linmu.formats.data_folder import DataFolder
 from linmu.formats.weights_hash import student_weights_hash
 from linmu.layout import PromptRules
 from linmu.model.batch import collate
@@ -51,6 +51,8 @@ def distill(
     bf16: bool | None = None,
     validation: Path | str | None = None,
     cache: Path | str | None = None,
+    answers: str = "data",
+    answer_tokens: int = ANSWER_TOKENS,
     say: Callable[[str], None] | None = None,
 ) -> DistillReport:
     """Train the student of folder `student` to answer like `teacher` on the data folder `data`; write `out`.
@@ -58,9 +60,11 @@ def distill(
     recipe: a Recipe, "small", "large" or a YAML file; stages: numbers of the stages to run, each from the nearest
     finished one before it in `out` (with `resume`), else from `student`; bf16: mixed precision (None: on accelerators
     that have it); validation: a data folder to measure on; cache: a folder for the teacher's outputs, which are made
-    there first, so that the teacher is not in memory while the student trains; say: gets a line of text now and then,
-    on the main process (default: stderr). Call it in every process of `accelerate launch` or torchrun. Raises
-    InputError for folders that do not fit or an `out` in use, CheckFailed when the loss is not finite.
+    there first, so that the teacher is not in memory while the student trains; answers: where missing ones come from:
+    "data" (none may be missing), or the teacher gives them before training starts, "greedy" or "sampled" at temperature
+    1, of at most `answer_tokens` tokens; say: gets a line of text now and then, on the main process (default: stderr).
+    Call it in every process of `accelerate launch` or torchrun. Raises InputError for folders that do not fit or an
+    `out` in use, CheckFailed when the loss is not finite.
     """
     started, state = time.perf_counter(), PartialState(cpu=not torch.cuda.is_available())
     student, teacher, out = Path(student), Path(teacher), Path(out)
@@ -69,8 +73,9 @@ def distill(
     chosen = _chosen_stages(recipe, stages)
     say = (say or _to_stderr) if state.is_main_process else _silent
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if bf16 is None else bf16
+    rules = AnswerRules(answers, answer_tokens, seed, bf16, recipe.max_tokens)
     check_folders(student, teacher)
-    folder, check = DataFolder.open(data), DataFolder.open(validation) if validation is not None else None
+    opened = [open_data(path, answers) for path in (data, validation) if path is not None]
     hashes = {"student": student_weights_hash(student), "teacher": student_weights_hash(teacher)}
     identity = {
         "linmu": __version__,
@@ -78,15 +83,21 @@ def distill(
         "seed": seed,
         "bf16": bf16,
         **hashes,
-        "data": folder.fingerprint,
-        "validation": check.fingerprint if check is not None else None,
+        "data": opened[0].fingerprint,
+        "validation": opened[1].fingerprint if validation is not None else None,
+        "answers": answers,
+        "answer_tokens": None if answers == "data" else answer_tokens,
     }
     target = OutFolder(out, recipe)
     with target.locked() if state.is_main_process else nullcontext():
         with state.main_process_first():
             target.begin(identity, resume or not state.is_main_process)
+        processor = model_processor(student)
+        answering = AnsweringTeacher(teacher, hashes["teacher"], processor, rules)
+        opened = answer_missing(opened, target.training, answering, say)
+        folder, check = opened[0], opened[1] if validation is not None else None
         model = load_student(student).to(state.device)
-        setting = _setting(teacher, hashes["teacher"], model, student, folder, check, recipe, target.training, bf16)
+        setting = _setting(teacher, hashes["teacher"], model, processor, folder, check, recipe, target.training, bf16)
         processes = f"{state.num_processes} process" + "es" * (state.num_processes > 1)
         say(f"{len(folder)} samples, longest {setting.data.lengths.tokens.max()} tokens, {processes}")
         if cache is None:
@@ -114,10 +125,9 @@ def _chosen_stages(recipe: Recipe, numbers: Sequence[int]) -> list[Stage]:
     return stages
 
 
-def _setting(teacher, teacher_hash, model, student, folder, check, recipe, lengths: Path, bf16) -> Setting:
+def _setting(teacher, teacher_hash, model, processor, folder, check, recipe, lengths: Path, bf16) -> Setting:
     """Data sets as the student's processor sees them, measured, and how to collate them."""
     rules = None if model.linmu_family.text_only else PromptRules.from_config(teacher_config(model.config))
-    processor = model_processor(student)
     options: dict[str, Any] = {"loss_on": recipe.loss_on, "max_tokens": recipe.max_tokens, "cache": lengths}
     data = SampleDataset(folder, processor, **options)
     held_out = SampleDataset(check, processor, **options) if check is not None else None

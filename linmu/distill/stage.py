@@ -126,7 +126,8 @@ def _trainer(run, stage, student, folder, share, trainable) -> DistillTrainer:
     trainer = DistillTrainer(objective, run.sources.train, arguments, loader, trainable, needs, callbacks)
     if run.check is not None:
         log = CsvLog(folder / VALIDATION_LOG, VALIDATION_COLUMNS)
-        trainer.add_callback(Validation(partial(_validate, run, trainer, share), recipe.validate_every, log, run.say))
+        measured = partial(_validate, run, trainer, share)
+        trainer.add_callback(Validation(measured, recipe.validate_every, log, lambda: trainer.tokens, run.say))
     return trainer
 
 

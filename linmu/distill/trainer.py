@@ -84,6 +84,11 @@ class DistillTrainer(Trainer):
         self._passes: list[tuple[Tensor, list[str]]] = []  # of the step at hand
         self._saving = False
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all steps of this stage so far, over all processes."""
+        return int(logged(self.state, "tokens")) + self._interval_tokens
+
     def get_train_dataloader(self) -> DataLoader:
         """The planned passes as they are: they are shared out already."""
         return self.loader

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from linmu.distill.logs import CsvLog
+from linmu.distill.logs import CsvLog, read_csv
+from linmu.distill.outlook import outlook
 from linmu.distill.signals import Needs, SignalSource
 
 SUMS = ("kl", "agree", "rows", "hidden", "tokens", "samples", "kl_off", "agree_off")
@@ -67,10 +68,21 @@ def measure(
 
 
 class Validation(TrainerCallback):
-    """Measures before the first step, every `every` steps (0: never) and after the last; rows in validation.csv."""
+    """Measures before the first step, every `every` steps (0: never) and after the last; rows in validation.csv.
 
-    def __init__(self, run: Callable[[], Distance], every: int, log: CsvLog, say: Callable[[str], None]):
-        self.run, self.every, self.log, self.say = run, every, log, say
+    tokens: how many the stage has trained on so far. From the third measurement with any on, what the slope so far
+    promises is said.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[], Distance],
+        every: int,
+        log: CsvLog,
+        tokens: Callable[[], int],
+        say: Callable[[str], None],
+    ):
+        self.run, self.every, self.log, self.tokens, self.say = run, every, log, tokens, say
         self.last: Distance | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -94,11 +106,13 @@ class Validation(TrainerCallback):
         if state.is_world_process_zero:
             self.log.rewind(state.global_step - 1)
             values = {name: value for name, value in distance.to_json().items() if value is not None}
-            self.log.append({"step": state.global_step, **values})
+            self.log.append({"step": state.global_step, **values, "trained_tokens": self.tokens()})
             self.say(
                 f"validation at step {state.global_step}: KL {distance.kl:.4g}, same token {distance.top1:.1%}, "
                 f"hidden error {distance.hidden:.4g}{without_window(distance)}"
             )
+            if (text := outlook(read_csv(self.log.path), state.max_steps)) is not None:
+                self.say(text)
 
 
 def without_window(distance: Distance) -> str:

@@ -32,6 +32,7 @@ class DataFolder:
 
     folder: Path
     samples: tuple[Sample, ...]
+    answered_by: str = ""  # what identifies answers that are not in `data.jsonl`
 
     @classmethod
     def open(cls, path: Path | str, need_answers: bool = True) -> DataFolder:
@@ -57,7 +58,7 @@ class DataFolder:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of `data.jsonl` and of the names, sizes and contents of all files it names.
 
-        Of a file of more than a mebibyte only the first and last 64 KiB are read.
+        Of a file of more than a mebibyte only the first and last 64 KiB are read. `answered_by` counts where it is set.
         """
         content = (self.folder / DATA_FILE).read_bytes()
         digest = hashlib.sha256(hashlib.sha256(content).digest())
@@ -65,6 +66,7 @@ class DataFolder:
         for name, file in sorted((file.relative_to(self.folder).as_posix(), file) for file in files):
             entry = json.dumps([name, file.stat().st_size, _content_hash(file)])
             digest.update(entry.encode() + b"\n")
+        digest.update(self.answered_by.encode())
         return digest.hexdigest()
 
 

@@ -19,7 +19,8 @@ class Sample:
 
     id: the line's own, or "data.jsonl:17"; images, video: files inside the folder; answer: "" where there is none;
     answers: further texts that are right too; task: for accuracy by task; video_fps: frames a second to take from
-    the video (None: as the model's processor does); line: counted from 1.
+    the video (None: as the model's processor does); line: counted from 1; plain_text: text alone whose line says
+    `"answer": ""`; ended: False for an answer that was cut off, after which no end token is to be learned.
     """
 
     id: str
@@ -31,11 +32,18 @@ class Sample:
     answers: tuple[str, ...] = ()
     video_fps: float | None = None
     line: int = 0
+    plain_text: bool = False
+    ended: bool = True
 
     @property
     def text_only(self) -> bool:
         """Whether the sample has neither pictures nor a video."""
         return not self.images and self.video is None
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether an answer is missing: plain text needs none."""
+        return not self.answer.strip() and not self.plain_text
 
     @property
     def place(self) -> str:
@@ -91,7 +99,7 @@ def parse(text: str, line: int, folder: Path, need_answers: bool) -> Sample:
         raise LineError('"answers"', got=shortened(answers), expected="a list of texts")
     sample = Sample(
         id=_text(data, "id") if "id" in data else f"{DATA_FILE}:{line}",
-        prompt=_text(data, "prompt"),
+        prompt=_prompt(data, pictures=bool(images) or video is not None),
         answer=_text(data, "answer", empty=True) if "answer" in data else "",
         images=images,
         video=video,
@@ -99,8 +107,9 @@ def parse(text: str, line: int, folder: Path, need_answers: bool) -> Sample:
         answers=tuple(_text({"answers": item}, "answers") for item in answers),
         video_fps=None if fps is None else float(fps),
         line=line,
+        plain_text=data.get("answer") == "" and not images and video is None,
     )
-    if need_answers and not sample.answer.strip() and not (data.get("answer") == "" and sample.text_only):
+    if need_answers and sample.unanswered:
         raise LineError('no "answer"', expected="a text", fix='only text without pictures may have "answer": ""')
     return sample
 
@@ -139,6 +148,14 @@ def _text(data: dict[str, Any], key: str, empty: bool = False) -> str:
     except UnicodeEncodeError as error:
         raise LineError(f'"{key}"', got=f"half a surrogate pair at character {error.start}") from error
     return value
+
+
+def _prompt(data: dict[str, Any], pictures: bool) -> str:
+    if pictures and not str(data.get("prompt", "")).strip():
+        raise LineError(
+            'pictures without a "prompt"', expected="a text", fix='ask about them, for example "Describe the picture."'
+        )
+    return _text(data, "prompt")
 
 
 def _images(data: dict[str, Any], folder: Path) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""Student and teacher folders in torch: batched greedy generation, prepared by our own processor."""
+"""Student and teacher folders in torch: batched generation, prepared by our own processor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from linmu.errors import InputError
 from linmu.evaluation.answerers import Answer, Engine, identity, naming
@@ -75,7 +75,7 @@ class TorchAnswerer:
         with _threads(self.engine.threads):
             for window in self._windows(questions):
                 for batch in batches(window, self.engine.batch_size):
-                    replies = self._generate([inputs for _, inputs in batch], max_new_tokens)
+                    replies = self.generate([inputs for _, inputs in batch], max_new_tokens)
                     yield from zip((question for question, _ in batch), replies, strict=True)
 
     def close(self) -> None:
@@ -101,13 +101,29 @@ class TorchAnswerer:
             yield window
 
     @torch.inference_mode()
-    def _generate(self, batch: Sequence[ModelInputs], max_new_tokens: int) -> list[Answer]:
+    def generate(
+        self,
+        batch: Sequence[ModelInputs],
+        max_new_tokens: int,
+        seeds: Sequence[int] | None = None,
+        never: Sequence[int] = (),
+    ) -> list[Answer]:
+        """An answer to every prompt of one batch: greedy, or with a seed for each prompt drawn at temperature 1.
+
+        never: token ids that no answer has. What is drawn for a prompt depends on its seed, not on its batch.
+        """
         ends = list(self.processor.eos_token_ids)
         pad = pad_token_id(self.processor)
         settings = GenerationConfig(
-            do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=pad,
+            suppress_tokens=list(never) or None,
         )
-        ids = self.model.generate(**self._arguments(batch, pad), generation_config=settings)
+        noise = LogitsProcessorList([] if seeds is None else [SeededDraw(seeds)])
+        ids = self.model.generate(**self._arguments(batch, pad), generation_config=settings, logits_processor=noise)
         length = max(len(inputs.input_ids) for inputs in batch)
         return [self._answer(row[length:].tolist(), ends) for row in ids.cpu()]
 
@@ -132,6 +148,18 @@ class TorchAnswerer:
         stop = next((place for place, token in enumerate(ids) if token in ends), None)
         answer = ids if stop is None else ids[:stop]
         return Answer(self.processor.decode(answer), len(answer) + (stop is not None), stop is not None)
+
+
+class SeededDraw(LogitsProcessor):
+    """Adds Gumbel noise to logits [B,V], so that their largest is a draw from the softmax; a seed for every row."""
+
+    def __init__(self, seeds: Sequence[int]):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Logits [B,V] in float32 with noise of the next step."""
+        draws = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
+        return scores.float() - torch.stack(draws).log().to(scores.device)
 
 
 def batches(window: Sequence[Encoded], size: int) -> Iterator[list[Encoded]]:

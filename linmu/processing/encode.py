@@ -116,7 +116,7 @@ def _encode_plain(sample: Sample, processor: Processor) -> tuple[ModelInputs, in
     processor.check_ids(answer)
     if np.isin(answer, processor.media_token_ids).any():
         raise InputError("the answer holds the model's own image tokens", fix="leave them out of the text")
-    ids = np.concatenate([inputs.input_ids, _ended(answer, processor)])
+    ids = np.concatenate([inputs.input_ids, _ended(answer, processor, sample.ended)])
     return replace(inputs, input_ids=ids), len(inputs.input_ids)
 
 
@@ -143,7 +143,7 @@ def _encode_chat(sample: Sample, processor: Processor) -> tuple[ModelInputs, int
             got=f"tokens that reach from {prompt[-20:]!r} into {text[len(prompt) :][:20]!r}",
             fix="check where the chat template puts spaces around the generation prompt",
         )
-    ids = np.concatenate([full.input_ids[:kept], _ended(answer, processor)])
+    ids = np.concatenate([full.input_ids[:kept], _ended(answer, processor, sample.ended)])
     return replace(full, input_ids=ids), kept
 
 
@@ -153,8 +153,11 @@ def _conversation(sample: Sample, processor: Processor) -> list[Message]:
     return [user, {"role": "assistant", "content": sample.answer}]
 
 
-def _ended(answer: np.ndarray, processor: Processor) -> np.ndarray:
-    """An answer's ids up to the first token that ends generation; one is added where the template has none."""
+def _ended(answer: np.ndarray, processor: Processor, ended: bool) -> np.ndarray:
+    """An answer's ids up to and with the first token that ends generation; one is added where the template has none.
+
+    An answer that was cut off (`ended` False) goes without it.
+    """
     ends = processor.eos_token_ids
     if not ends:
         raise InputError("the model names no token that ends an answer", fix="set eos_token_id in its config")
@@ -162,11 +165,11 @@ def _ended(answer: np.ndarray, processor: Processor) -> np.ndarray:
         raise InputError("the answer has no tokens")
     places = np.flatnonzero(np.isin(answer, ends))
     if not len(places):
-        return np.append(answer, ends[0])
+        return np.append(answer, ends[0]) if ended else answer
     rest = processor.decode(answer[places[0] + 1 :])
     if rest.strip():
         raise InputError("text behind the end of the answer", got=repr(rest[:40]), fix="leave end tokens out of it")
-    return answer[: places[0] + 1]
+    return answer[: places[0] + ended]
 
 
 def _mask(inputs: ModelInputs, prompt_tokens: int, processor: Processor) -> np.ndarray:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from linmu.distill.answers_file import read_answers
 from linmu.distill.logs import read_csv
-from tests.distill.support import places, weights
+from linmu.formats.data_folder import write_data_folder
+from tests.distill.support import items, places, weights
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -121,3 +123,30 @@ def test_two_processes_have_the_losses_of_one(whole, tmp_path, launcher):
 def weights_of(folder: Path, known: dict = {}) -> dict:  # noqa: B006
     """Read once."""
     return known.setdefault(folder, weights(folder))
+
+
+def answering(root: Path, out: Path, *more: str) -> list[str]:
+    """Arguments of one stage on prompts alone."""
+    arguments = command(root, out, "--stage", "1", "--answers", "sampled", "--answer-tokens", "9", *more)
+    arguments[arguments.index("--data") + 1] = str(root / "prompts")
+    return arguments
+
+
+def said(out: Path) -> dict:
+    """The teacher's answers."""
+    return read_answers(out / "training")
+
+
+def test_killed_while_the_teacher_answers(tmp_path_factory, tmp_path):
+    root, out, killed, both = places("llama", tmp_path_factory), *(tmp_path / name for name in "abc")
+    write_data_folder(root / "prompts", [({"prompt": line["prompt"]}, {}) for line, _ in items("llama", 45)])
+    assert run("-m", "linmu", *answering(root, out)) == 0
+    assert run("-m", "linmu", *answering(root, killed), kill_at="teacher's answers: 16/45") == -signal.SIGKILL
+    assert 16 <= len(said(killed)) < 45
+    assert run("-m", "linmu", *answering(root, killed, "--resume"), expect="/29 samples") == 0
+    assert said(killed) == said(out) and len(said(out)) == 45
+    expected, found = weights(out), weights(killed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "linmu")
+    assert run(*launcher, *answering(root, both), expect="2 processes") == 0
+    assert said(both) == said(out) and (both / "training" / "answers-1.jsonl").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -90,8 +91,10 @@ def test_logs_hold_every_interval_and_validation(finished):
         assert (out / "training" / name / "curves.png").stat().st_size > 1000
     rows = read_csv(out / "training" / "4-answers" / "training.csv")
     assert rows[0]["loss"] == pytest.approx(rows[0]["logits"] + 0.1 * rows[0]["hidden"], rel=1e-5)
-    assert any("step 4/4 loss" in line for line in said)
+    assert any(re.search(r"flex: step 4/4 [\d,]+ tokens loss [\d.]+ [\d,]+ tokens/s 0 s left$", line) for line in said)
+    assert any(re.search(r"answers: step 2/4 [\d,]+ tokens KL [\d.]+ hidden [\d.]+ ", line) for line in said)
     first, last = read_csv(out / "training" / "4-answers" / "validation.csv")
+    assert (first["trained_tokens"], last["trained_tokens"]) == (0, rows[-1]["tokens"])
     assert last["kl"] < 0.9 * first["kl"] and last["kl"] == pytest.approx(report.stages[3].distance.kl)
 
 

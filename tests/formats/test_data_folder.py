@@ -70,6 +70,11 @@ WRONG = {
     "not JSON": ["{", "nonsense", '{"prompt": NaN}', '{"prompt": "a", "prompt": "b"}', "[" * 100_000, "1" * 5000],
     "expected a JSON object": ["[]", "1", "null", '"text"'],
     "unknown key": [{**GOOD, "image": "a.png"}, {**GOOD, "Prompt": "x"}],
+    'pictures without a "prompt"': [
+        {"images": ["a.png"], "answer": "x"},
+        {"images": ["a.png"], "prompt": ""},
+        {"video": "c.mov", "prompt": " "},
+    ],
     '"prompt"': [{"answer": "x"}, {**GOOD, "prompt": 3}, {**GOOD, "prompt": None}, {**GOOD, "prompt": ["x"]}],
     '"prompt" is empty': [{**GOOD, "prompt": ""}, {**GOOD, "prompt": " \n"}],
     "surrogate": ['{"prompt": "\\ud800", "answer": "x"}'],
@@ -123,8 +128,9 @@ def test_answers_may_be_left_out_when_nobody_needs_them(tmp_path):
     assert "line 1: no" in refused(folder)
     data = DataFolder.open(folder, need_answers=False)
     assert [sample.answer for sample in data.samples] == ["", ""]
+    assert [sample.unanswered for sample in data.samples] == [True, False]
     (folder / "data.jsonl").write_text('{"prompt": "y", "answer": ""}')
-    assert DataFolder.open(folder).samples[0].text_only
+    assert DataFolder.open(folder).samples[0].plain_text
 
 
 def test_not_utf8(tmp_path):
@@ -203,7 +209,8 @@ def test_any_line_is_a_sample_or_an_error_that_names_it(text, need_answers):
     files = [*sample.images, *([sample.video] if sample.video else [])]
     assert [os.path.normpath(f"/data/{name}") for name in names] == [os.path.normpath(file) for file in files]
     assert all(str(file).startswith("/data") and ".." not in file.parts for file in files)
-    assert not need_answers or sample.answer.strip() or sample.text_only
+    assert not need_answers or not sample.unanswered
+    assert sample.unanswered == (not sample.answer.strip() and not (data.get("answer") == "" and sample.text_only))
 
 
 def test_the_fingerprint_follows_lines_and_contents(tmp_path):

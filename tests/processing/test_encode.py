@@ -123,6 +123,9 @@ def test_templates(template, eos, prompt, answer):
         return
     encoded = encode_sample(sample, processor)
     assert (whole(encoded, processor), counted(encoded, processor)) == (prompt + answer, answer)
+    cut = encode_sample(replace(sample, ended=False), processor)  # nothing says where it would have ended
+    assert list(cut.inputs.input_ids) == list(encoded.inputs.input_ids[:-1])
+    assert list(cut.answer_mask) == list(encoded.answer_mask[:-1])
     everything = encode_sample(sample, processor, loss_on="all")
     assert everything.answer_mask.tolist() == [False] + [True] * (encoded.tokens - 1)
     assert whole(everything, processor) == prompt + answer
