@@ -9,7 +9,6 @@ import numpy as np
 
 LEAST_POINTS = 3
 FARTHEST = 10.0  # times the tokens so far: what is farther off, nobody can tell from the slope
-LEAST_GAIN = 1.005  # a forecast that says the same figure again says nothing
 
 
 def kl_slope(tokens: Sequence[float], kls: Sequence[float]) -> float:
@@ -30,12 +29,14 @@ def outlook(rows: Sequence[Mapping[str, float]], steps: int) -> str | None:
         return None
     tokens, kl = points[-1]
     slope = kl_slope(*zip(*points, strict=True))
-    if not slope < 0 or FARTHEST**-slope < LEAST_GAIN:
+    if not slope < 0:
         return None
     end, far = steps / rows[-1]["step"], float(np.exp(min(np.log(2) / -slope, np.log(FARTHEST))))
-    parts = [f"{_figure(kl * end**slope)} at the end of the stage"] if 1 < end <= FARTHEST else []
-    parts += [f"{_figure(kl * far**slope)} after {_count(tokens * far)} tokens"] if far > end or end > FARTHEST else []
-    return f"KL {_figure(kl)} now; at this slope {', '.join(parts)}"
+    parts = [(end, "at the end of the stage")] if 1 < end <= FARTHEST else []
+    parts += [(far, f"after {_count(tokens * far)} tokens")] if far > end or end > FARTHEST else []
+    figures = [(_figure(kl * times**slope), when) for times, when in parts]
+    told = [f"{figure} {when}" for figure, when in figures if figure != _figure(kl)]
+    return f"KL {_figure(kl)} now; at this slope {', '.join(told)}" if told else None
 
 
 def _figure(value: float) -> str:

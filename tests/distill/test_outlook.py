@@ -50,6 +50,8 @@ def test_what_is_said():
     # half is too far: ten times the tokens
     found = rows(tokens, law(tokens, -0.1, 0.8 * 400_000**0.1))
     assert outlook(found, 4000) == "KL 0.80 now; at this slope 0.64 after 4 M tokens"
+    # the end is so near that its figure is today's
+    assert outlook(found, 4100) == "KL 0.80 now; at this slope 0.64 after 4 M tokens"
     found = rows([300, 600, 900], law([300, 600, 900], -1, 12.3 * 900))
     assert outlook(found, 9) == "KL 12 now; at this slope 6.2 after 1,800 tokens"
 
