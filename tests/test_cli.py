@@ -22,7 +22,7 @@ from linmu.cli import main
 from linmu.commands.bench import context_lengths
 from linmu.commands.convert import mmate_config
 from linmu.commands.output import Results, plain
-from linmu.config import MMateConfig
+from linmu.config import MMateConfig, converted_with
 from linmu.errors import InputError
 from linmu.runtimes.backends import usable_threads
 from linmu.system.interrupts import Stopped, raise_if_stopped, stop_signals
@@ -310,7 +310,8 @@ def test_warnings_of_unasked_libraries_are_for_debugging(flag):
 
 def test_settings():
     expected = MMateConfig(taps=3, rope=False, decay="kv_head", norm_eps=1e-6)
-    assert mmate_config(["taps=3", "rope=false", "decay=kv_head", "norm_eps=1e-6"]) == expected
+    assert mmate_config(["taps=3", "rope=false", "decay=kv_head", "norm_eps=1e-6", "text_window=0"]) == expected
+    assert mmate_config([]) == converted_with({})
     for wrong in ("taps=x", "rope=1", "taps=1", "decay=none", "surprise=1"):
         with pytest.raises(InputError):
             mmate_config([wrong])

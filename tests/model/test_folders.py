@@ -261,7 +261,7 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys):
     document = json.loads(captured.out)
     assert document["student"] == str(tmp_path / "student") and len(document["report"]["layers"]) == 3
     assert document["report"]["seconds"] > 0 and document["report"]["peak_bytes"] > 0
-    for part in ("blind", "+decay", "+alpha", "cosine", "hidden", "tokens agree", "peak memory"):
+    for part in ("blind", "decay", "alpha", "cosine", "hidden", "tokens agree", "peak memory"):
         assert part in captured.err
 
 
