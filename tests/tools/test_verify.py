@@ -214,7 +214,7 @@ def test_what_only_vision_tokens_of_the_last_layer_show_is_found(capsys, made, t
 
 @pytest.mark.parametrize("layer", (0, 1))
 def test_a_nudge_in_any_layer_shows_at_some_position(capsys, made, tmp_path, layer):
-    folder = broken.copy_of(made(FAMILY)[1], tmp_path / "bundle")
+    folder = broken.copy_of(made(FAMILY, max_half_life=16.0)[1], tmp_path / "bundle")
     broken.weight_nudge(folder, f"layers.{layer}.dt_bias_b", 0.01)
     broken.rehash(folder)
     for backend in ("onnxruntime", "torch"):
