@@ -73,13 +73,20 @@ def _widen_norms(student) -> None:
                 setattr(owner, name, wide)
 
 
-def _worst(found: torch.Tensor, wanted: np.ndarray, rows: np.ndarray) -> float:
-    return float(np.abs(found[0].double().numpy() - wanted)[rows].max(initial=0.0) / wanted.std())
+def _assert_close(found: torch.Tensor, wanted: np.ndarray, rows: np.ndarray, limits: tuple[float, float], what) -> None:
+    """Every row within the second limit, half of them within the first."""
+    worst = (np.abs(found[0].double().numpy() - wanted)[rows] / wanted.std()).max(1)
+    typical, worst = np.median(worst) if len(worst) else 0.0, worst.max(initial=0.0)
+    assert typical < limits[0] and worst < limits[1], (what, typical, worst)
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-10), (torch.float32, 3e-5)], ids=("float64", "float32"))
+# In float32 one row in a hundred has a head whose terms nearly cancel, down to a hundredth of the usual output: its norm
+# magnifies their rounding as much.
+@pytest.mark.parametrize(
+    "dtype, limits", [(torch.float64, (1e-10, 1e-10)), (torch.float32, (5e-6, 1e-4))], ids=("float64", "float32")
+)
 @pytest.mark.parametrize("family", CASES)
-def test_students_are_the_oracle_at_every_position(family, dtype, limit):
+def test_students_are_the_oracle_at_every_position(family, dtype, limits):
     """The same maths in float64, and float32 noise no larger on vision tokens than on text."""
     output, vision, hidden, logits = _case(family, dtype)
     found = output.hidden_states
@@ -87,6 +94,6 @@ def test_students_are_the_oracle_at_every_position(family, dtype, limit):
         if family == "qwen3_vl" and 0 < number < len(found) - 1:
             continue  # transformers shows them before DeepStack's features are added
         for rows in (vision, ~vision):
-            assert _worst(found[number], wanted, rows) < limit, number
+            _assert_close(found[number], wanted, rows, limits, number)
     for rows in (vision, ~vision):
-        assert _worst(output.logits, logits, rows) < limit
+        _assert_close(output.logits, logits, rows, limits, "logits")
