@@ -80,8 +80,8 @@ def _assert_close(found: torch.Tensor, wanted: np.ndarray, rows: np.ndarray, lim
     assert typical < limits[0] and worst < limits[1], (what, typical, worst)
 
 
-# In float32 one row in a hundred has a head whose terms nearly cancel, down to a hundredth of the usual output: its norm
-# magnifies their rounding as much.
+# In float32 one row in a hundred has a head whose terms nearly cancel, down to a hundredth of the usual output: its
+# norm magnifies their rounding as much.
 @pytest.mark.parametrize(
     "dtype, limits", [(torch.float64, (1e-10, 1e-10)), (torch.float32, (5e-6, 1e-4))], ids=("float64", "float32")
 )
