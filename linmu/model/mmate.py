@@ -188,8 +188,8 @@ class MMateBlock(nn.Module):
         scale = self.dims.head_dim**-0.5
         text, new_state = None, {}
         if self.mmate.text_window:
-            shared = self.mmate.text_window_projections == "shared"
-            q, k, v = projected if shared or self.swin is None else self.swin(u)
+            own = self.swin if self.mmate.text_window_projections == "own" else None
+            q, k, v = projected if own is None else own(u)
             q, k = rotate(q, *tables), rotate(k, *tables)
             valid_tokens = valid if valid is not None else torch.ones(u.shape[:2], dtype=torch.bool, device=u.device)
             past = (state["key"], state["value"], state["count"])
