@@ -20,7 +20,7 @@ MODULES = {
 
 # The rooms of the house, from the ground up: a room imports from itself and from rooms that stand before it.
 # docs/architecture.md says what is in them.
-ON_DEVICES = ["layout", "system", "files", "formats", "processing", "runtimes", "verification", "evaluation"]
+ON_DEVICES = ["layout", "system", "files", "formats", "processing", "runtimes", "verification", "evaluation", "serving"]
 WITH_TORCH = ["model", "step", "conversion", "reference", "calibration", "quantize", "distill", "export", "proof"]
 COMMANDS = ["tools", "demo", "commands", "cli"]  # on devices too: they import what needs torch when they are called
 ROOMS = ["version", "errors", "families", "config", "specs", *ON_DEVICES, *WITH_TORCH, *COMMANDS]
