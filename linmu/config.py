@@ -124,8 +124,12 @@ class MMateConfig:
 
     def has_swin(self, vision: bool) -> bool:
         """Whether there are projections of windows' own: for vision tokens, or for a text window that shares none."""
-        own = self.text_window > 0 and self.text_window_projections == "own"
-        return (vision and self.local_swin) or own
+        return (vision and self.local_swin) or self.own_text_window
+
+    @property
+    def own_text_window(self) -> bool:
+        """Whether there is a text window with projections of its own."""
+        return self.text_window > 0 and self.text_window_projections == "own"
 
     def gate_width(self, heads: int, vision: bool) -> int:
         """Columns of the gates g_f | g_b | alpha."""

@@ -169,8 +169,8 @@ class _ProbeOps(TorchOps):
     def beyond_window(self, recent: Any) -> Tensor:
         return torch.ones(1, 1, 1, dtype=torch.bool)
 
-    def sliding_attention(self, q, k, v, past_key, past_value, recent, form: DecoderForm) -> tuple[Tensor, Any, Any]:
-        return torch.zeros_like(q), past_key, past_value
+    def sliding_attention(self, qk, v, past_key, past_value, recent, form: DecoderForm) -> tuple[Tensor, Any, Any]:
+        return torch.zeros_like(qk[..., : form.heads * form.head_dim]), past_key, past_value
 
     def read_state(self, stored: Any, form: DecoderForm) -> Any:
         return None

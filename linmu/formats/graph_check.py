@@ -25,11 +25,11 @@ from linmu.specs import GraphSpec
 MICROSOFT = "com.microsoft"
 OPERATORS: dict[str, frozenset[str]] = {
     "": frozenset(
-        "Add And Cast Clip Concat ConstantOfShape Conv Cos CumSum DequantizeLinear Div Equal Erf Exp Expand Floor "
-        "Gather Gelu Gemm Greater GreaterOrEqual Identity If LayerNormalization Less LessOrEqual Log MatMul Max "
+        "Add And Attention Cast Clip Concat ConstantOfShape Conv Cos CumSum DequantizeLinear Div Equal Erf Exp Expand "
+        "Floor Gather Gelu Gemm Greater GreaterOrEqual Identity If LayerNormalization Less LessOrEqual Log MatMul Max "
         "Min Mul Neg Not Or Pad Pow QuantizeLinear Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum "
         "Reshape Round Shape Sigmoid SimplifiedLayerNormalization Sin Slice Softmax Softplus Split Sqrt Squeeze Sub "
-        "Tanh Transpose Unsqueeze Where".split()
+        "Tanh TensorScatter Transpose Unsqueeze Where".split()
     ),
     MICROSOFT: frozenset(
         "BranchwiseRMSNorm CausalConvWithState FusedMatMul LinearAttention LinearAttentionGate MatMulNBits "
@@ -104,6 +104,7 @@ class _Check:
 
     def __init__(self, name: str, manifest: Manifest, weights: Places):
         self.files, self.weights, self.room = manifest.files, weights, room(manifest)
+        self.empty = {spec.name for spec in manifest.state if 0 in spec.shape}
         self.name = name
         self.nodes = 0
 
@@ -129,6 +130,10 @@ class _Check:
             self.sizes(node, inputs)
             if node.operator == "Div":
                 self.divisor(node, inputs, operators)
+            if node.operator == "Attention":
+                self.attention(node, operators)
+            if node.operator == "TensorScatter":
+                self.written(node, operators)
             for branch in node.branches.values():
                 self.graph(branch, constants, operators)
             outputs = [name for name in node.outputs if name]
@@ -205,3 +210,15 @@ class _Check:
             and (divisor.values is None or not divisor.values.size or min(divisor.values) < 1)
         ):
             raise ValueError(f"a divisor that is no positive constant in {node.name!r}")
+
+    def attention(self, node: Node, operators: Mapping[str, str]) -> None:
+        """Keys and values are written states: ONNX Runtime divides by their heads, and a state has some."""
+        made = [operators.get(name) for name in node.inputs[1:3]]
+        if made != ["TensorScatter"] * 2 or any(node.numbers.values()):
+            raise ValueError(f"keys and values of {node.name!r} that are no state")
+
+    def written(self, node: Node, operators: Mapping[str, str]) -> None:
+        """What is written into is a state: an input of the graph, of the shape that the manifest says, not empty."""
+        state = node.inputs[0] if node.inputs else ""
+        if operators.get(state) != "" or state in self.empty:
+            raise ValueError(f"{node.name!r} writes into what is no state")

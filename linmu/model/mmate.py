@@ -188,7 +188,7 @@ class MMateBlock(nn.Module):
         scale = self.dims.head_dim**-0.5
         text, new_state = None, {}
         if self.mmate.text_window:
-            own = self.swin if self.mmate.text_window_projections == "own" else None
+            own = self.swin if self.mmate.own_text_window else None
             q, k, v = projected if own is None else own(u)
             q, k = rotate(q, *tables), rotate(k, *tables)
             valid_tokens = valid if valid is not None else torch.ones(u.shape[:2], dtype=torch.bool, device=u.device)

@@ -76,7 +76,8 @@ class Projections:
     """What a layer makes of its input u before anything mixes tokens; None: this student has no such part.
 
     u: as the matrices take it [B,S,D] (windows project tokens of it); qkv [B,S,C] without its bias; dt_forward and
-    dt_backward [B,S,M]; gates [B,S,gates]: g_f | g_b | alpha before bias and sigmoid.
+    dt_backward [B,S,M]; gates [B,S,gates]: g_f | g_b | alpha before bias and sigmoid; window [B,S,C]: the text window's
+    own q, k and v (None: it shares qkv).
     """
 
     u: Tensor
@@ -84,6 +85,7 @@ class Projections:
     dt_forward: Tensor
     dt_backward: Tensor | None
     gates: Tensor | None
+    window: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -172,20 +174,20 @@ def _mmate(layer: Layer, u: Tensor) -> tuple[Tensor, State]:
     A prompt piece without vision tokens takes the path of a decode step, also in graphs that know images: that is
     what lets one prefill graph serve both at run time.
     """
+    ops, layout = layer.ops, layer.call.layout
     projected = _projections(layer, u)
-    layout = layer.call.layout
-    if layout is None:
-        return _text_path(layer, projected)
     kinds = ("conv", "recurrent") + (("key", "value") if layer.form.mmate.text_window else ())
 
     def flatten(result: tuple[Tensor, State]) -> list[Tensor]:
         return [result[0], *(result[1][kind] for kind in kinds)]
 
-    values = layer.ops.branch(
-        layout["any_vision"],
-        lambda: flatten(_vision_path(layer, projected, layout)),
-        lambda: flatten(_text_path(layer, projected)),
-    )
+    def text() -> list[Tensor]:
+        return ops.one_or_many(lambda: flatten(_text_path(layer, projected)))
+
+    if layout is None:
+        values = text()
+    else:
+        values = ops.branch(layout["any_vision"], lambda: flatten(_vision_path(layer, projected, layout)), text)
     return values[0], dict(zip(kinds, values[1:], strict=True))
 
 
@@ -205,6 +207,7 @@ def _projections(layer: Layer, u: Tensor) -> Projections:
         dt_forward=next(rest),
         dt_backward=next(rest) if form.backward else None,
         gates=next(rest) if form.gates else None,
+        window=_swin(layer, rounded) if form.mmate.own_text_window else None,
     )
 
 
@@ -247,7 +250,11 @@ def _direction(layer: Layer, direction: Direction, qkv: Tensor, dt: Tensor) -> t
     """Conv, rotation and recurrence over an ordered sequence: qkv [B,N,C], dt [B,N,M] -> y [B,N,H*d], state."""
     ops, form, tag, past = layer.ops, layer.form, direction.tag, direction.past
     convolved, conv = ops.causal_conv(qkv, layer.weight(f"conv_{tag}"), past and past["conv"])
-    q, k, v = _turned(layer, convolved, direction.order, form.mmate.rope)
+    if form.mmate.rope:
+        qk, v = _turned(layer, convolved, direction.order)
+        q, k = ops.split(qk, _qk_sizes(form))
+    else:
+        q, k, v = ops.split(convolved, (*_qk_sizes(form), form.kv_heads * form.head_dim))
     repeat = form.state_heads // form.kv_heads
     k, v = ops.repeat_heads(k, repeat, form.head_dim), ops.repeat_heads(v, repeat, form.head_dim)
     g = ops.log_decay(dt, layer.weight(f"dt_bias_{tag}"), layer.weight(f"decay_{tag}"))
@@ -295,12 +302,9 @@ def _mix(
     text, local = None, None
     if form.mmate.text_window:
         straight = layer.call.tables.straight
-        if form.mmate.text_window_projections == "shared":
-            q, k, v = _turned(layer, qkv, straight, True)
-        else:
-            q, k, v = _swin_qkv(layer, projected.u, straight)
+        qk, v = _turned(layer, qkv if projected.window is None else projected.window, straight)
         recent = layer.call.recent
-        text, key, value = ops.sliding_attention(q, k, v, layer.past["key"], layer.past["value"], recent, form)
+        text, key, value = ops.sliding_attention(qk, v, layer.past["key"], layer.past["value"], recent, form)
         state, opened = {"key": key, "value": value}, ops.where(ops.beyond_window(recent), alpha, 0.0)
         alpha = opened if layout is None or not form.windows else ops.where(layout["vision"], alpha, opened)
     if layout is not None and form.windows:
@@ -313,31 +317,32 @@ def _mix(
         return y, state
     if layout is not None and form.mmate.text_window == 0:
         alpha = ops.where(layout["vision"], alpha, 1.0)
-    return ops.add(ops.scale_heads(y, alpha, form), ops.scale_heads(other, ops.one_minus(alpha), form)), state
+    return ops.blend_heads(y, other, alpha, form), state
 
 
 def _windows(layer: Layer, u: Tensor, layout: dict[str, Any]) -> Tensor:
     """Local-Swin: gather window rows, attend inside their segments, scatter back (text reads a zero or any row)."""
     ops, shift = layer.ops, layer.index % SHIFTS
     index = layout["windows"][shift]  # [W * L]
-    q, k, v = _swin_qkv(layer, ops.take(u, index), index)
+    qk, v = _turned(layer, _swin(layer, ops.take(u, index)), index)
+    q, k = ops.split(qk, _qk_sizes(layer.form))
     y = ops.window_attention(q, k, v, layout["window_bias"][shift], layer.form)
     return ops.take_or_zero(y, layout["window_slot"][shift])
 
 
-def _swin_qkv(layer: Layer, u: Tensor, index: Tensor) -> list[Tensor]:
-    """Windows' own q, k and v of tokens u [B,N,D] that stand at `index`, rotated."""
+def _swin(layer: Layer, u: Tensor) -> Tensor:
+    """Windows' own q, k and v of tokens u [B,N,D]: [B,N,C]."""
     qkv = layer.ops.multiply(u, layer.weight("swin"))
-    if layer.has("swin_qk_norm"):
-        qkv = layer.ops.qk_norm(qkv, layer.weight("swin_qk_norm"), layer.form)
-    return _turned(layer, qkv, index, True)
+    return layer.ops.qk_norm(qkv, layer.weight("swin_qk_norm"), layer.form) if layer.has("swin_qk_norm") else qkv
 
 
-def _turned(layer: Layer, qkv: Tensor, index: Tensor, rope: bool) -> list[Tensor]:
-    """Packed q | k | v -> [q, k, v], with queries and keys rotated in one go."""
+def _turned(layer: Layer, qkv: Tensor, index: Tensor) -> list[Tensor]:
+    """Packed q | k | v -> [q | k, v] with queries and keys rotated."""
     ops, form, tables = layer.ops, layer.form, layer.call.tables
-    q, k = form.heads * form.head_dim, form.kv_heads * form.head_dim
-    if not rope:
-        return ops.split(qkv, (q, k, k))
-    qk, v = ops.split(qkv, (q + k, k))
-    return [*ops.split(ops.rotary(qk, tables.cos, tables.sin, index, form.heads + form.kv_heads), (q, k)), v]
+    qk, v = ops.split(qkv, (sum(_qk_sizes(form)), form.kv_heads * form.head_dim))
+    return [ops.rotary(qk, tables.cos, tables.sin, index, form.heads + form.kv_heads), v]
+
+
+def _qk_sizes(form: DecoderForm) -> tuple[int, int]:
+    """Channels of queries and of keys."""
+    return form.heads * form.head_dim, form.kv_heads * form.head_dim

@@ -24,6 +24,12 @@ class Ops(Protocol):
     def branch(self, condition: T, then: Callable[[], list[T]], otherwise: Callable[[], list[T]]) -> list[T]:
         """The values of `then` where the scalar condition holds, else those of `otherwise` (same shapes)."""
 
+    def one_or_many(self, build: Callable[[], list[T]]) -> list[T]:
+        """The values of `build`; a graph of prompts may hold it twice, for one token and for more.
+
+        No product with a matrix is in it: that would be in memory twice.
+        """
+
     def embed(self, ids: T, weight: str) -> T:
         """Rows of an embedding table: [B,S] -> [B,S,D]."""
 
@@ -62,9 +68,6 @@ class Ops(Protocol):
 
     def sigmoid(self, x: T) -> T:
         """Elementwise."""
-
-    def one_minus(self, x: T) -> T:
-        """The difference 1 - x."""
 
     def where(self, mask: T, x: T, other: T | float) -> T:
         """The choice x where mask [1,S,1] else other."""
@@ -108,6 +111,9 @@ class Ops(Protocol):
     def scale_heads(self, x: T, factor: T, form: DecoderForm) -> T:
         """Packed x [B,S,H*d] times factor [B,S,H]."""
 
+    def blend_heads(self, x: T, other: T, share: T, form: DecoderForm) -> T:
+        """Packed share * x + (1 - share) * other, share [B,S,H]."""
+
     def causal_conv(self, x: T, weight: str, past: T | None) -> tuple[T, T]:
         """Depthwise causal conv with weight and weight_bias; past and present [B,K-1,C] (None: zeros)."""
 
@@ -142,7 +148,7 @@ class Ops(Protocol):
         """Mask [B,S,1] of `where`: tokens for which one that is no sink has left the text window."""
 
     def sliding_attention(
-        self, q: T, k: T, v: T, past_key: T, past_value: T, recent: Any, form: DecoderForm
+        self, qk: T, v: T, past_key: T, past_value: T, recent: Any, form: DecoderForm
     ) -> tuple[T, T, T]:
         """Causal attention over the first text_sinks tokens and the last text_window (linmu.model.sliding).
 

@@ -49,6 +49,9 @@ class TorchOps:
     def branch(self, condition, then, otherwise) -> list[Tensor]:
         return then() if bool(condition) else otherwise()
 
+    def one_or_many(self, build) -> list[Tensor]:
+        return build()
+
     def embed(self, ids: Tensor, weight: str) -> Tensor:
         return functional.embedding(ids, self.weights[weight])
 
@@ -105,9 +108,6 @@ class TorchOps:
     def sigmoid(self, x: Tensor) -> Tensor:
         return x.sigmoid()
 
-    def one_minus(self, x: Tensor) -> Tensor:
-        return 1 - x
-
     def where(self, mask: Tensor, x: Tensor, other: Tensor | float) -> Tensor:
         return torch.where(mask, x, other)
 
@@ -160,6 +160,9 @@ class TorchOps:
     def scale_heads(self, x: Tensor, factor: Tensor, form: DecoderForm) -> Tensor:
         return (x.unflatten(-1, (form.heads, -1)) * factor[..., None]).flatten(-2)
 
+    def blend_heads(self, x: Tensor, other: Tensor, share: Tensor, form: DecoderForm) -> Tensor:
+        return self.scale_heads(x, share, form) + self.scale_heads(other, 1 - share, form)
+
     def causal_conv(self, x: Tensor, weight: str, past: Tensor | None) -> tuple[Tensor, Tensor]:
         taps = self.weights[weight]
         past = x.new_zeros(x.shape[0], taps.shape[0], taps.shape[2] - 1) if past is None else past.mT
@@ -205,8 +208,9 @@ class TorchOps:
     def beyond_window(self, recent: Any) -> Tensor:
         return recent[1]
 
-    def sliding_attention(self, q, k, v, past_key, past_value, recent, form: DecoderForm):
-        q, k, v = (x.unflatten(-1, (-1, form.head_dim)) for x in (q, k, v))
+    def sliding_attention(self, qk, v, past_key, past_value, recent, form: DecoderForm):
+        q, k = qk.unflatten(-1, (-1, form.head_dim)).split((form.heads, form.kv_heads), 2)
+        v = v.unflatten(-1, (-1, form.head_dim))
         valid = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
         past = (past_key, past_value, recent[0])
         y, (key, value, _) = sliding_attention(q, k, v, valid, past, form.mmate.text_sinks, form.head_dim**-0.5)

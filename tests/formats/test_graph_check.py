@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from linmu.errors import BundleError
 from linmu.formats.graph_check import check_graph_file, graph_weights
 from linmu.formats.manifest import FileEntry
-from linmu.specs import GraphSpec
+from linmu.specs import GraphSpec, StateSpec
 from tests.bundles import tiny_manifest
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -128,6 +128,43 @@ def test_divisors_of_whole_numbers(tmp_path, divisor):
 def test_sizes_that_the_bundle_does_not_hold(tmp_path, nodes):
     constants = [constant("big", [2**20, 2**20]), constant("zero", 0), constant("huge", 2**40)]
     refused(saved(tmp_path, nodes, constants), "sizes|1099511627776")
+
+
+PAST = helper.make_tensor_value_info("past", FLOAT, ["n", 2, 5, 3])
+WRITTEN = node("TensorScatter", "past", "x", "i", output="k", axis=2)
+
+
+def attending(model):
+    """The graph with a state as its second input, and a slot."""
+    model.graph.input.extend([PAST, helper.make_tensor_value_info("i", INT64, ["n"])])
+
+
+def test_attention_over_a_written_state(tmp_path):
+    saved(tmp_path, [WRITTEN, node("Attention", "x", "k", "k", scale=0.5)], change=attending)
+    check_graph_file(tmp_path, "g.onnx", MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "match"),
+    [
+        ([node("Attention", "x", "past", "past")], "no state"),
+        ([WRITTEN, node("Reshape", "k", "i", output="r"), node("Attention", "x", "r", "r")], "no state"),
+        ([WRITTEN, node("Attention", "x", "k", "k", kv_num_heads=0)], "no state"),
+        ([WRITTEN, node("Attention", "x")], "no state"),
+        ([node("Reshape", "x", "i", output="r"), node("TensorScatter", "r", "x", "i")], "no state"),
+        ([helper.make_node("TensorScatter", [], ["y"])], "no state"),
+    ],
+)
+def test_attention_over_what_is_no_state(tmp_path, nodes, match):
+    refused(saved(tmp_path, nodes, change=attending), match)
+
+
+def test_a_state_without_heads(tmp_path):
+    """ONNX Runtime divides by the number of key heads: of nothing, the process dies."""
+    saved(tmp_path, [WRITTEN, node("Attention", "x", "k", "k")], change=attending)
+    none = StateSpec("past", "present", "float32", ("batch", 0, 5, 3), ("batch", "kv_head", "slot", "key"))
+    with pytest.raises(BundleError, match="no state"):
+        check_graph_file(tmp_path, "g.onnx", replace(MANIFEST, state=(none,)))
 
 
 @pytest.mark.parametrize("name", ["../w", "/etc/hostname", "engines/w", "other.data", "g.onnx", "a\\b", ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from linmu.export.onnx.graph_builder import OPSET, GraphBuilder, all_nodes, nodes_per_layer
+from linmu.export.onnx.graph_builder import FUSED_OPSET, OPSET, GraphBuilder, all_nodes, nodes_per_layer
 from linmu.export.onnx.ops import OnnxOps
 from linmu.export.onnx.plain_ops import PlainOps
 from linmu.export.onnx.weight_file import StoredWeight
@@ -42,7 +42,7 @@ class GraphStyle:
     fixed_windows: bool = False
 
 
-FUSED, PLAIN = GraphStyle("fused", OnnxOps), GraphStyle("plain", PlainOps)
+FUSED, PLAIN = GraphStyle("fused", OnnxOps, FUSED_OPSET), GraphStyle("plain", PlainOps)
 
 
 def write_decoder_graphs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from linmu.specs import GraphSpec, TensorSpec
 
 MICROSOFT = "com.microsoft"
 OPSET = 21
+FUSED_OPSET = 24  # the first with TensorScatter; Attention is older
 INT4_OPSET = 21  # the first that knows int4
 IR_VERSION = 10
 DTYPES = {
@@ -72,7 +73,7 @@ class GraphBuilder:
         self.nodes = []
         values = [self.node("Identity", [v]) if v not in self._outputs() else v for v in build()]
         infos = [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in values]
-        body = helper.make_graph(self.nodes, self._unique(f"{self.scope}body"), [], infos)
+        body = helper.make_graph(_needed(self.nodes, values), self._unique(f"{self.scope}body"), [], infos)
         constants = {key: names for key, names in self._known.items() if key[0] in ("const", "zero")}
         self.nodes, self._known = outer, known_outside | constants  # constants of a body are seen outside, nodes not
         return body
@@ -128,6 +129,7 @@ class GraphBuilder:
         """Write the graph: `outputs` maps contract names to (value, spec), `named` values to names. -> its spec."""
         self._rename_outputs({value: name for name, (value, _) in outputs.items()} | (named or {}))
         domains = sorted({node.domain for node in all_nodes(self.nodes)} - {""})
+        self.nodes = _needed(self.nodes, outputs)
         graph = helper.make_graph(
             self.nodes,
             path.stem,
@@ -164,6 +166,18 @@ def all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from all_nodes(attribute.g.node)
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that `outputs` follow from, in their order."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.isdisjoint(node.output):
+            continue
+        kept.append(node)
+        wanted.update(name for inner in all_nodes([node]) for name in inner.input)
+        wanted.update(v.name for a in node.attribute if a.type == onnx.AttributeProto.GRAPH for v in a.g.output)
+    return kept[::-1]
 
 
 def nodes_per_layer(nodes: Sequence[onnx.NodeProto], layers: int) -> float:

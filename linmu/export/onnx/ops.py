@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from linmu.export.onnx.fused_window import FusedWindow
 from linmu.export.onnx.graph_builder import MICROSOFT, GraphBuilder
 from linmu.export.onnx.quantized_ops import QuantizedOps
-from linmu.export.onnx.sliding_ops import MASKED, SlidingOps
+from linmu.export.onnx.sliding_ops import MASKED
 from linmu.export.onnx.state_ops import StateOps
 from linmu.layout.types import SCHEDULES, SHIFTS
 from linmu.step.exact_angles import digit_rule, turn_tables
@@ -23,12 +24,14 @@ RESTART_LOG_DECAY = -1e4  # exp() is exactly 0 in float32
 FLOAT, INT64, BOOL = 1, 7, 9  # onnx.TensorProto
 
 
-class OnnxOps(QuantizedOps, SlidingOps, StateOps):
+class OnnxOps(QuantizedOps, FusedWindow, StateOps):
     """Implements linmu.step.ops.Ops; values are graph value names."""
 
     def __init__(self, graph: GraphBuilder, form: DecoderForm):
+        super().__init__()
         self.graph, self.form = graph, form
         self._per_sequence: set[str] = set()  # indices [B,1]; all others are [N]
+        self._several = ""  # whether a prompt has more than one token: a bool scalar
         self.hidden = ""  # of every token of a prompt: the value that verification looks at
 
     # ---- small helpers -------------------------------------------------------------------------------------------
@@ -36,19 +39,21 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         """An operator of ONNX Runtime's own domain."""
         return self.graph.node(op, inputs, outputs, domain=MICROSOFT, **attributes)
 
-    def unpack(self, x: str, heads: int) -> str:
-        """[B,S,H*d] -> [B,S,H,d]."""
-        return self.node("Reshape", x, self.shape(0, 0, heads, self.form.head_dim))
-
-    def pack(self, x: str, heads: int) -> str:
-        """[B,S,H,d] -> [B,S,H*d]."""
-        return self.node("Reshape", x, self.shape(0, 0, heads * self.form.head_dim))
-
     def enter(self, scope: str) -> None:
         self.graph.scope = scope
 
-    def branch(self, condition, then, otherwise) -> list[str]:
-        return self.graph.branch(condition, then, otherwise)
+    def one_or_many(self, build) -> list[str]:
+        if self.single_token or not self.form.mmate.text_window:  # a branch costs more than it saves without a window
+            return build()
+
+        def one() -> list[str]:
+            self.single_token = True
+            try:
+                return build()
+            finally:
+                self.single_token = False
+
+        return self.branch(self._several, build, one)
 
     # ---- projections and norms -----------------------------------------------------------------------------------
     def embed(self, ids: str, weight: str) -> str:
@@ -93,8 +98,8 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
             return self.fused("BranchwiseRMSNorm", x, scale, num_branches=heads, epsilon=eps)
         ones = self.graph.const(np.ones(self.form.head_dim), np.float32)
         normed = self.node("SimplifiedLayerNormalization", self.unpack(x, heads), ones, axis=-1, epsilon=eps)
-        flat = self.node("Reshape", scale, self.shape(heads * self.form.head_dim))
-        return self.node("Mul", self.pack(normed, heads), flat)
+        apart = self.node("Reshape", scale, self.shape(heads, self.form.head_dim))
+        return self.pack(self.node("Mul", normed, apart), heads)
 
     def qk_norm(self, qkv: str, weight: str, form: DecoderForm) -> str:
         heads = form.heads + form.kv_heads
@@ -118,9 +123,6 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
 
     def sigmoid(self, x: str) -> str:
         return self.node("Sigmoid", x)
-
-    def one_minus(self, x: str) -> str:
-        return self.node("Sub", self.graph.const(1.0, np.float32), x)
 
     def where(self, mask: str, x: str, other: str | float) -> str:
         return self.node("Where", mask, x, other if isinstance(other, str) else self.graph.const(other, np.float32))
@@ -146,7 +148,9 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return self.node("Gather", self.node("Shape", x), self.graph.const(axis), axis=0)
 
     def token_index(self, x: str) -> str:
-        return self.node("Range", self.graph.const(0), self.length(x, 1), self.graph.const(1))
+        length = self.length(x, 1)
+        self._several = self.node("Greater", length, self.graph.const(1))
+        return self.node("Range", self.graph.const(0), length, self.graph.const(1))
 
     def batch_index(self, position_ids: str, form: DecoderForm) -> str:
         self.single_token = True
@@ -230,8 +234,13 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return self.node("Gather", x, self.graph.const(channels), axis=2)
 
     def scale_heads(self, x: str, factor: str, form: DecoderForm) -> str:
-        wide = self.node("Unsqueeze", factor, self.graph.const([-1]))
-        return self.pack(self.node("Mul", self.unpack(x, form.heads), wide), form.heads)
+        return self.pack(self.node("Mul", self.unpack(x, form.heads), self.per_head(factor)), form.heads)
+
+    def blend_heads(self, x: str, other: str, share: str, form: DecoderForm) -> str:
+        share = self.per_head(share)
+        rest = self.node("Sub", self.graph.const(1.0, np.float32), share)
+        parts = [self.node("Mul", self.unpack(y, form.heads), by) for y, by in ((x, share), (other, rest))]
+        return self.pack(self.node("Add", *parts), form.heads)
 
     def causal_conv(self, x: str, weight: str, past: str | None) -> tuple[str, str]:
         inputs = [x, self.graph.weight(weight), self.graph.weight(weight + "_bias"), past or self.zero_conv()]

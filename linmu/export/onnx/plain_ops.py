@@ -9,17 +9,23 @@ from __future__ import annotations
 import numpy as np
 
 from linmu.export.onnx.ops import BOOL, OnnxOps
-from linmu.export.onnx.sliding_ops import MASKED
+from linmu.export.onnx.sliding_ops import MASKED, SlidingOps
 from linmu.step.form import DecoderForm
 
 
 class PlainOps(OnnxOps):
     """OnnxOps without ONNX Runtime's own domain."""
 
+    # the text window of `FusedWindow` is ONNX Runtime's
+    prepare_window, beyond_window = SlidingOps.prepare_window, SlidingOps.beyond_window
+    sliding_attention = SlidingOps.sliding_attention
     _tokens = ""  # [1]: tokens of a prompt, set by the prefill graph's first operation
 
     def branch(self, condition, then, otherwise) -> list[str]:
         return then()  # the general path: conditions cost more than they save where graphs are compiled
+
+    def one_or_many(self, build) -> list[str]:
+        return build()
 
     def any_vision(self, vision: str) -> str:
         return ""  # nothing asks

@@ -6,6 +6,7 @@ operands only. Names: W, T, N = T + W slots; S tokens of a call, fill [B] tokens
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,10 @@ class SlidingOps:
     form: DecoderForm
     single_token = False  # set by the step graph's first operation: one token per sequence
 
+    def branch(self, condition: str, then: Callable[[], list[str]], otherwise: Callable[[], list[str]]) -> list[str]:
+        """An If node (GraphBuilder.branch)."""
+        return self.graph.branch(condition, then, otherwise)
+
     def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """A standard operator."""
         return self.graph.node(op, inputs, outputs, **attributes)
@@ -54,7 +59,7 @@ class SlidingOps:
         """A constant shape."""
         return self.graph.const(dims)
 
-    def prepare_window(self, x: str, fill: str, form: DecoderForm) -> OneToken | Blocks:
+    def prepare_window(self, x: str, fill: str, form: DecoderForm) -> Any:
         """What all layers need: indices, masks."""
         slots = form.mmate.text_slots
         if self.single_token:
@@ -62,37 +67,53 @@ class SlidingOps:
             allowed = self._whole("GreaterOrEqual", self._whole("Unsqueeze", fill, [1, 2, 3]), np.arange(slots))
             beyond = self._whole("GreaterOrEqual", place, slots)
             return OneToken(beyond, self._written(fill), self._bias(allowed))
+        return self.prompt_blocks(x, fill)
+
+    def prompt_blocks(self, x: str, fill: str) -> Blocks:
+        """What all layers need of a prompt."""
+        slots, window = self.form.mmate.text_slots, self.form.mmate.text_window
         length = self.node("Gather", self.node("Shape", x), self.graph.const([1]))  # [1]
         place = self._whole("Unsqueeze", self.node("Add", self._range(length), fill), [0, 2])  # [1, S, 1]
         beyond = self._whole("GreaterOrEqual", place, slots)
-        window = form.mmate.text_window
         size = self._whole("Min", length, [window])
         number = self._whole("Div", self._whole("Add", length, [window - 1]), [window])  # [1]
         index, bias = self._block_index(fill, length, size, number)
         return Blocks(beyond, self._present_index(fill, length), length, size, number, index, bias)
 
-    def beyond_window(self, recent: OneToken | Blocks) -> str:
+    def beyond_window(self, recent: Any) -> str:
         """Where something has left the window."""
-        return recent.beyond
+        mask: str = recent.beyond
+        return mask
 
     def sliding_attention(
-        self, q: str, k: str, v: str, past_key: str, past_value: str, recent: OneToken | Blocks, form: DecoderForm
+        self, qk: str, v: str, past_key: str, past_value: str, recent: Any, form: DecoderForm
     ) -> tuple[str, str, str]:
         """Causal attention over sinks and the last W tokens -> y, present key and value."""
+        q, k = self._parts(qk)
+        if isinstance(recent, Blocks):
+            return self.many_queries(q, k, v, past_key, past_value, recent)
+        new, past = (self._heads(k), self._heads(v)), (past_key, past_value)
+        key, value = (self.node("Where", recent.written, x, y) for x, y in zip(new, past, strict=True))
+        return self._one_query(q, key, value, recent.bias), key, value
 
-        def heads(x: str) -> str:
-            return self.node(
-                "Transpose", self.node("Reshape", x, self.shape(0, 0, form.kv_heads, form.head_dim)), perm=[0, 2, 1, 3]
-            )
-
-        if isinstance(recent, OneToken):
-            new, past = (heads(k), heads(v)), (past_key, past_value)
-            key, value = (self.node("Where", recent.written, x, y) for x, y in zip(new, past, strict=True))
-            return self._one_query(q, key, value, recent.bias), key, value
-        keys = self.node("Concat", past_key, heads(k), axis=2)  # [1, G, N+S, d]
-        values = self.node("Concat", past_value, heads(v), axis=2)
+    def many_queries(
+        self, q: str, k: str, v: str, past_key: str, past_value: str, recent: Blocks
+    ) -> tuple[str, str, str]:
+        """`sliding_attention` of a prompt."""
+        keys = self.node("Concat", past_key, self._heads(k), axis=2)  # [1, G, N+S, d]
+        values = self.node("Concat", past_value, self._heads(v), axis=2)
         key, value = (self.node("Gather", x, recent.present, axis=2) for x in (keys, values))
         return self._blocks(q, keys, values, recent), key, value
+
+    def _parts(self, qk: str) -> Any:
+        """Queries and keys."""
+        sizes = [heads * self.form.head_dim for heads in (self.form.heads, self.form.kv_heads)]
+        return self.node("Split", qk, self.graph.const(sizes), outputs=2, axis=-1)
+
+    def _heads(self, x: str) -> str:
+        """[B,S,G*d] -> [B,G,S,d]."""
+        rows = self.node("Reshape", x, self.shape(0, 0, self.form.kv_heads, self.form.head_dim))
+        return self.node("Transpose", rows, perm=[0, 2, 1, 3])
 
     # ---- integers ------------------------------------------------------------------------------------------------
     def _whole(self, op: str, x: str, y: str | int | list | np.ndarray) -> str:

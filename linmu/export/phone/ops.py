@@ -290,8 +290,9 @@ class PhoneOps(TorchOps):
     def beyond_window(self, recent: Recent) -> Mask:
         return recent.beyond
 
-    def sliding_attention(self, q, k, v, past_key, past_value, recent: Recent, form: DecoderForm):
+    def sliding_attention(self, qk, v, past_key, past_value, recent: Recent, form: DecoderForm):
         owners, size = form.kv_heads, form.head_dim
+        q, k = self.split(qk, (form.heads * size, owners * size))
         q = self._by_owner(self._by_head(q * size**-0.5), owners)  # as in the recurrence
         keys, values = (torch.cat([_heads(past), self._by_head(x)], 1) for past, x in ((past_key, k), (past_value, v)))
         y = torch.bmm(torch.softmax(torch.bmm(q, keys.permute(0, 2, 1)) + recent.bias, -1), values)
