@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -64,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 check failed, 2 bad input, 3 missing component, 130.
 
     SIGTERM and SIGHUP clean up as Ctrl-C does: 143 and 129. A reader of stdout that goes away changes nothing.
+    OpenMP's threads wait without spinning: roll-outs are small operations, and a thread that spins on a core which
+    another process uses delays both.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
@@ -72,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING if debug else logging.ERROR)
     if not debug:  # what Pillow thinks of somebody's metadata is not what was asked
         warnings.filterwarnings("ignore", module=r"PIL\b")
+    if arguments[:1] != ["distill"]:  # whose large products gain by spinning, where nobody else wants the cores
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     open_streams()
     with stop_signals():
         return _main(arguments, debug)
