@@ -73,8 +73,13 @@ def _leaf(random: Random) -> dict:
 
 
 def read(text: str):
-    """A JSON text with its numbers as they are written."""
-    return json.loads(text, parse_float=Decimal, parse_constant=lambda name: 1 / 0)
+    """A JSON text with its numbers as they are written, exponents within +-1000."""
+    return json.loads(text, parse_float=_number, parse_constant=lambda name: 1 / 0)
+
+
+def _number(text: str) -> Decimal:
+    mantissa, _, exponent = text.lower().partition("e")
+    return Decimal(mantissa).scaleb(max(-1000, min(1000, int(exponent or 0))))
 
 
 def is_valid(value, schema, root=None) -> bool:

