@@ -62,17 +62,14 @@ def truncate(weights: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.
 
     top_k 0: all; tokens that equal the last one of top_k stay. min_p is a share of the likeliest token's weight.
     """
-    if 0 < top_k < len(weights):
-        weights = _only(weights, largest(weights, top_k))
+    ids = largest(weights, top_k) if 0 < top_k < len(weights) else np.arange(len(weights))
     if top_p < 1:
-        weights = _only(weights, nucleus(weights, top_p))
+        ids = ids[nucleus(weights[ids], top_p)]
+    if len(ids) < len(weights):
+        left = np.zeros_like(weights)
+        left[ids] = weights[ids]
+        weights = left
     return np.where(weights >= min_p, weights, 0) if min_p > 0 else weights
-
-
-def _only(weights: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    left = np.zeros_like(weights)
-    left[ids] = weights[ids]
-    return left
 
 
 def draw(weights: np.ndarray, number: float) -> int:
