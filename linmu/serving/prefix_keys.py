@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from linmu.errors import InputError
-from linmu.formats.bundle import Bundle
+from linmu.formats.bundle import ENGINES, Bundle, file_sha256
 from linmu.formats.manifest import own_hash
 from linmu.layout import PromptLayout
 from linmu.processing import ModelInputs
@@ -29,6 +29,7 @@ def runtime_identity(bundle: Bundle, backend: str, threads: int | None) -> str:
     """
     facts = {
         "bundle": own_hash(bundle.manifest.to_json()),
+        "engines": _engines(bundle),
         "model": bundle.model_hash,
         "backend": backend,
         "threads": threads or os.cpu_count(),
@@ -79,6 +80,11 @@ def _numbers(inputs: ModelInputs, index: int) -> list[float]:
 
 def _exact(number: float) -> str:
     return float(number).hex()
+
+
+def _engines(bundle: Bundle) -> dict[str, str]:
+    """Hashes of what lists the engines that were built on this device (their bits are not the manifest's)."""
+    return {path.name: file_sha256(path) for path in sorted((bundle.folder / ENGINES).glob("*.json"))}
 
 
 def _version(name: str) -> str:

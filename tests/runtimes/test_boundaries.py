@@ -20,7 +20,9 @@ def prompt(generator, length: int) -> tuple[ModelInputs, PromptLayout]:
     while len(ids) < length:
         kind = generator.choice(["text", "text", "image", "clip"])
         if kind == "text":
-            ids += generator.integers(10, 99, generator.integers(1, 90)).tolist() + [END] * int(generator.integers(0, 2))
+            ids += generator.integers(10, 99, generator.integers(1, 90)).tolist() + [END] * int(
+                generator.integers(0, 2)
+            )
         elif kind == "image":
             spans.append(Span(np.arange(len(ids), len(ids) + 12), (1, 3, 4)))
             media.append(MediaGrid("image", ((1, 3, 4),)))
