@@ -114,6 +114,8 @@ class TileCalls(Sequence[dict[str, np.ndarray]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
+        if len(self.parts) == 1:
+            return self.parts[0][0]
         return {"pixel_values": np.concatenate([calls[0]["pixel_values"] for calls in self.parts])}
 
 
