@@ -12,7 +12,7 @@ from linmu.families import get_family
 from linmu.formats.manifest import Manifest
 from linmu.layout import PromptLayout, layout_tensors, pieces, prompt_layout
 from linmu.processing import ModelInputs
-from linmu.runtimes.base import PromptPiece, Runner
+from linmu.runtimes.base import PromptPiece, Runner, VisionFeatures
 
 MAX_PIECE_TOKENS = 2048  # bounds prefill memory; a longer span stays whole
 
@@ -23,6 +23,13 @@ class PlacedPrompt:
 
     layout: PromptLayout
     next_position: int
+
+
+@dataclass(frozen=True)
+class EncodedInputs(ModelInputs):
+    """A prompt whose pictures were encoded before; features: of each call of the vision graph."""
+
+    features: tuple[VisionFeatures, ...] = ()
 
 
 def place_prompt(inputs: ModelInputs, manifest: Manifest, position: int = 0) -> PlacedPrompt:
@@ -72,10 +79,10 @@ class _VisionRows:
     """Puts the rows of the vision graph into the embeddings, encoding one call at a time."""
 
     def __init__(self, inputs: ModelInputs, runner: Runner, manifest: Manifest, layout: PromptLayout):
-        self.runner = runner
         spans = [span.positions for span in layout.spans]
         self.places = np.sort(np.concatenate(spans)) if spans else np.zeros(0, np.int64)
-        self.calls = iter(inputs.vision_calls)
+        known = inputs.features if isinstance(inputs, EncodedInputs) else None
+        self.features = map(runner.encode, inputs.vision_calls) if known is None else iter(known)
         self.rows: np.ndarray | None = None
         self.deep: np.ndarray | None = None
 
@@ -102,13 +109,12 @@ class _VisionRows:
 
     def _take(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         while self.rows is None or len(self.rows) < count:
-            call = next(self.calls, None)
-            if call is None:
+            features = next(self.features, None)
+            if features is None:
                 got = 0 if self.rows is None else len(self.rows)
                 raise InputError(
                     "the vision graph gave fewer rows than the prompt has vision tokens", got=got, expected=count
                 )
-            features = self.runner.encode(call)
             self.rows = _joined(self.rows, features.embeddings, 0)
             if features.deepstack is not None:
                 self.deep = _joined(self.deep, features.deepstack, 1)

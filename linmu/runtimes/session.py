@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
 from linmu.runtimes.conversation import Turn
 from linmu.runtimes.guard import Guard
+from linmu.runtimes.keeping import Keep, checked_keep
 from linmu.runtimes.prompt import piece_tokens, place_prompt, prompt_pieces
 from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.state import SessionState
 from linmu.runtimes.stops import StopFilter, checked_stops
 from linmu.runtimes.turns import TurnMaker
+from linmu.runtimes.watched_stream import WatchedStream, watch_options
+from linmu.runtimes.watcher import Watcher
 
 
 class Session:
@@ -32,9 +36,9 @@ class Session:
     thread at a time: others are refused.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner):
+    def __init__(self, bundle: Bundle, runner: Runner, processor: Processor | None = None):
         self.bundle, self.runner = bundle, runner
-        self.processor = Processor.from_folder(bundle.folder, bundle.manifest.model.vocab_size)
+        self.processor = processor or Processor.from_folder(bundle.folder, bundle.manifest.model.vocab_size)
         self._guard = Guard()
         self.state = SessionState(runner, bundle, self._guard)
 
@@ -62,6 +66,22 @@ class Session:
         """The conversation the state has read, its last answer included; pictures are bare parts. [] when unknown."""
         maker = TurnMaker(self.processor, self.state.past)
         return maker.messages()
+
+    @contextmanager
+    def watch(self, source: str | os.PathLike[str], *, keep: str | Keep = "decay", **options: Any) -> Iterator[Watcher]:
+        """Read a file, a camera or a stream into a state of its own while questions are answered on copies of it.
+
+        source: a video file, /dev/videoN, or an address (rtsp, rtsps, tcp, udp, http, https); keep: "decay", "restart"
+        or "restart:SECONDS:OVERLAP"; options: fields of WatchOptions. The session's own state stays as it is; until
+        the context ends, the session itself refuses calls. Raises InputError for a source or a model that cannot be
+        watched, MissingComponentError without PyAV.
+        """
+        wanted = watch_options(options)
+        with self._guard.lent("a watcher"):
+            stream = WatchedStream(self.bundle, self.runner, self.processor, checked_keep(keep), wanted)
+            asked = Session(self.bundle, self.runner, self.processor)
+            with Watcher(source, stream, asked, wanted) as watcher:
+                yield watcher
 
     def prepare(
         self, prompt: str | list[dict[str, Any]], images: Sequence[Any] = (), video: Any = None, **options: Any
@@ -109,7 +129,7 @@ class Session:
         sampling: Sampling | None = None,
         stop: str | Sequence[str] | None = None,
         **options: Any,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece]:
         """Yield the answer token by token as Pieces (greedy unless `sampling` is given).
 
         max_new_tokens: 0 reads the prompt and generates nothing (None: the bundle's); stop: texts that end an answer
@@ -135,17 +155,7 @@ class Session:
     ) -> Generation:
         """The whole answer as a Generation; arguments as in `stream`. An error leaves the state as it was."""
         with self._guard.call(), self.state.all_or_nothing():
-            pieces = list(self.stream(prompt, images, video, **options))
-        last = pieces[-1]
-        assert last.finish_reason is not None  # that is what makes it the last
-        return Generation(
-            "".join(piece.text for piece in pieces),
-            tuple(piece.token_id for piece in pieces if piece.token_id is not None),
-            last.timings,
-            last.finish_reason,
-            last.prompt_tokens,
-            last.notice,
-        )
+            return Generation.of(list(self.stream(prompt, images, video, **options)))
 
     def _prepared(self, prompt: Any, images: Any, video: Any, options: dict[str, Any]) -> tuple[Turn, str | None]:
         """The turn of an answer, and what a user should know about it."""
@@ -218,7 +228,7 @@ class Session:
             most = self._piece_tokens(max_piece_tokens)
             for piece in prompt_pieces(whole, self.runner, manifest, placed, state.tokens, most):
                 logits = self.runner.prefill(piece, state.handle)
-            state.read_prompt(len(ids), placed.next_position, turn.conversation)
+            state.read_prompt(len(ids), max(placed.next_position, turn.reached), turn.conversation)
         assert logits is not None  # place_prompt refuses empty prompts
         return logits
 
