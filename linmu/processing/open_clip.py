@@ -89,7 +89,7 @@ class OpenClip:
                 expected="one",
                 fix="repair chat_template.jinja",
             )
-        asked = {**read.messages[-1], "content": read.messages[-1]["content"][:1]}
+        asked = {**read.messages[-1], "content": [{"type": "video"}]}
         return (*read.messages[:-1], asked), text[: text.index(token) + len(token)]
 
     def fit(self, pixels: np.ndarray) -> np.ndarray:

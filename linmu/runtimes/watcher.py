@@ -128,27 +128,28 @@ class Watcher:
         with self._others_wait(), self._model:
             return self._answer(question, options)
 
-    def answers(self, question: str | list[dict[str, Any]], every_s: float, **options: Any) -> Iterator[WatchAnswer]:
-        """Ask after every `every_s` seconds of the stream, and once more at its end.
+    def moments(self, every_s: float) -> Iterator[WatchCounts]:
+        """The counts after every `every_s` seconds of the stream, and at its end, when its frames up to there are read.
 
-        Whoever iterates reads the frames meanwhile, so a file is asked at the same frames every time. Raises what
-        ended the stream, if it was an error.
+        Whoever iterates reads the frames meanwhile, so a file stops at the same frames every time. Raises what ended
+        the stream, if it was an error.
         """
         if not 0 < every_s < float("inf"):
             raise InputError("seconds between questions", got=every_s, expected="more than 0")
         with self._others_wait():
-            asked_at, due = -1, every_s
+            told, due = 0, every_s
             while self.read_next():
                 if self._stream.seconds >= due:
-                    asked_at, due = self._stream.frames, (self._stream.seconds // every_s + 1) * every_s
-                    with self._model:
-                        answer = self._answer(question, options)
-                    yield answer
+                    told, due = self._stream.frames, (self._stream.seconds // every_s + 1) * every_s
+                    yield self.counts
+            if self._stream.frames > told:
+                yield self.counts
             self._raise_fault()
-            if self._stream.frames not in (asked_at, 0):
-                with self._model:
-                    answer = self._answer(question, options)
-                yield answer
+
+    def answers(self, question: str | list[dict[str, Any]], every_s: float, **options: Any) -> Iterator[WatchAnswer]:
+        """Ask at each of `moments`; options as in `Session.stream`."""
+        for _ in self.moments(every_s):
+            yield self.ask(question, **options)
 
     def read_next(self) -> bool:
         """Read one frame, waiting for it; False when none comes any more."""
