@@ -12,6 +12,7 @@ from linmu.commands.options import BackendOption, BundleArgument, ThreadsOption
 from linmu.commands.output import Results, open_results, say
 from linmu.errors import InputError, LinmuError
 from linmu.files.atomic import check_file_target
+from linmu.system.interrupts import ignore_further_stops
 
 EXAMPLES = (
     'Example: linmu watch bundle door.mp4 --every 5s --prompt "Is anyone at the door?" --alert yes or '
@@ -53,11 +54,12 @@ def command(
         from linmu.system.units import seconds_of
 
         every_s = seconds_of(every, "--every")
-        options = {"fps": fps, "keep": keep, "speed": speed, "system": system, "max_pixels": max_pixels}
+        options: dict[str, Any] = {"fps": fps, "keep": keep, "speed": speed, "system": system, "max_pixels": max_pixels}
         with load(bundle, backend=backend, threads=threads) as session, session.watch(source, **options) as watcher:
             try:
                 _watch(watcher, results, prompt, every_s, alert, max_new_tokens)
             except KeyboardInterrupt:  # how a stream without an end is left
+                ignore_further_stops()
                 say(f"stopped after {watcher.counts.frames} frames")
             except LinmuError:
                 _save(watcher, save_state)

@@ -156,6 +156,8 @@ class FrameReader:
             if item is None:
                 self._count(damaged=1)
                 continue
+            if not self.counts.decoded:
+                self._began = time.monotonic()  # time begins with the first frame
             seconds = self._clock.at(item.seconds, time.monotonic() - self._began)
             self._frame(seconds, item.screen, item.frame)
             yield

@@ -8,10 +8,10 @@ MOST_GAP_S = 10.0  # by which a stream's own clock may jump; beyond it, it was s
 
 
 class StreamClock:
-    """Seconds of a live stream since it was first seen, ascending, whatever its own clock does.
+    """Seconds of a live stream since its first frame, ascending, whatever its own clock does.
 
     Within a connection the stream's clock counts, so that frames that come in a burst keep their distances. After a
-    reconnection, or a jump, time goes on from `now`, seconds of this machine since the watching began.
+    reconnection, or a jump, time goes on from `now`, seconds of this machine since the first frame.
     """
 
     def __init__(self) -> None:

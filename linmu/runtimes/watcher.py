@@ -193,6 +193,8 @@ class Watcher:
     @contextmanager
     def _others_wait(self) -> Iterator[None]:
         """Keep the watcher's own thread from the model meanwhile."""
+        if self._closing.is_set():
+            raise InputError("the watcher is closed", fix="watch again")
         if self._fault is not None or not self._stream.frames:
             self._raise_fault()
         with self._quiet:

@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
 
 def seconds_of(text: str, what: str) -> float:
     """Seconds of a time as people write it: "5", "5s", "500ms", "10m", "1.5h"; InputError, naming `what`, otherwise."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]*)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([a-z]*)", text.strip())
     if match is None or match[2] not in _SECONDS:
         raise InputError(f"a time ({what})", got=repr(text)[:40], expected="seconds, or a number with ms, s, m or h")
     return float(match[1]) * _SECONDS[match[2]]
