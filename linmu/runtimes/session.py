@@ -69,12 +69,14 @@ class Session:
 
     @contextmanager
     def watch(self, source: str | os.PathLike[str], *, keep: str | Keep = "decay", **options: Any) -> Iterator[Watcher]:
-        """Read a file, a camera or a stream into a state of its own while questions are answered on copies of it.
+        """Read a file, a camera or a stream into a state of its own while a Watcher answers questions on copies of it.
 
         source: a video file, /dev/videoN, or an address (rtsp, rtsps, tcp, udp, http, https); keep: "decay", "restart"
-        or "restart:SECONDS:OVERLAP"; options: fields of WatchOptions. The session's own state stays as it is; until
-        the context ends, the session itself refuses calls. Raises InputError for a source or a model that cannot be
-        watched, MissingComponentError without PyAV.
+        or "restart:SECONDS:OVERLAP"; options: `fps` (frames a second to read, 1), `speed` (at which a file is played,
+        dropping late frames), `system` (a prompt), `max_pixels` (of a frame, Qwen), `queue_frames` (that may wait for
+        the model), `patience_s` (for a packet of a live stream, 10), `pause_s` (before it is opened again, 1). The
+        session's own state stays as it is; until the context ends, the session itself refuses calls. Raises InputError
+        for a model that takes no clips or a bad option; a source that cannot be read is told by the Watcher's calls.
         """
         wanted = watch_options(options)
         with self._guard.lent("a watcher"):

@@ -23,7 +23,7 @@ from linmu.runtimes.watched_state import FrameEncoder, WatchedState
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """How a stream is watched.
+    """How a stream is watched (`Session.watch`).
 
     fps: frames a second to read; speed: at which a file is played, dropping late frames (None: as fast as the model
     reads, dropping none); system: a system prompt; max_pixels: of a frame (Qwen); queue_frames: that may wait for the
