@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from linmu.runtimes.sampling import Choice
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -13,7 +15,8 @@ class Piece:
 
     text: what can be shown now, "" where a character or a stop string may still be incomplete; token_id: None in the
     one piece of an answer without tokens; finish_reason: "stop" or "length" in the last piece, None before; timings:
-    up to here, by name in ms and tokens/s; prompt_tokens: of what this prompt added; notice: as in Generation.
+    up to here, by name in ms and tokens/s; prompt_tokens: of what this prompt added; notice: as in Generation;
+    logprobs: the token's, where `Sampling.logprobs` asks for them.
     """
 
     text: str
@@ -22,6 +25,7 @@ class Piece:
     timings: dict[str, float]
     prompt_tokens: int
     notice: str | None = None
+    logprobs: Choice | None = None
 
     def __str__(self) -> str:
         """The text."""
@@ -32,7 +36,8 @@ class Piece:
 class Generation:
     """An answer: its text, its token ids (end token included), timings by name in ms and tokens/s, and why it ended.
 
-    `notice` says what a user should know (a prompt longer than the teacher's positions), or is None.
+    `notice` says what a user should know (a prompt longer than the teacher's positions), or is None; `logprobs` has one
+    Choice a token where `Sampling.logprobs` asks for them, and is () otherwise.
     """
 
     text: str
@@ -41,6 +46,7 @@ class Generation:
     finish_reason: str
     prompt_tokens: int
     notice: str | None = None
+    logprobs: tuple[Choice, ...] = ()
 
     @classmethod
     def of(cls, pieces: Sequence[Piece]) -> Generation:
@@ -54,6 +60,7 @@ class Generation:
             last.finish_reason,
             last.prompt_tokens,
             last.notice,
+            tuple(piece.logprobs for piece in pieces if piece.logprobs is not None),
         )
 
 

@@ -15,15 +15,17 @@ from linmu.errors import InputError
 from linmu.formats.bundle import Bundle, open_bundle
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.answer import Clock, Generation, Piece
+from linmu.runtimes.answering import Answering, AnswerSettings
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
+from linmu.runtimes.constraints import Constraint
 from linmu.runtimes.conversation import Turn
 from linmu.runtimes.guard import Guard
 from linmu.runtimes.keeping import Keep, checked_keep
 from linmu.runtimes.prompt import piece_tokens, place_prompt, prompt_pieces
 from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.state import SessionState
-from linmu.runtimes.stops import StopFilter, checked_stops
+from linmu.runtimes.stops import checked_stops
 from linmu.runtimes.turns import TurnMaker
 from linmu.runtimes.watched_stream import WatchedStream, watch_options
 from linmu.runtimes.watcher import Watcher
@@ -130,25 +132,26 @@ class Session:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: str | Sequence[str] | None = None,
+        constraint: Constraint | None = None,
         **options: Any,
     ) -> Generator[Piece]:
         """Yield the answer token by token as Pieces (greedy unless `sampling` is given).
 
         max_new_tokens: 0 reads the prompt and generates nothing (None: the bundle's); stop: texts that end an answer
-        and are left out of it; options as in `prepare`. A stream may be left: what was generated is in the state. An
-        error while the prompt is read leaves the state as it was, a later one as if the stream had been left there.
+        and are left out of it; constraint: what the answer is held to, made for it alone; options as in `prepare`. A
+        stream may be left: what was generated is in the state. An error while the prompt is read leaves the state as
+        it was, a later one as if the stream had been left there.
         """
-        sampling, stops = sampling or Sampling(), StopFilter(checked_stops(stop))
-        limit = self._limit(max_new_tokens)
+        settings = AnswerSettings(self._limit(max_new_tokens), sampling or Sampling(), checked_stops(stop), constraint)
         stream = self._guard.begin()
         try:
             clock = Clock(time.perf_counter())
             with self._guard.call(stream):
                 turn, notice = self._prepared(prompt, images, video, options)
                 clock.preprocess_ms = (time.perf_counter() - clock.start) * 1e3
+                answering = Answering(self.processor, settings, turn.input_ids, clock, notice)
                 logits = self._prefill(turn)
-            for text, token, reason in self._answer(logits, limit, sampling, stops, clock, stream):
-                yield Piece(text, token, reason, clock.timings(), len(turn.input_ids), notice)
+            yield from self._answer(answering, logits, stream) if settings.limit else (answering.empty(),)
         finally:
             self._guard.end(stream)
 
@@ -166,35 +169,17 @@ class Session:
         notices = (turn.notice, self._length_notice(total))
         return turn, "; ".join(notice for notice in notices if notice) or None
 
-    def _answer(
-        self, logits: np.ndarray, limit: int, sampling: Sampling, stops: StopFilter, clock: Clock, stream: object
-    ) -> Iterator[tuple[str, int | None, str | None]]:
-        """Choose and feed token after token -> its text, its id, and why the answer ends with it.
-
-        Between two of them the session may be saved, or left.
-        """
-        decoder, generator = self.processor.stream_decoder(), sampling.generator()
-        if not limit:
-            yield "", None, "length"
-        token = -1
-        for count in range(limit):
+    def _answer(self, answering: Answering, logits: np.ndarray, stream: object) -> Iterator[Piece]:
+        """Choose and feed token after token; between two of them the session may be saved, or left."""
+        piece = None
+        while piece is None or piece.finish_reason is None:
             with self._guard.call(stream):
-                if count:
-                    logits = self._step(token)
-                token = sampling.choose(logits, generator)
-                self.state.pending = (token,)
-            clock.count()
-            ended = token in self.processor.eos_token_ids
-            text = "" if ended else stops.push(decoder.push(token))
-            last = ended or stops.complete or count == limit - 1
-            if last and not stops.complete:
-                text += stops.push(decoder.flush()) + stops.flush()
-            if stops.complete:  # before the text is shown: whoever shows it may leave then
-                with self._guard.call(stream):
-                    self.state.answer_text = stops.text
-            yield text, token, ("stop" if ended or stops.complete else "length") if last else None
-            if last:
-                return
+                logits = logits if piece is None else self._step(answering.token)
+                piece = answering.push(logits)
+                self.state.pending = (answering.token,)
+                if piece.finish_reason is not None:  # before the text is shown: whoever shows it may leave then
+                    self.state.answer_text = answering.cut_text
+            yield piece
 
     def _prefill(self, inputs: ModelInputs, max_piece_tokens: int | None = None) -> np.ndarray:
         state, manifest = self.state, self.bundle.manifest
