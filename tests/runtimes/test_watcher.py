@@ -14,7 +14,7 @@ from tests.runtimes.streams import tcp_server
 from tests.runtimes.watching import QUESTION
 from tests.tiny import tiny_video
 
-LONG = {"sampling": Sampling(temperature=30.0, seed=4), "max_new_tokens": 12}  # says anything, and goes on
+LONG = {"sampling": Sampling(logit_bias={2: -100.0}), "max_new_tokens": 12}  # without the demo's end token
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +60,16 @@ def test_reading_goes_on_between_the_steps_of_an_answer(session, clip):
         moments.close()
 
 
-def test_an_answer_is_the_same_while_frames_are_read(session, clip):
+def test_an_answer_is_the_same_while_frames_are_read(session, clip, tmp_path):
     with session.watch(clip, fps=2.0) as watcher:
-        next(moments := watcher.moments(4.0))
+        moments = watcher.moments(4.0)
+        next(moments)
+        watcher.save(tmp_path / "s.safetensors")
         busy = watcher.ask(QUESTION, **LONG)
-        watcher.save(clip.parent / "s.safetensors")
+        assert watcher.counts.frames > busy.counts.frames
         moments.close()
-    frames = busy.counts.frames
-    short = clip.parent / "short.mp4"
-    if not short.exists():
-        write_clip(short, list(tiny_video(1, 40, (64, 48)))[:frames], rate=2)
-    with session.watch(clip, fps=2.0) as watcher:
-        next(moments := watcher.moments(4.0))
-        watcher.reader._queue.clear()  # nothing waits
-        watcher.reader.close()
-        alone = watcher.ask(QUESTION, **LONG)
-        moments.close()
-    assert alone.generation.token_ids == busy.generation.token_ids
+    session.state.load(tmp_path / "s.safetensors")
+    assert session.generate(QUESTION, **LONG).token_ids == busy.generation.token_ids
 
 
 def test_threads_ask_at_once(session, clip):
