@@ -22,6 +22,7 @@ PROTOCOLS = {
     "https": "https,http,tls,tcp",
 }
 STREAM_FORMATS = f"{FORMATS},rtsp,rtp,mpjpeg,mjpeg,h264,hevc"
+CLOCKLESS = {"mpjpeg", "mjpeg", "h264", "hevc"}  # FFmpeg makes up times for them, 25 frames a second
 CAMERA = re.compile(r"/dev/video\d+")
 CAMERA_FORMAT = "video4linux2"
 EXPECTED = "a video file, /dev/videoN, or an address that begins with " + ", ".join(f"{name}://" for name in PROTOCOLS)
@@ -82,7 +83,7 @@ def live_frames(source: WatchSource, timeout_s: float) -> Iterator[LiveFrame | N
             raise InputError(f"no pictures in {source}", expected="a video stream of a codec that FFmpeg knows")
         check_size(stream.width, stream.height, str(source))
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-        screen = Screen(stream)
+        screen, timed = Screen(stream), container.format.name not in CLOCKLESS
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
@@ -90,7 +91,7 @@ def live_frames(source: WatchSource, timeout_s: float) -> Iterator[LiveFrame | N
                 yield None
                 continue
             for frame in frames:
-                yield LiveFrame(frame, frame.time, screen)
+                yield LiveFrame(frame, frame.time if timed else None, screen)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from linmu.errors import InputError
-from linmu.formats.video_stream import watch_source
+from linmu.formats.video_stream import live_frames, watch_source
 from linmu.runtimes.frame_reader import FrameReader, Pace
 from tests.clips import levels, seen, write_clip
 from tests.runtimes.streams import tcp_server
@@ -101,6 +101,15 @@ def test_damaged_packets_are_counted_and_skipped(transport_stream):
         until(reader, lambda counts: counts.reconnects == 2)
         reader.close()
     assert reader.error is None and 10 < reader.counts.decoded <= 20
+
+
+def test_formats_without_times_are_timed_by_this_machine(transport_stream, tmp_path):
+    """Motion JPEG: FFmpeg would say 25 frames a second, whatever the camera sends."""
+    pictures = write_clip(tmp_path / "c.mjpeg", levels(10), codec="mjpeg", pixels="yuvj420p").read_bytes()
+    for data, timed in ((pictures, False), (transport_stream, True)):
+        with tcp_server([data]) as address:
+            frames = [frame for frame in live_frames(watch_source(address), 5.0) if frame is not None]
+        assert len(frames) == 10 and all((frame.seconds is not None) == timed for frame in frames)
 
 
 @pytest.mark.parametrize("data, expected", [(b"", "cannot read"), (b"no video at all\n" * 5000, "cannot read")])
