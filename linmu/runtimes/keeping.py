@@ -61,6 +61,8 @@ class KeptStates:
     """The states of one policy: one, and with `restart` a younger one that reads along before it takes over."""
 
     def __init__(self, new_state: Callable[[], WatchedState], keep: Keep, fps: float):
+        if isinstance(keep, Restart) and round(keep.every_s * fps) < 1:
+            raise InputError("seconds between restarts", got=keep.every_s, expected=f"at least a frame, {1 / fps:g}")
         self.old, self._keep, self._fps = new_state(), keep, fps
         self._spare = new_state() if isinstance(keep, Restart) and keep.overlap_s else None
         self._reads_along = False

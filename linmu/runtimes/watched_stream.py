@@ -69,7 +69,7 @@ class WatchedStream:
         self.clip = OpenClip(processor, options.fps, span, announced, options.system, options.max_pixels)
         self._encoder = FrameEncoder(runner, self.clip)
         self._states = KeptStates(lambda: WatchedState(runner, bundle, self.clip), keep, options.fps)
-        self.keep, self.fit, self.frames, self._slot = keep, self.clip.fit, 0, -1
+        self.fit, self.frames, self._slot = self.clip.fit, 0, -1
 
     @property
     def state_bytes(self) -> int:

@@ -73,8 +73,11 @@ class Watcher:
     def __init__(self, source: str | os.PathLike[str], stream: WatchedStream, asked: Asked, options: WatchOptions):
         self._stream, self._asked = stream, asked
         capacity = options.queue_frames or 2 * stream.clip.pictures
+        watched = watch_source(source)
+        if watched.live and options.speed is not None:
+            raise InputError("a speed for a live stream", got=options.speed, fix="leave it out: it is for files")
         pace = Pace(capacity, options.speed, options.pause_s, options.patience_s)
-        self.reader = FrameReader(watch_source(source), options.fps, stream.fit, pace)
+        self.reader = FrameReader(watched, options.fps, stream.fit, pace)
         self._model = threading.Lock()  # whoever has it runs the model
         self._quiet = threading.Condition()
         self._others = 0  # questions that wait or are answered, and loops that read frames themselves

@@ -120,12 +120,15 @@ def test_the_file_of_a_watched_state_is_asked_by_a_session(session, clip, tmp_pa
         ({"speed": -1}, "speed of watching"),
         ({"queue_frames": 0}, "queue_frames"),
         ({"keep": "nothing"}, "expected decay"),
+        ({"keep": "restart:1s:0"}, "at least a frame, 5"),
         ({"rate": 3}, "got rate"),
         ({"max_pixels": 100}, "takes any size"),
     ],
 )
 def test_bad_options_leave_the_session_free(options, expected, session, clip):
-    with pytest.raises(InputError, match=expected), session.watch(clip, **options):
+    with pytest.raises(InputError, match=expected), session.watch(clip, **{"fps": 0.2, **options}):
+        pass
+    with pytest.raises(InputError, match="a speed for a live stream"), session.watch("udp://127.0.0.1:1", speed=1.0):
         pass
     session.reset()
 
