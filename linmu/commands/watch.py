@@ -55,6 +55,7 @@ def command(
 
         every_s = seconds_of(every, "--every")
         options: dict[str, Any] = {"fps": fps, "keep": keep, "speed": speed, "system": system, "max_pixels": max_pixels}
+        options["background"] = False  # this thread reads: a file is asked at the same frames every time
         with load(bundle, backend=backend, threads=threads) as session, session.watch(source, **options) as watcher:
             try:
                 _watch(watcher, results, prompt, every_s, alert, max_new_tokens)

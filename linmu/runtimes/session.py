@@ -76,8 +76,9 @@ class Session:
         source: a video file, /dev/videoN, or an address (rtsp, rtsps, tcp, udp, http, https); keep: "decay", "restart"
         or "restart:SECONDS:OVERLAP"; options: `fps` (frames a second to read, 1), `speed` (at which a file is played,
         dropping late frames), `system` (a prompt), `max_pixels` (of a frame, Qwen), `queue_frames` (that may wait for
-        the model), `patience_s` (for a packet of a live stream, 10), `pause_s` (before it is opened again, 1). The
-        session's own state stays as it is; until the context ends, the session itself refuses calls. Raises InputError
+        the model), `patience_s` (for a packet of a live stream, 10), `pause_s` (before it is opened again, 1),
+        `background` (frames are read all the time, not only by who iterates over `moments` or waits). The session's own
+        state stays as it is; until the context ends, the session itself refuses calls. Raises InputError
         for a model that takes no clips or a bad option; a source that cannot be read is told by the Watcher's calls.
         """
         wanted = watch_options(options)

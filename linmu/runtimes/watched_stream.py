@@ -27,7 +27,8 @@ class WatchOptions:
 
     fps: frames a second to read; speed: at which a file is played, dropping late frames (None: as fast as the model
     reads, dropping none); system: a system prompt; max_pixels: of a frame (Qwen); queue_frames: that may wait for the
-    model (None: two spans); patience_s: for a packet of a live stream; pause_s: before the first attempt to reconnect.
+    model (None: two spans); patience_s: for a packet of a live stream; pause_s: before the first attempt to reconnect;
+    background: frames are read all the time, not only by who iterates over `moments` or waits.
     """
 
     fps: float = 1.0
@@ -37,6 +38,7 @@ class WatchOptions:
     queue_frames: int | None = None
     patience_s: float = 10.0
     pause_s: float = 1.0
+    background: bool = True
 
     def __post_init__(self) -> None:
         checked_rate(self.fps)

@@ -83,6 +83,7 @@ class Watcher:
         self._others = 0  # questions that wait or are answered, and loops that read frames themselves
         self._closing = threading.Event()
         self._fault: LinmuError | None = None
+        self._background = options.background
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._began = 0.0
 
@@ -90,7 +91,8 @@ class Watcher:
         """Begin to read."""
         self._began = time.monotonic()
         self.reader.start()
-        self._thread.start()
+        if self._background:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,7 +101,8 @@ class Watcher:
         self.reader.close()
         with self._quiet:
             self._quiet.notify_all()
-        self._thread.join()
+        if self._background:
+            self._thread.join()
 
     @property
     def ended(self) -> bool:
@@ -118,7 +121,10 @@ class Watcher:
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while not self.ended and (end is None or time.monotonic() < end):
             self._raise_fault()
-            self._closing.wait(IDLE_S)
+            if self._background:
+                self._closing.wait(IDLE_S)
+            else:
+                self.read_next(IDLE_S)
         with self._model:
             self._raise_fault()
             return self.ended
@@ -134,15 +140,15 @@ class Watcher:
     def moments(self, every_s: float) -> Iterator[WatchCounts]:
         """The counts after every `every_s` seconds of the stream, and at its end, when its frames up to there are read.
 
-        Whoever iterates reads the frames meanwhile, so a file stops at the same frames every time. Raises what ended
-        the stream, if it was an error.
+        Whoever iterates reads the frames meanwhile. With `background=False` nobody else does, so a file stops at the
+        same frames every time. Raises what ended the stream, if it was an error.
         """
         if not 0 < every_s < float("inf"):
             raise InputError("seconds between questions", got=every_s, expected="more than 0")
         with self._others_wait():
             told, due = 0, every_s
-            while self.read_next():
-                if self._stream.seconds >= due:
+            while not self.ended:
+                if self.read_next(IDLE_S) and self._stream.seconds >= due:
                     told, due = self._stream.frames, (self._stream.seconds // every_s + 1) * every_s
                     yield self.counts
             if self._stream.frames > told:
@@ -154,17 +160,17 @@ class Watcher:
         for _ in self.moments(every_s):
             yield self.ask(question, **options)
 
-    def read_next(self) -> bool:
-        """Read one frame, waiting for it; False when none comes any more."""
-        while not self.ended:
-            frame = self.reader.take(IDLE_S)
-            if frame is not None:
-                with self._model:
-                    self._stream.push(frame)
-                    while self._stream.work():
-                        pass
-                return True
-        return False
+    def read_next(self, timeout_s: float) -> bool:
+        """Read one frame, and what is due with it; False when none came in time."""
+        frame = self.reader.take(timeout_s)
+        if frame is not None:
+            with self._model:
+                while self._stream.work():
+                    pass
+                self._stream.push(frame)
+                while self._stream.work():
+                    pass
+        return frame is not None
 
     def save(self, path: str | Path) -> None:
         """Write the state as a file; who loads it (`linmu run --load-state`) asks about the stream."""

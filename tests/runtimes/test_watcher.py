@@ -29,8 +29,9 @@ def clip(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clip") / "c.mp4", list(tiny_video(1, 40, (64, 48))), rate=2)
 
 
-def test_a_file_is_read_to_its_end_and_asked(session, clip):
-    with session.watch(clip, fps=2.0) as watcher:
+@pytest.mark.parametrize("background", [True, False])
+def test_a_file_is_read_to_its_end_and_asked(background, session, clip):
+    with session.watch(clip, fps=2.0, background=background) as watcher:
         assert watcher.wait(60)
         counts = watcher.counts
         assert (counts.frames, counts.seconds, counts.reader.dropped) == (40, 19.5, 0)
@@ -42,7 +43,7 @@ def test_a_file_is_read_to_its_end_and_asked(session, clip):
 def test_questions_at_fixed_times_hear_the_same_frames_every_time(session, clip):
     told = []
     for _ in range(2):
-        with session.watch(clip, fps=2.0, keep="restart:6s:2s") as watcher:
+        with session.watch(clip, fps=2.0, keep="restart:6s:2s", background=False) as watcher:
             answers = list(watcher.answers(QUESTION, 4.0, max_new_tokens=4))
         told.append([(a.counts.seconds, a.counts.frames, a.generation.token_ids) for a in answers])
     assert told[0] == told[1]
@@ -50,7 +51,7 @@ def test_questions_at_fixed_times_hear_the_same_frames_every_time(session, clip)
 
 
 def test_reading_goes_on_between_the_steps_of_an_answer(session, clip):
-    with session.watch(clip, fps=2.0) as watcher:
+    with session.watch(clip, fps=2.0, background=False) as watcher:
         moments = watcher.moments(4.0)  # reads only when it is asked for the next moment
         before = next(moments).frames
         answer = watcher.ask(QUESTION, **LONG)
@@ -61,7 +62,7 @@ def test_reading_goes_on_between_the_steps_of_an_answer(session, clip):
 
 
 def test_an_answer_is_the_same_while_frames_are_read(session, clip, tmp_path):
-    with session.watch(clip, fps=2.0) as watcher:
+    with session.watch(clip, fps=2.0, background=False) as watcher:
         moments = watcher.moments(4.0)
         next(moments)
         watcher.save(tmp_path / "s.safetensors")
