@@ -15,8 +15,9 @@ from linmu.processing import ModelInputs
 from linmu.processing.open_clip import ClipPart, OpenClip, SampledFrame
 from linmu.runtimes.base import Runner, VisionFeatures
 from linmu.runtimes.conversation import Conversation, OpenEnd
-from linmu.runtimes.prompt import EncodedInputs, PlacedPrompt, piece_tokens, place_prompt, prompt_pieces
+from linmu.runtimes.prompt import PlacedPrompt, most_piece_tokens, place_prompt, prompt_pieces
 from linmu.runtimes.state import SessionState
+from linmu.runtimes.vision_rows import EncodedInputs
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,10 @@ class WatchedState:
         open_end = None if state.conversation is None else state.conversation.open_end
         placed, reached = place_frames(inputs, parts, self.begin, state.position, manifest)
         reached = max(reached, open_end.reached if open_end else 0)
-        encoded = EncodedInputs(
-            inputs.input_ids, inputs.text, inputs.media, (), tuple(frame.features for frame in frames)
-        )
-        most, limit = piece_tokens(manifest), self.runner.max_piece_tokens
+        features = tuple(frame.features for frame in frames)
+        encoded = EncodedInputs(inputs.input_ids, inputs.text, inputs.media, features=features)
+        most = most_piece_tokens(manifest, self.runner)
         with state.all_or_nothing():
-            most = most if limit is None else min(most, limit)
             for piece in prompt_pieces(encoded, self.runner, manifest, placed, state.tokens, most):
                 self.runner.prefill(piece, state.handle)
             tail = tuple(int(token) for token in inputs.input_ids[-1:])
