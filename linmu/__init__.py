@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what type checkers see; `_PUBLIC` says the same at run time
     from linmu.runtimes.answer import Generation, Piece
     from linmu.runtimes.sampling import Sampling
     from linmu.runtimes.session import Session, load
+    from linmu.runtimes.watcher import WatchAnswer, WatchCounts, Watcher
     from linmu.tools.bench import bench
     from linmu.tools.build import build
     from linmu.tools.evaluate import evaluate
@@ -37,6 +38,9 @@ __all__ = [
     "Piece",
     "Sampling",
     "Session",
+    "WatchAnswer",
+    "WatchCounts",
+    "Watcher",
     "__version__",
     "bench",
     "build",
@@ -68,6 +72,9 @@ _PUBLIC: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "Session": ("linmu.runtimes.session", "Session", (), ""),
     "Generation": ("linmu.runtimes.answer", "Generation", (), ""),
     "Piece": ("linmu.runtimes.answer", "Piece", (), ""),
+    "Watcher": ("linmu.runtimes.watcher", "Watcher", (), ""),
+    "WatchAnswer": ("linmu.runtimes.watcher", "WatchAnswer", (), ""),
+    "WatchCounts": ("linmu.runtimes.watcher", "WatchCounts", (), ""),
     "Sampling": ("linmu.runtimes.sampling", "Sampling", (), ""),
     "MMateConfig": ("linmu.config", "MMateConfig", (), ""),
     "LinMUForConditionalGeneration": ("linmu.model.modeling", "LinMUForConditionalGeneration", _TORCH, "convert"),

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from linmu.commands import bench, build, calibrate, convert, distill, doctor, eval, export, inspect, run, verify
+from linmu.commands import bench, build, calibrate, convert, distill, doctor, eval, export, inspect, run, verify, watch
 from linmu.commands.process import drop_stdout, open_streams, stopped, system_error
 from linmu.errors import LinmuError
 from linmu.system.interrupts import stop_signals
@@ -37,6 +37,7 @@ COMMANDS = {
     "build": build,
     "verify": verify,
     "run": run,
+    "watch": watch,
     "bench": bench,
     "inspect": inspect,
     "doctor": doctor,

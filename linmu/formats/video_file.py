@@ -63,12 +63,12 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
         with path.open("rb") as file:
             check_samples(file, size, path)
             with av.open(_Reader(file), options=options, buffer_size=READ_BYTES, **REFUSALS) as container:
-                stream = _moving_pictures(container)
+                stream = moving_pictures(container)
                 if stream is None:
                     raise InputError(f"no pictures in the video {path}", expected="a video stream")
                 if getattr(stream, "codec_context", None) is None:
                     raise InputError(f"cannot read the video {path}", got="an unknown codec", fix="encode it as H.264")
-                _check_size(stream.width, stream.height, path)
+                check_size(stream.width, stream.height, path)
                 stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
                 yield container, stream
     except (av.FFmpegError, *FAILURES) as error:
@@ -76,14 +76,15 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
         raise InputError(f"cannot read the video {path}", got=f"{size} bytes, {reason}", expected=EXPECTED) from error
 
 
-def _moving_pictures(container: Any) -> Any:
+def moving_pictures(container: Any) -> Any:
     """The first video stream that is no cover picture; a cover where there is nothing else."""
     streams = list(container.streams.video)
     covers = [stream for stream in streams if "attached_pic" in str(getattr(stream, "disposition", ""))]
     return next((stream for stream in streams if stream not in covers), covers[0] if covers else None)
 
 
-def _check_size(width: int, height: int, path: Path) -> None:
+def check_size(width: int, height: int, path: Path | str) -> None:
+    """Raise InputError for frames that take too much memory."""
     if width * height > MAX_FRAME_PIXELS:
         raise InputError(
             f"the video {path} is too large",

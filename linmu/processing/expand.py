@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 from linmu.processing.settings import TokenSettings
-from linmu.processing.video import Clip
 from linmu.processing.vision import Tiles
 
 UNITS = (
@@ -30,12 +31,13 @@ def number_words(number: int) -> str:
     return f"{number_words(thousands)} thousand{joint}{number_words(rest) if rest else ''}"
 
 
-def _one_tile(tokens: TokenSettings) -> str:
+def one_tile(tokens: TokenSettings) -> str:
+    """The tokens of one tile."""
     return str(tokens.image) * (tokens.tile_grid[0] * tokens.tile_grid[1])
 
 
 def _framed_thumbnail(tokens: TokenSettings) -> str:
-    return f"{tokens.fake_image}{tokens.global_image}{_one_tile(tokens)}{tokens.fake_image}"
+    return f"{tokens.fake_image}{tokens.global_image}{one_tile(tokens)}{tokens.fake_image}"
 
 
 def split_image_text(tiles: Tiles, tokens: TokenSettings) -> str:
@@ -43,7 +45,7 @@ def split_image_text(tiles: Tiles, tokens: TokenSettings) -> str:
     if not tiles.rows:
         return _framed_thumbnail(tokens)
     rows = (
-        "".join(f"{tokens.fake_image}<row_{r}_col_{c}>{_one_tile(tokens)}" for c in range(1, tiles.columns + 1)) + "\n"
+        "".join(f"{tokens.fake_image}<row_{r}_col_{c}>{one_tile(tokens)}" for c in range(1, tiles.columns + 1)) + "\n"
         for r in range(1, tiles.rows + 1)
     )
     return "".join(rows) + "\n" + _framed_thumbnail(tokens)
@@ -51,12 +53,12 @@ def split_image_text(tiles: Tiles, tokens: TokenSettings) -> str:
 
 def canvas_image_text(tiles: Tiles, tokens: TokenSettings) -> str:
     """InternVL: all tiles between one start and one end token."""
-    return f"{tokens.vision_start}{_one_tile(tokens) * len(tiles.pixels)}{tokens.vision_end}"
+    return f"{tokens.vision_start}{one_tile(tokens) * len(tiles.pixels)}{tokens.vision_end}"
 
 
 def plain_image_text(tiles: Tiles, tokens: TokenSettings) -> str:
     """LLaVA: the image tokens alone."""
-    return _one_tile(tokens)
+    return one_tile(tokens)
 
 
 IMAGE_TEXTS = {
@@ -67,36 +69,54 @@ IMAGE_TEXTS = {
 }
 
 
-def smolvlm_video_text(clip: Clip, tokens: TokenSettings, duration: float | None) -> str:
+@dataclass(frozen=True)
+class ClipText:
+    """What stands in a prompt for a clip: a text before its frames, one for each frame, and one behind them.
+
+    frame: (number from 0, seconds from the start) -> text. Each ends with a control token, and the text before the
+    frames is empty or ends where a frame's text may begin: pieces of a clip have the tokens of the whole.
+    """
+
+    frame: Callable[[int, float], str]
+    head: str = ""
+    tail: str = ""
+
+    def whole(self, seconds: Sequence[float]) -> str:
+        """A clip whose frames are shown at `seconds`."""
+        return self.head + "".join(self.frame(i, second) for i, second in enumerate(seconds)) + self.tail
+
+
+def smolvlm_clip(tokens: TokenSettings, frames: int, seconds: float) -> ClipText:
     """A sentence with the number of frames and the duration, then every frame behind its time."""
-    seconds = int(duration if duration is not None else clip.timestamps[-1])
-    frames = "".join(
-        f"\nFrame from {int(t // 60):02d}:{int(t % 60):02d}:{_framed_thumbnail(tokens)}" for t in clip.timestamps
+    tile = _framed_thumbnail(tokens)
+    head = (
+        f"You are provided the following series of {number_words(frames)} frames "
+        f"from a {timedelta(seconds=int(seconds))} [H:MM:SS] video.\n"
     )
-    return (
-        f"You are provided the following series of {number_words(len(clip.indices))} frames "
-        f"from a {timedelta(seconds=seconds)} [H:MM:SS] video.\n{frames}\n\n"
-    )
+    return ClipText(lambda _, t: f"\nFrame from {int(t // 60):02d}:{int(t % 60):02d}:{tile}", head, "\n\n")
 
 
-def internvl_video_text(clip: Clip, tokens: TokenSettings, duration: float | None) -> str:
+def internvl_clip(tokens: TokenSettings, frames: int, seconds: float) -> ClipText:
     """Every frame as a numbered image, a line each."""
-    frame = f"{tokens.vision_start}{_one_tile(tokens)}{tokens.vision_end}"
-    return "\n".join(f"Frame{i}: {frame}" for i in range(1, len(clip.indices) + 1))
+    tile = f"{tokens.vision_start}{one_tile(tokens)}{tokens.vision_end}"
+    return ClipText(lambda i, _: ("\n" if i else "") + f"Frame{i + 1}: {tile}")
 
 
-VIDEO_TEXTS = {"smolvlm": smolvlm_video_text, "internvl": internvl_video_text}
+TILE_CLIPS = {"smolvlm": smolvlm_clip, "internvl": internvl_clip}
 
 
-def qwen3_video_text(clip: Clip, tokens: TokenSettings, step: int, tokens_per_frame: int) -> str:
-    """Every grid frame behind its time: the mean of the first and last frame of its temporal patch."""
-    times = clip.timestamps
-    times += times[-1:] * (-len(times) % step)
+def grid_clip(family: str, tokens: TokenSettings, tokens_per_frame: int) -> ClipText:
+    """Qwen2.5-VL: the tokens of every grid frame, one run; Qwen3-VL: every grid frame behind its time."""
     pads = str(tokens.video) * tokens_per_frame
-    return "".join(
-        f"<{(times[i] + times[i + step - 1]) / 2:.1f} seconds>{tokens.vision_start}{pads}{tokens.vision_end}"
-        for i in range(0, len(times), step)
-    )
+    if family != "qwen3_vl":
+        return ClipText(lambda _, t: pads)
+    return ClipText(lambda _, t: f"<{t:.1f} seconds>{tokens.vision_start}{pads}{tokens.vision_end}")
+
+
+def grid_seconds(seconds: Sequence[float], step: int) -> list[float]:
+    """The time of every grid frame: the mean of the first and last frame of its temporal patch."""
+    times = [*seconds, *[seconds[-1]] * (-len(seconds) % step)]
+    return [(times[i] + times[i + step - 1]) / 2 for i in range(0, len(times), step)]
 
 
 def bare_placeholder(family: str, kind: str, tokens: TokenSettings) -> str:

@@ -13,7 +13,7 @@ from linmu.errors import InputError
 from linmu.layout.types import MediaGrid
 from linmu.processing import expand, vision
 from linmu.processing.images import ImageSource, load_image, normalize, resize
-from linmu.processing.settings import GridSettings, ProcessorSettings, TokenSettings, VideoSettings
+from linmu.processing.settings import GridSettings, ProcessorSettings, VideoSettings
 from linmu.processing.sources import MediaSource, image_source, video_source
 from linmu.processing.video import SAMPLERS, Clip, checked_rate, frames_clip, read_clip
 
@@ -134,7 +134,7 @@ def prepare(medium: MediaSource, settings: ProcessorSettings) -> Media:
         if settings.image is None:
             raise InputError(f"the family {settings.family} takes no images", fix="leave them out")
         return prepare_image(image_source(medium.source), settings)
-    _video_settings(settings)
+    video_settings(settings)
     return prepare_video(video_source(medium.source), medium.fps, settings)
 
 
@@ -146,7 +146,8 @@ def prepare_image(source: ImageSource, settings: ProcessorSettings) -> Media:
     pixels = np.asarray(load_image(source))
     if isinstance(image, GridSettings):
         patches, grid = vision.image_patches(pixels, image)
-        return _grid_media("image", [patches], grid, image.merge_size, tokens)
+        text = str(tokens.image) * (grid[1] * grid[2] // image.merge_size**2)
+        return _grid_media("image", text, [patches], grid, image.merge_size)
     tiles = vision.image_tiles(pixels, image)
     shape = (1, tokens.tile_grid[0], tokens.tile_grid[1])
     grid_of_tiles = MediaGrid("image", (shape,) * len(tiles.pixels))
@@ -156,17 +157,14 @@ def prepare_image(source: ImageSource, settings: ProcessorSettings) -> Media:
 
 def _grid_media(
     kind: str,
+    text: str,
     frames: Sequence[np.ndarray],
     grid: tuple[int, int, int],
     merge: int,
-    tokens: TokenSettings,
-    text: str | None = None,
     seconds: float = 1.0,
 ) -> Media:
     """Qwen media from the patches [h*w, dim] of each grid frame; `grid` (t, h, w) counts patches before merging."""
     t, h, w = grid
-    if text is None:
-        text = str(tokens.image if kind == "image" else tokens.video) * (t * h * w // merge**2)
     return Media(text, MediaGrid(kind, ((t, h // merge, w // merge),), seconds), GridCalls(frames, grid))
 
 
@@ -177,10 +175,10 @@ def take_clip(source: VideoSource, fps: float | None, settings: ProcessorSetting
     by the family's rule, at `fps` frames a second where given; an array holds the frames already chosen, `fps` of them
     a second. Each frame is made small when it is read: a clip takes no more memory than what the model sees of it.
     """
-    video = _video_settings(settings)
+    video = video_settings(settings)
     if isinstance(source, np.ndarray):
         clip = frames_clip(source, fps if fps is not None else video.fps)
-        return replace(clip, frames=np.stack([_fitted(frame, len(source), video) for frame in source])), None
+        return replace(clip, frames=np.stack([fitted_frame(frame, len(source), video) for frame in source])), None
     if not isinstance(source, (str, Path)):
         raise InputError("a video", got=type(source).__name__, expected="a file or uint8 frames [T, H, W, 3]")
     if fps is not None:
@@ -190,12 +188,12 @@ def take_clip(source: VideoSource, fps: float | None, settings: ProcessorSetting
     clip = read_clip(
         Path(source),
         lambda total, rate: SAMPLERS[settings.family](total, rate, video),
-        lambda frame, count: _fitted(frame, count, video),
+        lambda frame, count: fitted_frame(frame, count, video),
     )
     return clip, clip.total / clip.fps
 
 
-def _fitted(frame: np.ndarray, count: int, video: VideoSettings) -> np.ndarray:
+def fitted_frame(frame: np.ndarray, count: int, video: VideoSettings) -> np.ndarray:
     """One of `count` frames as the model sees it: its tiles, or resized."""
     if not isinstance(video.frames, GridSettings):
         return vision.image_tiles(frame, video.frames).pixels
@@ -203,7 +201,8 @@ def _fitted(frame: np.ndarray, count: int, video: VideoSettings) -> np.ndarray:
     return resize(frame, size, video.frames.resample)
 
 
-def _video_settings(settings: ProcessorSettings) -> VideoSettings:
+def video_settings(settings: ProcessorSettings) -> VideoSettings:
+    """How the family takes clips; InputError where it takes none."""
     if settings.video is None:
         raise InputError(f"the family {settings.family} takes no video", fix="give frames as images, or leave it out")
     return settings.video
@@ -211,17 +210,18 @@ def _video_settings(settings: ProcessorSettings) -> VideoSettings:
 
 def prepare_video(source: VideoSource, fps: float | None, settings: ProcessorSettings) -> Media:
     """Preprocess one video; InputError when it cannot be read or the family takes none."""
-    video, tokens = _video_settings(settings), settings.tokens
+    video, tokens = video_settings(settings), settings.tokens
     clip, duration = take_clip(source, fps, settings)
     if isinstance(video.frames, GridSettings):
         step, merge = video.frames.temporal_patch_size, video.frames.merge_size
         patches = vision.VideoPatches(clip.frames, video.frames)
-        grid, text = patches.grid, None
-        if settings.family == "qwen3_vl":
-            text = expand.qwen3_video_text(clip, tokens, step, grid[1] * grid[2] // merge**2)
-        return _grid_media("video", patches, grid, merge, tokens, text, step / clip.sampled_fps)
+        grid = patches.grid
+        frame = expand.grid_clip(settings.family, tokens, grid[1] * grid[2] // merge**2)
+        text = frame.whole(expand.grid_seconds(clip.timestamps, step))
+        return _grid_media("video", text, patches, grid, merge, step / clip.sampled_fps)
     tiles = clip.frames.reshape(-1, *clip.frames.shape[2:])
     shape = (len(tiles), tokens.tile_grid[0], tokens.tile_grid[1])
     grid_of_frames = MediaGrid("video", (shape,), 1 / clip.sampled_fps)
-    text = expand.VIDEO_TEXTS[settings.family](clip, tokens, duration)
+    seconds = duration if duration is not None else clip.timestamps[-1]
+    text = expand.TILE_CLIPS[settings.family](tokens, len(clip.indices), seconds).whole(clip.timestamps)
     return Media(text, grid_of_frames, ({"pixel_values": normalize(tiles, video.frames)},))

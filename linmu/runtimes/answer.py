@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from linmu.runtimes.sampling import Choice
@@ -46,6 +47,21 @@ class Generation:
     prompt_tokens: int
     notice: str | None = None
     logprobs: tuple[Choice, ...] = ()
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece]) -> Generation:
+        """The answer that consists of these pieces, the last one included."""
+        last = pieces[-1]
+        assert last.finish_reason is not None  # that is what makes it the last
+        return cls(
+            "".join(piece.text for piece in pieces),
+            tuple(piece.token_id for piece in pieces if piece.token_id is not None),
+            last.timings,
+            last.finish_reason,
+            last.prompt_tokens,
+            last.notice,
+            tuple(piece.logprobs for piece in pieces if piece.logprobs is not None),
+        )
 
 
 @dataclass

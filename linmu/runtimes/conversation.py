@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,37 @@ KEPT_MEDIA_BYTES = 64 << 20  # of pictures given as arrays, bytes or Pillow imag
 
 
 @dataclass(frozen=True)
+class OpenEnd:
+    """The end of a state that has read frames of a clip and no question: the user's turn goes on.
+
+    tail: marked text that closes the clip; reached: the rotary position that tokens behind the question have at least.
+    """
+
+    tail: str
+    reached: int = 0
+
+
+@dataclass(frozen=True)
 class Conversation:
     """What a state has read, up to its last answer.
 
     messages: marked, with bare media; None: text without a template. text: the marked text of everything read before
     the answer. tail: the last token ids before the answer. media: pictures and videos in order, None where they are
-    not kept. The answer itself is `SessionState.answer`.
+    not kept. open_end: set where the last message is a clip whose question is still to come; `text` ends with its
+    placeholder then. The answer itself is `SessionState.answer`.
     """
 
     messages: tuple[Message, ...] | None
     text: str
     tail: tuple[int, ...] = ()
     media: tuple[MediaSource | None, ...] = ()
+    open_end: OpenEnd | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What a state file holds: no pictures."""
         messages = None if self.messages is None else list(self.messages)
-        return {"messages": messages, "text": self.text, "tail": list(self.tail), "media": len(self.media)}
+        data = {"messages": messages, "text": self.text, "tail": list(self.tail), "media": len(self.media)}
+        return data if self.open_end is None else {**data, "open_end": asdict(self.open_end)}
 
     @classmethod
     def from_json(cls, data: Any) -> Conversation:
@@ -47,7 +61,8 @@ class Conversation:
             raise ValueError("text or media of a conversation")
         if not isinstance(tail, list) or not all(type(token) is int and token >= 0 for token in tail):
             raise ValueError("token ids of a conversation")
-        return cls(None if messages is None else tuple(messages), text, tuple(tail), (None,) * media)
+        open_end = _open_end(data.get("open_end"), messages, tail)
+        return cls(None if messages is None else tuple(messages), text, tuple(tail), (None,) * media, open_end)
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class Turn(ModelInputs):
 
     conversation: what the state will have read then; after: (tokens, pending) of the state it was made for; restart:
     the state is emptied first; keeps_pending: the last generated token is fed before it; notice: what the user should
-    know.
+    know; reached: the rotary position that the next token has at least.
     """
 
     conversation: Conversation | None = None
@@ -64,6 +79,7 @@ class Turn(ModelInputs):
     restart: bool = False
     keeps_pending: bool = False
     notice: str | None = None
+    reached: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,19 @@ def _copied(item: MediaSource) -> MediaSource:
     elif isinstance(source, bytearray | memoryview):
         source = bytes(source)
     return replace(item, source=source, kept=True)
+
+
+def _open_end(value: Any, messages: Any, tail: list[int]) -> OpenEnd | None:
+    """Read `to_json`'s form of an OpenEnd."""
+    if value is None:
+        return None
+    tail_text, reached = (value.get("tail"), value.get("reached")) if isinstance(value, Mapping) else (None, None)
+    asked = messages[-1].get("content") if messages else None
+    if not isinstance(tail_text, str) or type(reached) is not int or reached < 0 or not isinstance(asked, list):
+        raise ValueError("the open end of a conversation")
+    if not tail:
+        raise ValueError("token ids of a conversation")
+    return OpenEnd(tail_text, reached)
 
 
 def _is_message(value: Any) -> bool:

@@ -22,6 +22,17 @@ class Guard:
         self._inside: int | None = None
         self._stream: tuple[object, int] | None = None  # the answer that is being streamed, the thread that read it
         self.closed = False
+        self._lent: str | None = None
+
+    @contextmanager
+    def lent(self, to: str) -> Iterator[None]:
+        """Refuse every call meanwhile: something else runs the model. Raises InputError when it is in use."""
+        with self.call():
+            self._lent = to
+        try:
+            yield
+        finally:
+            self._lent = None
 
     @contextmanager
     def call(self, stream: object | None = None) -> Iterator[None]:
@@ -55,6 +66,8 @@ class Guard:
     def _admit(self, stream: object | None, me: int) -> None:
         if self.closed:
             raise InputError("the session is closed", fix="open it again with linmu.load")
+        if self._lent is not None:
+            raise InputError(f"the session is in use by {self._lent}", fix="ask the watcher, or close it first")
         if stream is not None:
             if self._stream is None or self._stream[0] is not stream:
                 raise InputError(

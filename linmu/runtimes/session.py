@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from linmu.runtimes.boundaries import boundaries, cut_prompt
 from linmu.runtimes.constraints import Constraint
 from linmu.runtimes.conversation import Turn
 from linmu.runtimes.guard import Guard
+from linmu.runtimes.keeping import Keep, checked_keep
 from linmu.runtimes.prompt import most_piece_tokens, pieces_at, place_prompt
 from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.state import SessionState
 from linmu.runtimes.stops import checked_stops
 from linmu.runtimes.turns import TurnMaker
+from linmu.runtimes.watched_stream import WatchedStream, watch_options
+from linmu.runtimes.watcher import Watcher
 
 
 class Session:
@@ -36,9 +40,9 @@ class Session:
     thread at a time: others are refused.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner):
+    def __init__(self, bundle: Bundle, runner: Runner, processor: Processor | None = None):
         self.bundle, self.runner = bundle, runner
-        self.processor = Processor.from_folder(bundle.folder, bundle.manifest.model.vocab_size)
+        self.processor = processor or Processor.from_folder(bundle.folder, bundle.manifest.model.vocab_size)
         self._guard = Guard()
         self.state = SessionState(runner, bundle, self._guard)
 
@@ -66,6 +70,25 @@ class Session:
         """The conversation the state has read, its last answer included; pictures are bare parts. [] when unknown."""
         maker = TurnMaker(self.processor, self.state.past)
         return maker.messages()
+
+    @contextmanager
+    def watch(self, source: str | os.PathLike[str], *, keep: str | Keep = "decay", **options: Any) -> Iterator[Watcher]:
+        """Read a file, a camera or a stream into a state of its own while a Watcher answers questions on copies of it.
+
+        source: a video file, /dev/videoN, or an address (rtsp, rtsps, tcp, udp, http, https); keep: "decay", "restart"
+        or "restart:SECONDS:OVERLAP"; options: `fps` (frames a second to read, 1), `speed` (at which a file is played,
+        dropping late frames), `system` (a prompt), `max_pixels` (of a frame, Qwen), `queue_frames` (that may wait for
+        the model), `patience_s` (for a packet of a live stream, 10), `pause_s` (before it is opened again, 1),
+        `background` (frames are read all the time, not only by who iterates over `moments` or waits). The session's own
+        state stays as it is; until the context ends, the session itself refuses calls. Raises InputError
+        for a model that takes no clips or a bad option; a source that cannot be read is told by the Watcher's calls.
+        """
+        wanted = watch_options(options)
+        with self._guard.lent("a watcher"):
+            stream = WatchedStream(self.bundle, self.runner, self.processor, checked_keep(keep), wanted)
+            asked = Session(self.bundle, self.runner, self.processor)
+            with Watcher(source, stream, asked, wanted) as watcher:
+                yield watcher
 
     def prepare(
         self, prompt: str | list[dict[str, Any]], images: Sequence[Any] = (), video: Any = None, **options: Any
@@ -115,7 +138,7 @@ class Session:
         stop: str | Sequence[str] | None = None,
         constraint: Constraint | None = None,
         **options: Any,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece]:
         """Yield the answer token by token as Pieces (greedy unless `sampling` is given).
 
         max_new_tokens: 0 reads the prompt and generates nothing (None: the bundle's); stop: texts that end an answer
@@ -141,18 +164,7 @@ class Session:
     ) -> Generation:
         """The whole answer as a Generation; arguments as in `stream`. An error leaves the state as it was."""
         with self._guard.call(), self.state.all_or_nothing():
-            pieces = list(self.stream(prompt, images, video, **options))
-        last = pieces[-1]
-        assert last.finish_reason is not None  # that is what makes it the last
-        return Generation(
-            "".join(piece.text for piece in pieces),
-            tuple(piece.token_id for piece in pieces if piece.token_id is not None),
-            last.timings,
-            last.finish_reason,
-            last.prompt_tokens,
-            last.notice,
-            tuple(piece.logprobs for piece in pieces if piece.logprobs is not None),
-        )
+            return Generation.of(list(self.stream(prompt, images, video, **options)))
 
     def _prepared(self, prompt: Any, images: Any, video: Any, options: dict[str, Any]) -> tuple[Turn, str | None]:
         """The turn of an answer, and what a user should know about it."""
@@ -206,7 +218,7 @@ class Session:
             cuts = self._cuts(whole, placed.layout, max_piece_tokens)
             for piece in pieces_at(cuts, whole, self.runner, manifest, placed, state.tokens):
                 logits = self.runner.prefill(piece, state.handle)
-            state.read_prompt(len(ids), placed.next_position, turn.conversation)
+            state.read_prompt(len(ids), max(placed.next_position, turn.reached), turn.conversation)
         assert logits is not None  # place_prompt refuses empty prompts
         return logits
 

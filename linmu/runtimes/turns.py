@@ -19,7 +19,8 @@ from linmu.processing.chat import Message
 from linmu.processing.control import plain_text
 from linmu.processing.prompts import Prompt
 from linmu.processing.sources import MediaSource, same_source
-from linmu.runtimes.conversation import Conversation, Past, Turn, kept
+from linmu.runtimes.clip_question import behind_clip, question_about
+from linmu.runtimes.conversation import Conversation, OpenEnd, Past, Turn, kept
 
 CONTEXT_TOKENS = 64  # of the prompt, in front of an answer that is turned into text
 # Stand for a question and an answer whose place in a rendered text is looked for. Noncharacters of Unicode: no template
@@ -41,6 +42,8 @@ class TurnMaker:
         if prompt.messages is None:
             return self._further_text(prompt)
         known = self.past.conversation
+        if known is not None and known.open_end is not None and not self.past.answer:
+            return self._question(prompt, known, known.open_end)
         if prompt.whole:
             return self._given_whole(prompt)
         if known is None or known.messages is None:
@@ -80,6 +83,13 @@ class TurnMaker:
             if same and (turn := self._continued(prompt.messages, text, known, prompt.media[count:])):
                 return turn
         return self._whole(prompt.messages, text, prompt.media, "the messages differ from what the state has read")
+
+    def _question(self, prompt: Prompt, known: Conversation, end: OpenEnd) -> Turn:
+        messages = question_about(known, prompt)
+        text = self.processor.render_marked(messages, self.add)
+        inputs = behind_clip(self.processor, text, known, end, prompt.media)
+        conversation = Conversation(messages, text, _tail(inputs.input_ids), (*known.media, *kept(prompt.media)))
+        return replace(self._made(inputs, conversation, keeps=False), reached=end.reached)
 
     # --- continuations
 

@@ -7,6 +7,7 @@ prefix that was read before would then not be the one that is read now.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,17 +15,24 @@ from linmu.errors import BundleError, InputError
 from linmu.layout import MediaGrid, PromptLayout
 from linmu.processing import ModelInputs
 from linmu.processing.media import ChainedCalls, TileCalls
-from linmu.runtimes.base import Runner
+from linmu.runtimes.base import Runner, VisionFeatures
+
+
+@dataclass(frozen=True)
+class EncodedInputs(ModelInputs):
+    """A prompt whose pictures were encoded before; features: of each call of the vision graph."""
+
+    features: tuple[VisionFeatures, ...] = ()
 
 
 class VisionRows:
     """Fills pieces of a prompt in their order, from token `start` on; a call runs when its first row is needed."""
 
     def __init__(self, inputs: ModelInputs, runner: Runner, layout: PromptLayout, start: int = 0):
-        self.runner = runner
         spans = [span.positions for span in layout.spans]
         self.places = np.sort(np.concatenate(spans)) if spans else np.zeros(0, np.int64)
-        self.calls = _unread_calls(inputs, int(np.searchsorted(self.places, start)))
+        read = int(np.searchsorted(self.places, start))
+        self.features = _unread_features(inputs, runner, read)
         self.rows: np.ndarray | None = None
         self.deep: np.ndarray | None = None
 
@@ -51,13 +59,12 @@ class VisionRows:
 
     def _take(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         while self.rows is None or len(self.rows) < count:
-            call, skipped = next(self.calls, (None, 0))
-            if call is None:
+            features, skipped = next(self.features, (None, 0))
+            if features is None:
                 got = 0 if self.rows is None else len(self.rows)
                 raise InputError(
                     "the vision graph gave fewer rows than the prompt has vision tokens", got=got, expected=count
                 )
-            features = self.runner.encode(call)
             self.rows = _joined(self.rows, features.embeddings[skipped:], 0)
             if features.deepstack is not None:
                 self.deep = _joined(self.deep, features.deepstack[:, skipped:], 1)
@@ -66,6 +73,17 @@ class VisionRows:
             return rows, None
         deep, self.deep = self.deep[:, :count], self.deep[:, count:]
         return rows, deep
+
+
+def _unread_features(inputs: ModelInputs, runner: Runner, read: int) -> Iterator[tuple[VisionFeatures, int]]:
+    """What the vision graph gives behind the first `read` vision tokens, and the rows of each that were read."""
+    if isinstance(inputs, EncodedInputs):
+        for features in inputs.features:
+            yield features, min(read, len(features.embeddings))
+            read -= min(read, len(features.embeddings))
+        return
+    for call, skipped in _unread_calls(inputs, read):
+        yield runner.encode(call), skipped
 
 
 def _unread_calls(inputs: ModelInputs, read: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:

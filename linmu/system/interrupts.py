@@ -40,6 +40,14 @@ def stop_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def ignore_further_stops() -> None:
+    """A signal came and the program ends of itself: let no second one cut off what is saved at the end."""
+    if threading.current_thread() is threading.main_thread():
+        for name in NAMES:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 def raise_if_stopped() -> None:
     """Raise Stopped when a signal came and its exception got lost."""
     if _received:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+from linmu.errors import InputError
+
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
+
 
 def size(count: float) -> str:
     """A number of bytes in binary units."""
@@ -23,3 +29,11 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60} min"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24} h"
+
+
+def seconds_of(text: str, what: str) -> float:
+    """Seconds of a time as people write it: "5", "5s", "500ms", "10m", "1.5h"; InputError, naming `what`, otherwise."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([a-z]*)", text.strip())
+    if match is None or match[2] not in _SECONDS:
+        raise InputError(f"a time ({what})", got=repr(text)[:40], expected="seconds, or a number with ms, s, m or h")
+    return float(match[1]) * _SECONDS[match[2]]

@@ -239,7 +239,7 @@ def test_numbers_in_words():
 def test_qwen3_times_are_means_of_a_patch(tmp_path):
     _, ours = tiny_pair("qwen3_vl", tmp_path)
     clip = Clip(np.zeros((3, 1, 1, 3), np.uint8), (0, 12, 30), 24.0, 31)
-    text = expand.qwen3_video_text(clip, ours.settings.tokens, 2, 2)
+    text = expand.grid_clip("qwen3_vl", ours.settings.tokens, 2).whole(expand.grid_seconds(clip.timestamps, 2))
     frame = "<|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
     assert text == f"<0.2 seconds>{frame}<1.2 seconds>{frame}"
 

@@ -1,4 +1,4 @@
-"""Bundles of tiny models, exported once for all tests of sessions."""
+"""Bundles of tiny models and of the demo student, exported once for all tests of sessions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 
+from linmu.demo import student_folder as demo_student
 from tests.exports import export_bundle
 from tests.folders import student_folder
 
@@ -20,3 +21,10 @@ def bundle_of(tmp_path_factory):
         return root / "bundle"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "bundle"
+    export_bundle(demo_student(), out)
+    return out
