@@ -73,13 +73,13 @@ class Engine:
         clock = Clock(time.perf_counter())
         with self._inbox.place():
             settings = AnswerSettings(self._limit(request), request.sampling, checked_stops(request.stop))
+            request.sampling.check_vocabulary(self.bundle.manifest.model.vocab_size)
             if request.n > self.limits.max_sessions:
                 raise InputError("n", got=request.n, expected=f"at most {self.limits.max_sessions}")
-            if request.logprobs is not None or request.constraint is not None:
-                raise InputError("logprobs and constraint", got="one of them", expected="neither")
+            constraints = [request.constraint() for _ in range(request.n)] if request.constraint else []
             inputs = self._inputs(request)
             clock.preprocess_ms = (time.perf_counter() - clock.start) * 1e3
-            job = Job(request, inputs, settings, clock, Ticket(self._inbox.wake))
+            job = Job(request, inputs, settings, clock, Ticket(self._inbox.wake), constraints)
             self._inbox.put(job)
         return job.ticket
 
