@@ -246,3 +246,28 @@ def test_answers_are_held_to_a_form_of_their_own(bundle_of):
         pieces = [event.piece for event in events if event.index == index]
         assert json.loads("".join(piece.text for piece in pieces)) in ("yes", "no", "perhaps")
         assert all(len(piece.logprobs.top) == 2 for piece in pieces)
+
+
+def test_answers_go_on_while_a_long_prompt_is_read(bundle_of):
+    words, size = "a long story. " * 40, 8
+    with Engine(bundle_of("llama"), "onnxruntime", 1, Limits(piece_tokens=size)) as engine:
+        pieces = len(engine.processor.encode(words).input_ids) // size
+        going = engine.submit(ENDLESS)
+        events = iter(going)
+        before = next(events).piece.timings["decode_ms"]
+        steps = sum(engine.counters().step_s.counts)
+        next(iter(engine.submit(Request(words, max_new_tokens=2))))
+        assert sum(engine.counters().step_s.counts) - steps >= pieces > 50  # a step between any two pieces
+        told = [next(events).piece.timings["decode_ms"] for _ in range(pieces)]
+        assert before < told[0] < told[-1]
+
+
+def test_prompts_are_read_in_turn_and_may_be_given_up(bundle_of):
+    long = Request("a long story. " * 60, max_new_tokens=1)
+    with Engine(bundle_of("llama"), "onnxruntime", 1, Limits(max_sessions=2, piece_tokens=4)) as engine:
+        first = engine.submit(long)
+        assert list(engine.submit(Request("short", max_new_tokens=1))) and not first.done
+        first.cancel()
+        assert not list(first) and text(engine.submit(Request("short", max_new_tokens=1, n=2))) is not None
+        short = len(engine.processor.encode("short").input_ids)
+        assert engine.counters().prompt_tokens == 2 * short
