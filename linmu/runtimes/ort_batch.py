@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
 
 from linmu.runtimes.ort_state import OrtState, ort_value, zero_rows
-
-if TYPE_CHECKING:
-    from linmu.runtimes.ort_runner import OrtRunner
+from linmu.specs import StateSpec
 
 Buffers = dict[str, np.ndarray]
+
+
+class DecodeGraph(Protocol):
+    """What a batch needs of its runner (linmu.runtimes.ort_runner)."""
+
+    state_specs: tuple[StateSpec, ...]
+    decode_graph: str
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that logits are given for."""
+
+    def decode_inputs(self, rows: int) -> Buffers:
+        """Buffers of a decode step's inputs but the state, for `rows` sequences with a text token each."""
+
+    def embed(self, input_ids: np.ndarray) -> np.ndarray:
+        """Token embeddings: [S] int64 -> [S, D] float32."""
+
+    def session(self, name: str) -> ort.InferenceSession:
+        """An open graph."""
+
+    def run_bound(self, name: str, binding: ort.IOBinding) -> None:
+        """Run graph `name` on bound buffers."""
 
 
 class OrtBatch:
@@ -22,11 +43,11 @@ class OrtBatch:
     Memory of rows that were never used is not touched, and so not there.
     """
 
-    def __init__(self, runner: OrtRunner, capacity: int):
+    def __init__(self, runner: DecodeGraph, capacity: int):
         self._runner, self.capacity = runner, capacity
         self._sets: list[Buffers] = [zero_rows(runner.state_specs, capacity) for _ in range(2)]
         self._inputs: dict[int, Buffers] = {}  # by the number of rows
-        self._logits = np.zeros((capacity, 1, runner.bundle.manifest.model.vocab_size), np.float32)
+        self._logits = np.zeros((capacity, 1, runner.vocabulary), np.float32)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._now = self._rows = 0
 

@@ -63,7 +63,7 @@ class OrtRunner:
         floats = () if self._one_graph else self._weights.keys() - packed
         self._shared = {name: ort_value(self._weights[name]) for name in floats}
         self._sessions: dict[str, ort.InferenceSession] = {}
-        self._logits = np.zeros((1, 1, bundle.manifest.model.vocab_size), np.float32)
+        self._logits = np.zeros((1, 1, self.vocabulary), np.float32)
         self.decode_graph = "prefill" if self._one_graph else "step"
         self._inputs = self.decode_inputs(1)
         for name in {"prefill", self.decode_graph}:
@@ -82,6 +82,11 @@ class OrtRunner:
         self._sessions.clear()
         self._shared.clear()
         self._weights.clear()
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that logits are given for."""
+        return self.bundle.manifest.model.vocab_size
 
     def new_state(self) -> OrtState:
         """A zero state for one sequence."""
