@@ -35,7 +35,9 @@ class FusedWindow(SlidingOps):
         place = self._whole("Unsqueeze", fill, [1, 2])  # [B, 1, 1]
         seen = self._whole("GreaterOrEqual", self._whole("Unsqueeze", fill, [1, 2, 3]), np.arange(slots))
         one = OneSlot(self._whole("GreaterOrEqual", place, slots), self._slot_of(fill), seen)
-        return one, None if self.single_token else self.prompt_blocks(x, fill)
+        if self.single_token:
+            return one, None
+        return one, self.prompt_blocks(x, self.node("Gather", fill, self.graph.const([0])))  # of one sequence
 
     def beyond_window(self, recent: tuple[OneSlot, Blocks | None]) -> str:
         """Where something has left the window."""

@@ -27,6 +27,8 @@ FLOAT, INT64, BOOL = 1, 7, 9  # onnx.TensorProto
 class OnnxOps(QuantizedOps, FusedWindow, StateOps):
     """Implements linmu.step.ops.Ops; values are graph value names."""
 
+    prefill_steps = True  # whether a prefill graph also takes single tokens of many sequences
+
     def __init__(self, graph: GraphBuilder, form: DecoderForm):
         super().__init__()
         self.graph, self.form = graph, form
@@ -149,8 +151,15 @@ class OnnxOps(QuantizedOps, FusedWindow, StateOps):
 
     def token_index(self, x: str) -> str:
         length = self.length(x, 1)
+        if not self.prefill_steps:
+            return self.node("Range", self.graph.const(0), length, self.graph.const(1))
         self._several = self.node("Greater", length, self.graph.const(1))
-        return self.node("Range", self.graph.const(0), length, self.graph.const(1))
+        sizes = self.node("Gather", self.node("Shape", x), self.graph.const([0, 1]), axis=0)  # B, S
+        count = self.node("Mul", self.length(x, 0), length)
+        rows = self.node("Range", self.graph.const(0), count, self.graph.const(1))
+        index = self.node("Reshape", rows, sizes)
+        self._per_sequence.add(index)
+        return index
 
     def batch_index(self, position_ids: str, form: DecoderForm) -> str:
         self.single_token = True

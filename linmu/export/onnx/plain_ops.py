@@ -16,6 +16,7 @@ from linmu.step.form import DecoderForm
 class PlainOps(OnnxOps):
     """OnnxOps without ONNX Runtime's own domain."""
 
+    prefill_steps = False  # plain bundles step with their step graph
     # the text window of `FusedWindow` is ONNX Runtime's
     prepare_window, beyond_window = SlidingOps.prepare_window, SlidingOps.beyond_window
     sliding_attention = SlidingOps.sliding_attention
