@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from linmu.commands import bench, build, calibrate, convert, distill, doctor, eval, export, inspect, run, verify
+from linmu.commands import (
+    bench,
+    build,
+    calibrate,
+    convert,
+    distill,
+    doctor,
+    eval,
+    export,
+    inspect,
+    run,
+    serve,
+    verify,
+)
 from linmu.commands.process import drop_stdout, open_streams, stopped, system_error
 from linmu.errors import LinmuError
 from linmu.system.interrupts import stop_signals
@@ -36,6 +49,7 @@ COMMANDS = {
     "build": build,
     "verify": verify,
     "run": run,
+    "serve": serve,
     "bench": bench,
     "inspect": inspect,
     "doctor": doctor,

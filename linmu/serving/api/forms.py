@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from linmu.runtimes.answer import Piece
-from linmu.runtimes.sampling import Choice
+if TYPE_CHECKING:
+    from linmu.runtimes.sampling import Choice
 from linmu.serving.api.answers import Answer
 from linmu.serving.api.token_texts import TokenTexts
 

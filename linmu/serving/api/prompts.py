@@ -39,7 +39,7 @@ def sampling_of(body: SamplingFields, logprobs: int | None) -> Sampling:
     by_chance = any(name in given for name in DRAWN) or (body.n or 1) > 1
     temperature = body.temperature if body.temperature is not None else float(by_chance)
     try:
-        return Sampling(temperature, logit_bias=_bias(body.logit_bias), logprobs=logprobs, **given)
+        return Sampling(temperature, **given)
     except InputError as error:
         raise of_linmu(error, error.what if error.what in type(body).model_fields else None) from error
 

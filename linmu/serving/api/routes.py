@@ -105,7 +105,7 @@ class Chat:
             maker = MessageMaker(processor, reader)
             tools = maker.tools(body)
             options = {} if tools is None else {"tools": tools}
-            return Request(maker.made(body), options=options, constraint=constraint(), **fields)
+            return Request(maker.made(body), options=options, **fields)
 
         return _reply(body, ChatForm(self.texts if body.logprobs else None)), make
 
