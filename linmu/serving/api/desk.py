@@ -40,20 +40,23 @@ class Desk:
         """The model's name."""
         return self.settings.name
 
-    async def submit(self, request: HttpRequest, make: Maker) -> Ticket:
-        """Make a request in a worker thread and queue it; raises ApiError, ClientDisconnect when nobody waits."""
+    async def submit(self, request: HttpRequest, make: Maker, param: str) -> Ticket:
+        """Make a request in a worker thread and queue it; raises ApiError, ClientDisconnect when nobody waits.
+
+        param: the field that holds the prompt.
+        """
         if self.closing:
             raise closing()
         if self._waiting >= self.settings.limits.workers + self.engine.limits.max_queued:
             raise busy("too many requests are being made ready")
         self._waiting += 1
         try:
-            return await while_connected(request, lambda: self._submitted(make))
+            return await while_connected(request, lambda: self._submitted(make, param))
         finally:
             self._waiting -= 1
 
-    async def _submitted(self, make: Maker) -> Ticket:
-        ticket = await run_sync(self._submit, make, limiter=self._workers)
+    async def _submitted(self, make: Maker, param: str) -> Ticket:
+        ticket = await run_sync(self._submit, make, param, limiter=self._workers)
         try:
             await anyio.lowlevel.checkpoint()  # where a client's leaving arrives that a thread did not notice
         except BaseException:
@@ -61,12 +64,12 @@ class Desk:
             raise
         return ticket
 
-    def _submit(self, make: Maker) -> Ticket:
+    def _submit(self, make: Maker, param: str) -> Ticket:
         try:
             with scratch_folder("the request") as folder:
                 return self.engine.submit(make(MediaReader(self.settings, Path(folder))))
         except LinmuError as error:
-            raise of_linmu(error) from error
+            raise of_linmu(error, param) from error
 
 
 async def while_connected(request: HttpRequest, work: Callable[[], Awaitable[T]]) -> T:

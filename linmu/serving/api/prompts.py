@@ -178,7 +178,7 @@ def completion_prompt(body: CompletionRequest, processor: Processor, limits: Api
         if len(prompt) > limits.text_characters:
             raise too_large(f"the prompt has more than {limits.text_characters:,} characters", "prompt")
         return prompt
-    ids = [item for item in prompt if isinstance(item, int)]
+    ids = [item for item in prompt if type(item) is int]
     if not ids or len(ids) < len(prompt) or min(ids) < 0:
         raise ApiError(400, "prompt: expected one text, or token ids", param="prompt", code="invalid_value")
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Text = Annotated[str, Field(max_length=2**24)]
+CONTENT = "a text or a list of parts"
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -55,6 +57,11 @@ class VideoPart(Strict):
     video_url: VideoUrl
 
 
+def _by(function: Callable[[Any], str | None], field: str, expected: str) -> Discriminator:
+    """Which alternative a value is; the error type is the field that says so, "" where the value itself does."""
+    return Discriminator(function, custom_error_type=f"tag:{field}", custom_error_message=expected)
+
+
 def _type_of(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return kind if isinstance(kind, str) else None
@@ -66,12 +73,12 @@ def _form_of(value: Any) -> str | None:
 
 UserPart = Annotated[
     Annotated[TextPart, Tag("text")] | Annotated[ImagePart, Tag("image_url")] | Annotated[VideoPart, Tag("video_url")],
-    Discriminator(_type_of),
+    _by(_type_of, "type", "'text', 'image_url' or 'video_url'"),
 ]
-Content = Annotated[Annotated[Text, Tag("text")] | Annotated[list[TextPart], Tag("parts")], Discriminator(_form_of)]
+Content = Annotated[Annotated[Text, Tag("text")] | Annotated[list[TextPart], Tag("parts")], _by(_form_of, "", CONTENT)]
 UserContent = Annotated[
     Annotated[Text, Tag("text")] | Annotated[list[UserPart], Tag("parts")],
-    Discriminator(_form_of),
+    _by(_form_of, "", CONTENT),
 ]
 
 
@@ -134,7 +141,7 @@ Message = Annotated[
     | Annotated[UserMessage, Tag("user")]
     | Annotated[AssistantMessage, Tag("assistant")]
     | Annotated[ToolMessage, Tag("tool")],
-    Discriminator(_role_of),
+    _by(_role_of, "role", "'system', 'developer', 'user', 'assistant' or 'tool'"),
 ]
 
 
@@ -186,7 +193,7 @@ ResponseFormat = Annotated[
     Annotated[TextFormat, Tag("text")]
     | Annotated[JsonObjectFormat, Tag("json_object")]
     | Annotated[JsonSchemaFormat, Tag("json_schema")],
-    Discriminator(_type_of),
+    _by(_type_of, "type", "'text', 'json_object' or 'json_schema'"),
 ]
 
 
@@ -237,7 +244,7 @@ class ChatRequest(SamplingFields):
 class CompletionRequest(SamplingFields):
     """`POST /v1/completions`: a text without a chat template, or token ids."""
 
-    prompt: Text | list[str] | list[int]
+    prompt: Text | Annotated[list[Any], Field(max_length=2**18)]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None

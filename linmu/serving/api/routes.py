@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -47,7 +47,9 @@ class Reply:
 
 
 class Kind(Protocol):
-    """One of the two paths."""
+    """One of the two paths; prompt: the field that holds the prompt."""
+
+    prompt: ClassVar[str]
 
     def reply(self, document: dict[str, Any]) -> tuple[Reply, Maker]:
         """A document checked -> how it is answered, and what makes the request; raises ApiError."""
@@ -82,7 +84,7 @@ async def _taken(http: HttpRequest, desk: Desk, kind: Kind) -> tuple[Reply, Tick
     """A request read, checked and queued; its body is gone afterwards."""
     async with desk.bodies.json(http) as document:
         reply, make = kind.reply(document)
-        return reply, await desk.submit(http, make)
+        return reply, await desk.submit(http, make, kind.prompt)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Chat:
 
     desk: Desk
     texts: TokenTexts
+    prompt = "messages"
 
     def reply(self, document: dict[str, Any]) -> tuple[Reply, Maker]:
         """See Kind."""
@@ -116,6 +119,7 @@ class Completion:
 
     desk: Desk
     texts: TokenTexts
+    prompt = "prompt"
 
     def reply(self, document: dict[str, Any]) -> tuple[Reply, Maker]:
         """See Kind."""

@@ -22,6 +22,9 @@ def checked(model: type[Model], document: dict[str, Any]) -> Model:
         faults = [(path_of(problem["loc"], document), problem) for problem in problems]
         unknown = [item for item in faults if item[1]["type"] == "extra_forbidden"]
         path, problem = max(unknown or faults, key=lambda item: len(item[0]))
+        kind, _, field = problem["type"].partition(":")
+        if kind == "tag" and field and isinstance(problem["input"], dict):
+            path, problem = (*path, field), {**problem, "input": problem["input"].get(field)}
         raise _said(path, problem) from None
 
 

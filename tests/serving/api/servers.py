@@ -54,9 +54,9 @@ class Served:
 
 
 @contextmanager
-def served(bundle: Path, limits: Limits | None = None, key: str = "-", **settings: Any) -> Iterator[Served]:
+def served(bundle: Path, places: Limits | None = None, key: str = "-", **settings: Any) -> Iterator[Served]:
     """A bundle served by a thread of this process."""
-    with bound_socket("127.0.0.1", 0) as listening, Engine(bundle, "onnxruntime", 1, limits) as engine:
+    with bound_socket("127.0.0.1", 0) as listening, Engine(bundle, "onnxruntime", 1, places) as engine:
         started = threading.Event()
         server = Server(engine, replace(ApiSettings(NAME), **settings), started.set)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
