@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from linmu.runtimes.sampling import Choice
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -12,7 +14,8 @@ class Piece:
 
     text: what can be shown now, "" where a character or a stop string may still be incomplete; token_id: None in the
     one piece of an answer without tokens; finish_reason: "stop" or "length" in the last piece, None before; timings:
-    up to here, by name in ms and tokens/s; prompt_tokens: of what this prompt added; notice: as in Generation.
+    up to here, by name in ms and tokens/s; prompt_tokens: of what this prompt added; notice: as in Generation;
+    logprobs: the token's, where `Sampling.logprobs` asks for them.
     """
 
     text: str
@@ -21,6 +24,7 @@ class Piece:
     timings: dict[str, float]
     prompt_tokens: int
     notice: str | None = None
+    logprobs: Choice | None = None
 
     def __str__(self) -> str:
         """The text."""
@@ -31,7 +35,8 @@ class Piece:
 class Generation:
     """An answer: its text, its token ids (end token included), timings by name in ms and tokens/s, and why it ended.
 
-    `notice` says what a user should know (a prompt longer than the teacher's positions), or is None.
+    `notice` says what a user should know (a prompt longer than the teacher's positions), or is None; `logprobs` has one
+    Choice a token where `Sampling.logprobs` asks for them, and is () otherwise.
     """
 
     text: str
@@ -40,6 +45,7 @@ class Generation:
     finish_reason: str
     prompt_tokens: int
     notice: str | None = None
+    logprobs: tuple[Choice, ...] = ()
 
 
 @dataclass

@@ -17,6 +17,7 @@ from linmu.runtimes.answer import Clock, Generation, Piece
 from linmu.runtimes.answering import Answering, AnswerSettings
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
+from linmu.runtimes.constraints import Constraint
 from linmu.runtimes.conversation import Turn
 from linmu.runtimes.guard import Guard
 from linmu.runtimes.prompt import piece_tokens, place_prompt, prompt_pieces
@@ -109,15 +110,17 @@ class Session:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: str | Sequence[str] | None = None,
+        constraint: Constraint | None = None,
         **options: Any,
     ) -> Iterator[Piece]:
         """Yield the answer token by token as Pieces (greedy unless `sampling` is given).
 
         max_new_tokens: 0 reads the prompt and generates nothing (None: the bundle's); stop: texts that end an answer
-        and are left out of it; options as in `prepare`. A stream may be left: what was generated is in the state. An
-        error while the prompt is read leaves the state as it was, a later one as if the stream had been left there.
+        and are left out of it; constraint: what the answer is held to, made for it alone; options as in `prepare`. A
+        stream may be left: what was generated is in the state. An error while the prompt is read leaves the state as
+        it was, a later one as if the stream had been left there.
         """
-        settings = AnswerSettings(self._limit(max_new_tokens), sampling or Sampling(), checked_stops(stop))
+        settings = AnswerSettings(self._limit(max_new_tokens), sampling or Sampling(), checked_stops(stop), constraint)
         stream = self._guard.begin()
         try:
             clock = Clock(time.perf_counter())
@@ -145,6 +148,7 @@ class Session:
             last.finish_reason,
             last.prompt_tokens,
             last.notice,
+            tuple(piece.logprobs for piece in pieces if piece.logprobs is not None),
         )
 
     def _prepared(self, prompt: Any, images: Any, video: Any, options: dict[str, Any]) -> tuple[Turn, str | None]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 
-from linmu.runtimes.sampling import Sampling
+from linmu.runtimes.sampling import Choice, Sampling
 from tests.tiny import tiny_image
 
 
@@ -21,11 +22,13 @@ def gap(actual, expected) -> float:
 class Scripted(Sampling):
     """Says what it is told, whatever the model thinks."""
 
-    def generator(self):
-        return iter(self.seed)
+    def __init__(self, script):
+        super().__init__()
+        object.__setattr__(self, "script", script)
 
-    def choose(self, logits, generator):
-        return next(generator)
+    def chooser(self, prompt_ids, constraint=None):
+        tokens = iter(self.script)
+        return SimpleNamespace(choose=lambda logits: Choice(next(tokens)))
 
 
 def says(session, text: str, ended: bool = True) -> dict:
@@ -37,4 +40,4 @@ def says(session, text: str, ended: bool = True) -> dict:
     settings = replace(session.processor.settings, tokens=tokens)
     session.processor = replace(session.processor, settings=settings)
     ids += [end] * ended
-    return {"sampling": Scripted(seed=ids), "max_new_tokens": len(ids)}
+    return {"sampling": Scripted(ids), "max_new_tokens": len(ids)}
