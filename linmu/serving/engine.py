@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
@@ -17,6 +18,7 @@ from linmu.runtimes.answer import Clock
 from linmu.runtimes.answering import AnswerSettings
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
+from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.stops import checked_stops
 from linmu.serving.counters import Counters
 from linmu.serving.failures import attempt
@@ -72,14 +74,13 @@ class Engine:
         """
         clock = Clock(time.perf_counter())
         with self._inbox.place():
-            settings = AnswerSettings(self._limit(request), request.sampling, checked_stops(request.stop))
+            settings = AnswerSettings(self._limit(request), _sampling(request), checked_stops(request.stop))
             if request.n > self.limits.max_sessions:
                 raise InputError("n", got=request.n, expected=f"at most {self.limits.max_sessions}")
-            if request.logprobs is not None or request.constraint is not None:
-                raise InputError("logprobs and constraint", got="one of them", expected="neither")
+            constraints = [request.constraint() for _ in range(request.n)] if request.constraint else []
             inputs = self._inputs(request)
             clock.preprocess_ms = (time.perf_counter() - clock.start) * 1e3
-            job = Job(request, inputs, settings, clock, Ticket(self._inbox.wake))
+            job = Job(request, inputs, settings, clock, Ticket(self._inbox.wake), constraints)
             self._inbox.put(job)
         return job.ticket
 
@@ -137,3 +138,7 @@ class Engine:
     def _scheduler(self, runner: Runner, make_reader: ReaderMaker) -> Scheduler:
         reader = make_reader(runner, self.bundle, self.limits.piece_tokens)
         return Scheduler(runner, self.processor, reader, self._inbox)
+
+
+def _sampling(request: Request) -> Sampling:
+    return request.sampling if request.logprobs is None else replace(request.sampling, logprobs=request.logprobs)

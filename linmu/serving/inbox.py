@@ -103,6 +103,11 @@ class Inbox:
             self.counters.queued = len(self._jobs)
             return job
 
+    def free_places(self, count: int) -> None:
+        """So many requests more could begin now: whoever asks for a place need not wait behind answers that ended."""
+        with self.changed:
+            self._free_places = count
+
     def take_all(self) -> tuple[list[Job], list[Task]]:
         """Everything that waits."""
         with self.changed:

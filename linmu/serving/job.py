@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,6 +11,8 @@ from linmu.processing import ModelInputs
 from linmu.runtimes.answer import Clock
 from linmu.runtimes.answering import Answering, AnswerSettings
 from linmu.runtimes.base import RunnerState
+from linmu.runtimes.constraints import Constraint
+from linmu.runtimes.sampling import SEEDS
 from linmu.serving.reading import PromptReading
 from linmu.serving.request import Event, Request, Usage
 from linmu.serving.ticket import Ticket
@@ -19,8 +22,8 @@ from linmu.serving.ticket import Ticket
 class Job:
     """A request that was accepted.
 
-    inputs: its prompt, ready to be read; settings: of each answer; clock: since it was submitted. reading, state: while
-    its prompt is read; open_answers: those that go on.
+    inputs: its prompt, ready to be read; settings: of each answer; clock: since it was submitted; constraints: one for
+    each answer, or none. reading, state: while its prompt is read; open_answers: those that go on.
     """
 
     request: Request
@@ -28,6 +31,7 @@ class Job:
     settings: AnswerSettings
     clock: Clock
     ticket: Ticket
+    constraints: Sequence[Constraint] = ()
     reading: PromptReading | None = None
     state: RunnerState | None = None
     open_answers: int = 0
@@ -39,11 +43,14 @@ class Job:
         return self.request.n
 
     def answer_settings(self, index: int) -> AnswerSettings:
-        """Settings of answer `index`: each has a seed of its own."""
-        sampling = self.settings.sampling
-        if sampling.seed is None or not index:
-            return self.settings
-        return replace(self.settings, sampling=replace(sampling, seed=sampling.seed + index))
+        """Settings of answer `index`: each has a seed and a constraint of its own."""
+        settings, seed = self.settings, self.settings.sampling.seed
+        if self.constraints:
+            settings = replace(settings, constraint=self.constraints[index])
+        if seed is None or not index:
+            return settings
+        wrapped = (seed + index + SEEDS) % (2 * SEEDS) - SEEDS
+        return replace(settings, sampling=replace(settings.sampling, seed=wrapped))
 
     def tell(self, decoding: Decoding, logits: np.ndarray) -> bool:
         """Push logits into one of its answers and write the event -> whether this answer goes on."""

@@ -9,6 +9,7 @@ from typing import Any
 from linmu.errors import InputError, LinmuError
 from linmu.processing import ModelInputs
 from linmu.runtimes.answer import Piece
+from linmu.runtimes.constraints import Constraint
 from linmu.runtimes.sampling import Sampling
 
 
@@ -74,7 +75,7 @@ class Request:
     max_new_tokens: int | None = None
     n: int = 1
     logprobs: int | None = None
-    constraint: Callable[[], Any] | None = None
+    constraint: Callable[[], Constraint] | None = None
     keep: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 

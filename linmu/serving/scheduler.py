@@ -59,6 +59,7 @@ class Scheduler:
             self._read_piece(self._reading.popleft())
         if self._rows:
             self._step()
+        self._inbox.free_places(self._free_places())
         self._counters.reading, self._counters.decoding = len(self._reading), len(self._rows)
 
     def _run_task(self, future: Future[Any], function: Callable[[Runner], Any]) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from linmu.runtimes.answer import Piece
-if TYPE_CHECKING:
-    from linmu.runtimes.sampling import Choice
+from linmu.runtimes.sampling import Choice
 from linmu.serving.api.answers import Answer
 from linmu.serving.api.token_texts import TokenTexts
 

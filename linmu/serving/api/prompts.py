@@ -33,13 +33,18 @@ MOST_STOPS = 16
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
 
-def sampling_of(body: SamplingFields, logprobs: int | None) -> Sampling:
-    """How tokens are chosen; without a temperature greedily, or at 1 where a field asks for chance."""
+def sampling_of(body: SamplingFields, logprobs: int | None, vocabulary: int) -> Sampling:
+    """How tokens are chosen; without a temperature greedily, or at 1 where a field asks for chance.
+
+    vocabulary: tokens of the model, which a bias may be of.
+    """
     given = {name: value for name in COPIED if (value := getattr(body, name)) is not None}
     by_chance = any(name in given for name in DRAWN) or (body.n or 1) > 1
     temperature = body.temperature if body.temperature is not None else float(by_chance)
     try:
-        return Sampling(temperature, **given)
+        sampling = Sampling(temperature, logit_bias=_bias(body.logit_bias), logprobs=logprobs, **given)
+        sampling.check_vocabulary(vocabulary)
+        return sampling
     except InputError as error:
         raise of_linmu(error, error.what if error.what in type(body).model_fields else None) from error
 

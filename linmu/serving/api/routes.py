@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from linmu.serving.api.answers import Form, Head, collected, streamed
 from linmu.serving.api.desk import Desk, Maker, while_connected
 from linmu.serving.api.errors import ApiError
-from linmu.serving.api.formats import constraint_maker
+from linmu.serving.api.formats import Formats
 from linmu.serving.api.forms import ChatForm, TextForm
 from linmu.serving.api.media.reading import MediaReader
 from linmu.serving.api.prompts import (
@@ -59,7 +59,7 @@ def generating(desk: Desk) -> APIRouter:
     """Their router."""
     router = APIRouter(prefix="/v1")
     fingerprint = f"linmu-{desk.engine.bundle.model_hash[:8]}-{desk.engine.backend}"
-    texts = TokenTexts(desk.engine.processor)
+    texts, formats = TokenTexts(desk.engine.processor), Formats(desk.engine.processor)
 
     async def answered(http: HttpRequest, kind: Kind) -> Response:
         reply, ticket = await _taken(http, desk, kind)
@@ -71,7 +71,7 @@ def generating(desk: Desk) -> APIRouter:
 
     @router.post("/chat/completions")
     async def chat(http: HttpRequest) -> Response:
-        return await answered(http, Chat(desk, texts))
+        return await answered(http, Chat(desk, texts, formats))
 
     @router.post("/completions")
     async def complete(http: HttpRequest) -> Response:
@@ -93,6 +93,7 @@ class Chat:
 
     desk: Desk
     texts: TokenTexts
+    formats: Formats
     prompt = "messages"
 
     def reply(self, document: dict[str, Any]) -> tuple[Reply, Maker]:
@@ -101,14 +102,13 @@ class Chat:
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs: expected logprobs: true", param="top_logprobs", code="invalid_value")
         fields = _fields(body, self.desk, (body.top_logprobs or 0) if body.logprobs else None)
-        processor = self.desk.engine.processor
-        constraint = constraint_maker(body.response_format, processor)
+        processor, constraint = self.desk.engine.processor, self.formats.maker(body.response_format)
 
         def make(reader: MediaReader) -> Request:
             maker = MessageMaker(processor, reader)
             tools = maker.tools(body)
             options = {} if tools is None else {"tools": tools}
-            return Request(maker.made(body), options=options, **fields)
+            return Request(maker.made(body), options=options, constraint=constraint, **fields)
 
         return _reply(body, ChatForm(self.texts if body.logprobs else None)), make
 
@@ -137,7 +137,7 @@ def _fields(body: ChatRequest | CompletionRequest, desk: Desk, logprobs: int | N
     """What both paths ask of the engine."""
     limits = desk.settings.limits
     check_names(body, desk.name)
-    sampling = sampling_of(body, logprobs)
+    sampling = sampling_of(body, logprobs, desk.engine.bundle.manifest.model.vocab_size)
     count = answers_of(body, min(limits.answers, desk.engine.limits.max_sessions))
     return {"sampling": sampling, "stop": stops_of(body), "max_new_tokens": new_tokens_of(body, limits), "n": count}
 

@@ -28,7 +28,7 @@ def small(bundle_of):
 
 @pytest.mark.parametrize("header", (None, "", "Bearer", "Bearer sk-firs", "Bearer sk-first2", "Basic sk-first", "sk-first"))
 def test_no_entrance_without_a_key(small, header):
-    headers = {"Authorization": header} if header is not None else {"Authorization": "Bearer \xe9"}
+    headers = {"Authorization": header} if header is not None else {"Authorization": b"Bearer \xe9"}
     for method, path in (("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/no")):
         response = small.http.request(method, path, headers=headers)
         assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"

@@ -17,7 +17,9 @@ def is_public(text: str) -> bool:
     if isinstance(address, IPv6Address):
         if address.scope_id is not None:
             return False
-        return all(map(_is_public, carried(address))) and (_is_public(address) or address.ipv4_mapped is not None)
+        inner = carried(address)
+        wrapped = address.ipv4_mapped is not None or address in NAT64[0]  # whose own kind is not public to Python
+        return all(map(_is_public, inner)) and (wrapped or _is_public(address))
     return _is_public(address)
 
 
