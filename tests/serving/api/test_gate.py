@@ -105,7 +105,8 @@ def test_slow_clients_are_sent_away(small):
 
 def test_a_full_queue(small):
     """One place and no queue: whoever comes second is told when to come again, and the first one is answered."""
-    stream = small.chat("x", max_completion_tokens=4000, stream=True)
+    ends = {str(end): -100 for end in small.engine.processor.eos_token_ids}
+    stream = small.chat("x", max_completion_tokens=50_000, stream=True, logit_bias=ends)
     next(iter(stream))
     response = small.post(conversation())
     assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1

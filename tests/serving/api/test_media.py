@@ -93,7 +93,7 @@ def test_media_that_are_not_what_they_say(local):
         "/etc/passwd",
         "ftp://example.org/a.png",
         "javascript:alert(1)",
-        data_url(png()[:-20]),
+        data_url(png()[: len(png()) // 2]),
     ):
         error = local.error({**conversation(), "messages": picture_message(url)})
         assert error["param"] == "messages[0].content[1].image_url" or error["param"] == "messages", error

@@ -18,6 +18,7 @@ from linmu.serving.api.media.local_files import local_bytes, local_path
 from linmu.serving.api.requests import ImageUrl, VideoUrl
 from linmu.serving.api.settings import ApiSettings
 
+LONGEST_HEAD = 1024  # bytes in front of a data URI's base64
 LOW = (512, 512)  # OpenAI's "low" detail
 
 
@@ -72,9 +73,11 @@ class MediaReader:
     def _bytes(self, url: str, kind: str) -> bytes:
         limits, scheme = self.settings.limits, url[:8].lower()
         if scheme.startswith("data:"):
-            if len(url) // 4 * 3 > limits.media_bytes + 1024:
+            fits = len(url) // 4 * 3 <= limits.media_bytes + LONGEST_HEAD
+            data = data_url_bytes(url, kind) if fits else b""
+            if not fits or len(data) > limits.media_bytes:
                 raise too_large(f"a {kind} has more than {limits.media_bytes:,} bytes")
-            return data_url_bytes(url, kind)
+            return data
         if scheme.startswith("file:"):
             if self.settings.local_media is None:
                 raise InputError("local files are not allowed", fix="start the server with --allow-local-media DIR")
