@@ -147,7 +147,9 @@ async def load(process: Process, clients: int, seconds: float) -> dict[str, Any]
     await asyncio.sleep(6)  # idle connections are closed after five seconds
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{process.port}", timeout=60) as http:
         metrics = (await http.get("/metrics")).text
-    outcomes = {line.split('"')[1]: float(line.split()[-1]) for line in metrics.splitlines() if "requests_total{" in line}
+    outcomes = {
+        line.split('"')[1]: float(line.split()[-1]) for line in metrics.splitlines() if "requests_total{" in line
+    }
     return {
         "answers": dict(sorted(found.items())),
         "distinct_greedy_answers": len(set(alone.values())),
@@ -172,7 +174,9 @@ def main() -> int:
         result["log"] = process.log.read_text()[-2000:]
     print(json.dumps(result))
     wrong = [name for name in result["answers"] if name.startswith(("lost", "mixed"))]
-    return int(bool(wrong or any(result["left_behind"].values()) or "Traceback" in result["log"] or not result["alive"]))
+    return int(
+        bool(wrong or any(result["left_behind"].values()) or "Traceback" in result["log"] or not result["alive"])
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from linmu.serving.api.settings import ApiSettings
     from linmu.serving.engine import Engine
 
-EXAMPLES = "Example: linmu serve bundle --port 8000, then openai.OpenAI(base_url='http://127.0.0.1:8000/v1', api_key='-')"
+EXAMPLES = (
+    "Example: linmu serve bundle --port 8000, then openai.OpenAI(base_url='http://127.0.0.1:8000/v1', api_key='-')"
+)
 
 
 def command(

@@ -58,6 +58,8 @@ class Grammars:
             raise InputError(what, got=error, expected="a JSON object nested at most 100 deep") from error
         if not isinstance(schema, Mapping | bool):
             raise InputError(what, got=text[:60], expected="a JSON object")
+        if _has_large_number(schema):
+            raise InputError(f"{what} holds a whole number", got="one of more than 63 bits", fix="use smaller ones")
         if '"x-guidance"' in text:
             raise InputError(f"{what} holds x-guidance", fix="leave it out")
         _check_size(what, text)
@@ -155,6 +157,17 @@ class TokenGrammar:
         if self._matcher.is_error():
             told = self._matcher.get_error().replace("<non-verbose/>", "").split("\n   1 |")[0]
             raise InputError(f"{self._what} cannot be followed", got=" ".join(told.split())[:300])
+
+
+def _has_large_number(schema: Any) -> bool:
+    """Whether a number has no opposite in 64 bits: llguidance 1.9 recurses without end on -2^63."""
+    waiting = [schema]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, int | float) and not -(2**63) < item < 2**63:
+            return True
+        waiting += item.values() if isinstance(item, Mapping) else item if isinstance(item, list | tuple) else ()
+    return False
 
 
 def _check_size(what: str, text: Any) -> None:

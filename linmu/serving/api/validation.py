@@ -29,7 +29,7 @@ def checked(model: type[Model], document: dict[str, Any]) -> Model:
 
 
 def path_of(place: tuple[Any, ...], document: Any) -> tuple[Any, ...]:
-    """pydantic's place of a fault without the names of alternatives, which no client knows."""
+    """Pydantic's place of a fault without the names of alternatives, which no client knows."""
     path: list[Any] = []
     value = document
     for index, key in enumerate(place):

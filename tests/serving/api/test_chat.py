@@ -50,7 +50,9 @@ def test_a_stream_is_the_same_answer(vision, with_usage):
 
 def test_pictures_are_seen(vision, session):
     first, second = png(0), png(1)
-    answers = [vision.chat(messages=picture_message(data_url(data)), max_completion_tokens=8) for data in (first, second)]
+    answers = [
+        vision.chat(messages=picture_message(data_url(data)), max_completion_tokens=8) for data in (first, second)
+    ]
     for data, answer in zip((first, second), answers, strict=True):
         messages = [{"role": "user", "content": [{"type": "text", "text": "what is this?"}, {"type": "image"}]}]
         expected = alone(session, messages, [data], max_new_tokens=8)

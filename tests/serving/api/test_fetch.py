@@ -135,7 +135,9 @@ def test_a_redirect_is_checked_anew(host):
 
     asked = len(host.asked)
     with pytest.raises(InputError, match="not public"):
-        fetch(f"http://127.0.0.1:{host.server_port}/to=http://localhost:{host.server_port}/a.png", 10**6, 5, only_by_name)
+        fetch(
+            f"http://127.0.0.1:{host.server_port}/to=http://localhost:{host.server_port}/a.png", 10**6, 5, only_by_name
+        )
     assert len(host.asked) == asked + 1
 
 

@@ -81,7 +81,9 @@ def test_any_object(text):
     assert text.chat("make one", response_format={"type": "text"}).choices[0].message.content == plain
 
 
-@pytest.mark.parametrize("schema", ({"type": "nothing"}, {"$ref": "#/none"}, {"type": "string", "pattern": "("}))
+@pytest.mark.parametrize(
+    "schema", ({"type": "nothing"}, {"$ref": "#/none"}, {"type": "string", "pattern": "("}, {"enum": [-(2**63)]})
+)
 def test_schemas_that_cannot_be_followed(text, schema):
     error = text.error(conversation(response_format=schema_format(schema)))
     assert error["param"] == "response_format.json_schema.schema"
@@ -103,7 +105,9 @@ def test_a_bias_forbids_and_forces(text):
 def test_penalties_change_an_answer_that_repeats(text, fields):
     token = text.engine.processor.tokenizer.token_to_id("x")
     bias = {"logit_bias": {str(token): 4.0}, "max_completion_tokens": 24}
-    assert text.chat("a", **bias).choices[0].message.content != text.chat("a", **bias, **fields).choices[0].message.content
+    assert (
+        text.chat("a", **bias).choices[0].message.content != text.chat("a", **bias, **fields).choices[0].message.content
+    )
 
 
 @pytest.mark.parametrize("fields", ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-9}))

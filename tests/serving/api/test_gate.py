@@ -22,11 +22,15 @@ KEYS = ("sk-first", "sk-second")
 
 @pytest.fixture(scope="module")
 def small(bundle_of):
-    with served(bundle_of("llama"), Limits(max_sessions=1, max_queued=0), limits=LIMITS, keys=KEYS, key=KEYS[1]) as server:
+    with served(
+        bundle_of("llama"), Limits(max_sessions=1, max_queued=0), limits=LIMITS, keys=KEYS, key=KEYS[1]
+    ) as server:
         yield server
 
 
-@pytest.mark.parametrize("header", (None, "", "Bearer", "Bearer sk-firs", "Bearer sk-first2", "Basic sk-first", "sk-first"))
+@pytest.mark.parametrize(
+    "header", (None, "", "Bearer", "Bearer sk-firs", "Bearer sk-first2", "Basic sk-first", "sk-first")
+)
 def test_no_entrance_without_a_key(small, header):
     headers = {"Authorization": header} if header is not None else {"Authorization": b"Bearer \xe9"}
     for method, path in (("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/no")):

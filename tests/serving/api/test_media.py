@@ -74,9 +74,7 @@ def test_clips_as_data_and_as_files(local, folder, bundle_of):
     with linmu.load(bundle_of("smolvlm"), "onnxruntime", threads=1) as session:
         messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what happens?"}]}]
         assert told == [session.generate(messages, video=path, max_new_tokens=6).text] * 2
-    few, many = (
-        local.chat(messages=clip_message(path.as_uri(), fps=fps)).usage.prompt_tokens for fps in (2.0, 12.0)
-    )
+    few, many = (local.chat(messages=clip_message(path.as_uri(), fps=fps)).usage.prompt_tokens for fps in (2.0, 12.0))
     assert few < many
 
 

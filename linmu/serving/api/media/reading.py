@@ -84,9 +84,7 @@ class MediaReader:
             return local_bytes(local_path(url, self.settings.local_media), limits.media_bytes)
         if scheme.startswith(("http://", "https://")):
             if not self.settings.allow_urls:
-                raise InputError(
-                    "URLs are not fetched", fix="send a data URI, or start the server with --allow-urls"
-                )
+                raise InputError("URLs are not fetched", fix="send a data URI, or start the server with --allow-urls")
             return fetch(url, limits.media_bytes, limits.fetch_s)
         raise InputError(f"the url of a {kind}", got=repr(url[:40]), expected=f"data:{kind}/...;base64,...")
 
