@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
 
 
 class PatientProtocol(H11Protocol):
-    """h11 whose clients have `patience_s` seconds to send a request's head, from its first byte or the connection on."""
+    """h11 whose clients have `patience_s` seconds to send a request's head, from the connection or its first byte."""
 
     patience_s = 10.0
     _impatient: asyncio.TimerHandle | None = None

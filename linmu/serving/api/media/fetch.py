@@ -1,4 +1,4 @@
-"""Fetching a picture or a clip from a URL of the public network: the address that is connected to is the one checked."""
+"""Fetching a picture or a clip from a URL of the public network: what is connected to is the address checked."""
 
 from __future__ import annotations
 
