@@ -17,8 +17,10 @@ from linmu.layout import PromptLayout, layout_tensors
 from linmu.layout.vision_grid import vision_inputs
 from linmu.runtimes.base import TILES_AT_ONCE, PromptPiece, VisionFeatures
 from linmu.runtimes.contract import check_contract
+from linmu.runtimes.ort_batch import OrtBatch
 from linmu.runtimes.ort_errors import graph_errors, load_error, ort_errors
-from linmu.specs import GraphSpec, StateSpec, TensorSpec
+from linmu.runtimes.ort_state import OrtState, ort_value
+from linmu.specs import GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
@@ -37,54 +39,6 @@ ORT_TYPES = {
     "tensor(int8)": "int8",
     "tensor(uint8)": "uint8",
 }
-
-
-class OrtState:
-    """Recurrent state in two sets of buffers: a run reads one, writes the other, and they change places."""
-
-    def __init__(self, specs: tuple[StateSpec, ...]):
-        self.specs = specs
-        shapes = [tuple(1 if isinstance(dim, str) else dim for dim in spec.shape) for spec in specs]
-        self._sets = [
-            {spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}
-            for _ in range(2)
-        ]
-        self._values = [{name: _value(array) for name, array in arrays.items()} for arrays in self._sets]
-        self.now = 0
-        self.step_bindings: list[ort.IOBinding] = []
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one buffer set."""
-        return sum(array.nbytes for array in self._sets[0].values())
-
-    def read(self) -> dict[str, np.ndarray]:
-        """Copies of the current tensors."""
-        return {name: array.copy() for name, array in self._sets[self.now].items()}
-
-    def write(self, tensors: dict[str, np.ndarray]) -> None:
-        """Overwrite the current tensors in place."""
-        for name, array in self._sets[self.now].items():
-            array[...] = tensors[name]
-
-    def zero(self) -> None:
-        """Back to zeros."""
-        for array in self._sets[self.now].values():
-            array.fill(0)
-
-    def mark(self) -> int:
-        """The set that holds the state; one run leaves it as it is."""
-        return self.now
-
-    def back_to(self, mark: int) -> None:
-        """Take that set as the current one again."""
-        self.now = mark
-
-    def bind(self, binding: ort.IOBinding, source: int) -> None:
-        """Bind buffer set `source` as past and the other one as present."""
-        for spec in self.specs:
-            binding.bind_ortvalue_input(spec.name, self._values[source][spec.name])
-            binding.bind_ortvalue_output(spec.output, self._values[1 - source][spec.name])
 
 
 class OrtRunner:
@@ -107,12 +61,12 @@ class OrtRunner:
         # numpy has no int4 and no fp8: ONNX Runtime reads packed integers from the file itself
         packed = {part(name, "q") for name in self._decoder.packing}
         floats = () if self._one_graph else self._weights.keys() - packed
-        self._shared = {name: _value(self._weights[name]) for name in floats}
+        self._shared = {name: ort_value(self._weights[name]) for name in floats}
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._logits = np.zeros((1, 1, bundle.manifest.model.vocab_size), np.float32)
-        self._decode = "prefill" if self._one_graph else "step"
-        self._inputs = self._decode_inputs()
-        for name in {"prefill", self._decode}:
+        self.decode_graph = "prefill" if self._one_graph else "step"
+        self._inputs = self.decode_inputs(1)
+        for name in {"prefill", self.decode_graph}:
             self.session(name)
 
     def __enter__(self) -> Self:
@@ -132,6 +86,12 @@ class OrtRunner:
     def new_state(self) -> OrtState:
         """A zero state for one sequence."""
         return OrtState(self.state_specs)
+
+    def new_batch(self, capacity: int) -> OrtBatch | None:
+        """A batch of up to `capacity` rows; None where the graph that decodes was written for one sequence."""
+        inputs = {spec.name: spec for spec in self.bundle.manifest.graphs[self.decode_graph].inputs}
+        takes_many = all(inputs[spec.name].shape[0] == "batch" for spec in self.state_specs)
+        return OrtBatch(self, capacity) if takes_many else None
 
     def embed(self, input_ids: np.ndarray) -> np.ndarray:
         """Token embeddings: [S] int64 -> [S, D] float32; rows of the mapped table."""
@@ -173,7 +133,7 @@ class OrtRunner:
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         state.bind(binding, state.now)
         logits = np.zeros_like(self._logits)
-        binding.bind_ortvalue_output("logits", _value(logits))
+        binding.bind_ortvalue_output("logits", ort_value(logits))
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.run_bound("prefill", binding, options)
@@ -191,7 +151,7 @@ class OrtRunner:
         self._inputs["position_ids"][...] = position
         if "past_length" in self._inputs:
             self._inputs["past_length"][...] = past_length
-        self.run_bound(self._decode, state.step_bindings[state.now])
+        self.run_bound(self.decode_graph, state.step_bindings[state.now])
         state.now = 1 - state.now
         return self._logits[0, 0]
 
@@ -206,21 +166,24 @@ class OrtRunner:
             values: list[np.ndarray] = self.session(name).run(outputs, feeds)
         return values
 
-    def _decode_inputs(self) -> dict[str, np.ndarray]:
-        """Buffers of a decode step's inputs but the state; the layout of a single text token where there is one."""
+    def decode_inputs(self, rows: int) -> dict[str, np.ndarray]:
+        """Buffers of a decode step's inputs but the state, for `rows` sequences with a text token each."""
         facts = self.bundle.manifest.model
-        specs = [s for s in self.bundle.manifest.graphs[self._decode].inputs if not s.name.startswith("past.")]
-        inputs = {s.name: np.zeros([1 if isinstance(d, str) else d for d in s.shape], s.dtype) for s in specs}
+        sizes = {"batch": rows}
+        specs = [s for s in self.bundle.manifest.graphs[self.decode_graph].inputs if not s.name.startswith("past.")]
+        inputs = {
+            s.name: np.zeros([sizes.get(d, 1) if isinstance(d, str) else d for d in s.shape], s.dtype) for s in specs
+        }
         if "layout.order" in inputs:
             alone = PromptLayout(1, (), np.zeros((1, 1), np.int64), 1)
             inputs |= layout_tensors(alone, facts.mmate, never_empty=True)
         return inputs
 
     def _step_binding(self, state: OrtState, source: int) -> ort.IOBinding:
-        binding = self.session(self._decode).io_binding()
+        binding = self.session(self.decode_graph).io_binding()
         for name, array in self._inputs.items():
-            binding.bind_ortvalue_input(name, _value(array))
-        binding.bind_ortvalue_output("logits", _value(self._logits))
+            binding.bind_ortvalue_input(name, ort_value(array))
+        binding.bind_ortvalue_output("logits", ort_value(self._logits))
         state.bind(binding, source)
         return binding
 
@@ -287,11 +250,6 @@ class OrtRunner:
 
 def _specs(values: list[Any]) -> list[TensorSpec]:
     return [TensorSpec(v.name, ORT_TYPES.get(v.type, v.type), tuple(v.shape)) for v in values]
-
-
-def _value(array: np.ndarray) -> ort.OrtValue:
-    """An OrtValue over the array's own memory (the caller keeps the array alive)."""
-    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def open_ort(bundle: Bundle, threads: int | None) -> OrtRunner:

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
@@ -18,7 +17,6 @@ from linmu.runtimes.answer import Clock
 from linmu.runtimes.answering import AnswerSettings
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
-from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.stops import checked_stops
 from linmu.serving.counters import Counters
 from linmu.serving.failures import attempt
@@ -74,7 +72,8 @@ class Engine:
         """
         clock = Clock(time.perf_counter())
         with self._inbox.place():
-            settings = AnswerSettings(self._limit(request), _sampling(request), checked_stops(request.stop))
+            settings = AnswerSettings(self._limit(request), request.sampling, checked_stops(request.stop))
+            request.sampling.check_vocabulary(self.bundle.manifest.model.vocab_size)
             if request.n > self.limits.max_sessions:
                 raise InputError("n", got=request.n, expected=f"at most {self.limits.max_sessions}")
             constraints = [request.constraint() for _ in range(request.n)] if request.constraint else []
@@ -138,7 +137,3 @@ class Engine:
     def _scheduler(self, runner: Runner, make_reader: ReaderMaker) -> Scheduler:
         reader = make_reader(runner, self.bundle, self.limits.piece_tokens)
         return Scheduler(runner, self.processor, reader, self._inbox)
-
-
-def _sampling(request: Request) -> Sampling:
-    return request.sampling if request.logprobs is None else replace(request.sampling, logprobs=request.logprobs)

@@ -24,7 +24,7 @@ class PromptReading(Protocol):
     cached_tokens: int
     next_position: int
 
-    def read_piece(self) -> np.ndarray | None:
+    def advance(self) -> np.ndarray | None:
         """Run one prefill call -> logits [V] of the prompt's last token behind the last piece, None before."""
 
 
@@ -63,7 +63,7 @@ class PlainReading:
             inputs, reader.runner, manifest, placed, max_tokens=reader.piece_tokens
         )
 
-    def read_piece(self) -> np.ndarray | None:
+    def advance(self) -> np.ndarray | None:
         """See PromptReading."""
         piece = next(self._pieces)
         logits = self._runner.prefill(piece, self._state)

@@ -62,9 +62,8 @@ class Request:
     prompt: messages, a text, or ModelInputs that are ready to be read (images, video and options then are not used);
     images, video: decoded already; options: further arguments of `Processor.encode` by name (raw, system, video_fps,
     parse_special, add_generation_prompt). max_new_tokens: None: the bundle's; n: answers to the prompt, which is read
-    once; the i-th has the seed `sampling.seed` + i. logprobs: alternatives to each token that pieces tell (None: no
-    logprobs); constraint: makes what masks the logits, called once for each answer. keep: whether states of its prompt
-    may be looked up and kept.
+    once; the i-th has the seed `sampling.seed` + i. constraint: makes what an answer is held to, called once for each.
+    keep: whether states of its prompt may be looked up and kept.
     """
 
     prompt: str | list[dict[str, Any]] | ModelInputs
@@ -74,7 +73,6 @@ class Request:
     stop: str | Sequence[str] | None = None
     max_new_tokens: int | None = None
     n: int = 1
-    logprobs: int | None = None
     constraint: Callable[[], Constraint] | None = None
     keep: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -56,7 +56,7 @@ class Scheduler:
         self._drop_cancelled()
         self._admit()
         if self._reading:
-            self._read_piece(self._reading.popleft())
+            self._advance(self._reading.popleft())
         if self._rows:
             self._step()
         self._inbox.free_places(self._free_places())
@@ -77,8 +77,12 @@ class Scheduler:
     def _admit(self) -> None:
         while job := self._inbox.take(self._free_places()):
             self._counters.queue_s.observe(time.perf_counter() - job.clock.start)
-            job.state = self._spare.pop() if self._spare else self._runner.new_state()
+            job.state = self._new_state()
             self._reading.append(job)
+
+    def _new_state(self) -> RunnerState:
+        """One that may hold anything."""
+        return self._spare.pop() if self._spare else self._runner.new_state()
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._reading if job.ticket.cancelled]:
@@ -93,8 +97,8 @@ class Scheduler:
             if self._rows[row].job is job:
                 self._free_row(row)
 
-    def _free_row(self, row: int) -> None:
-        self._batch.leave(row)
+    def _free_row(self, row: int, state: RunnerState | None = None) -> None:
+        self._batch.leave(row, state)
         last = self._rows.pop()  # the batch moves its last row in the same way
         if row < len(self._rows):
             self._rows[row] = last
@@ -116,14 +120,14 @@ class Scheduler:
 
     # --- prompts
 
-    def _read_piece(self, job: Job) -> None:
+    def _advance(self, job: Job) -> None:
         attempt(lambda: self._try_piece(job), partial(self._fail, job))
 
     def _try_piece(self, job: Job) -> None:
         assert job.state is not None
         if job.reading is None:
             job.reading = self._reader.begin(job.inputs, job.state, job.request.keep)
-        logits = job.reading.read_piece()
+        logits = job.reading.advance()
         if logits is None:
             self._reading.append(job)
         else:
@@ -151,7 +155,7 @@ class Scheduler:
     def _step(self) -> None:
         rows, start = list(self._rows), time.perf_counter()
         inputs = [(row.answer.token, row.position, row.past_length) for row in rows]
-        logits = attempt(lambda: self._batch.step(*zip(*inputs, strict=True)), self._fail_all)
+        logits = attempt(lambda: self._batch.step(*zip(*inputs, strict=True)), self._step_failed)
         if logits is None:
             return
         self._counters.step_s.observe(time.perf_counter() - start)
@@ -160,9 +164,24 @@ class Scheduler:
             if decoding in self._rows:  # not of a request that failed just now
                 attempt(partial(self._push, decoding, row_logits), partial(self._fail, decoding.job))
 
-    def _fail_all(self, error: Exception) -> None:
-        for job in self._jobs():  # nothing says whose fault it is
-            self._fail(job, error)
+    def _step_failed(self, error: Exception) -> None:
+        """Find out whose fault it was: the states are as they were, and each answer takes its step alone."""
+        if len(jobs := self._jobs()) == 1:
+            self._fail(jobs.pop(), error)
+        for decoding in list(self._rows):
+            if decoding in self._rows:
+                attempt(partial(self._step_alone, decoding), partial(self._fail, decoding.job))
+
+    def _step_alone(self, decoding: Decoding) -> None:
+        state = self._new_state()
+        self._free_row(self._rows.index(decoding), state)
+        try:
+            logits = self._runner.step(decoding.answer.token, decoding.position, decoding.past_length, state)
+            self._batch.join(state)
+            self._rows.append(decoding)
+            self._push(decoding, logits)
+        finally:
+            self._spare.append(state)
 
     def _push(self, decoding: Decoding, logits: np.ndarray) -> None:
         decoding.position, decoding.past_length = decoding.position + 1, decoding.past_length + 1

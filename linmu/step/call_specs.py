@@ -52,15 +52,20 @@ def _layout_specs(form: DecoderForm, fixed_windows: bool) -> list[TensorSpec]:
     return specs
 
 
-def prefill_inputs(form: DecoderForm, fixed_windows: bool = False) -> list[TensorSpec]:
-    """Inputs of a prefill call, in order; `fixed_windows`: packed window rows have one length, whatever the prompt."""
-    inputs = [TensorSpec("inputs_embeds", "float32", (1, "tokens", form.hidden)), position_spec(form, 1, "tokens")]
+def prefill_inputs(form: DecoderForm, fixed_windows: bool = False, batch: Dim = 1) -> list[TensorSpec]:
+    """Inputs of a prefill call, in order.
+
+    fixed_windows: packed window rows have one length, whatever the prompt; batch: more than one sequence only where
+    each has one text token.
+    """
+    embeds = TensorSpec("inputs_embeds", "float32", (batch, "tokens", form.hidden))
+    inputs = [embeds, position_spec(form, batch, "tokens")]
     if form.vision:
         inputs += _layout_specs(form, fixed_windows)
     if form.deepstack:
         inputs.append(TensorSpec("deepstack", "float32", (form.deepstack, 1, "tokens", form.hidden)))
-    past, _ = state_io(form, 1)
-    return [*inputs, *fill_spec(form, 1), *past]
+    past, _ = state_io(form, batch)
+    return [*inputs, *fill_spec(form, batch), *past]
 
 
 def manifest_states(form: DecoderForm) -> tuple[StateSpec, ...]:

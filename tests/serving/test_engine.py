@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import numpy as np
 import pytest
 
 import linmu
-from linmu.errors import InputError
+from linmu.errors import BundleError, InputError
 from linmu.runtimes.sampling import Sampling
 from linmu.serving.engine import Engine
 from linmu.serving.request import EngineClosed, Limits, PromptTooLong, QueueFull, Request
+from linmu.serving.schema import Grammars
 from tests.runtimes.sessions import media
 
 WORDS = ("alpha", "what is this", "tell me more about it, please", "no", "a b c d e f g h i j k l m n o p" * 3)
 
 
-class Endless(Sampling):
-    """Never chooses the end token."""
-
-    def choose(self, logits, generator):
-        return 3 + int(logits[3:].argmax())
-
-
-ENDLESS = Request("one", max_new_tokens=10**9, sampling=Endless())
+NO_END = Sampling(logit_bias={2: -100, 4: -100})
+ENDLESS = Request("one", max_new_tokens=10**9, sampling=NO_END)
 
 
 def alone(path, request: Request) -> str:
@@ -160,3 +156,93 @@ def test_functions_run_beside_answers(bundle_of):
         assert not endless.done
     with pytest.raises(InputError, match="backend"):
         Engine(bundle_of("llama"), "nonsense")
+
+
+@pytest.fixture
+def three(bundle_of):
+    """An engine, three questions, and what each is answered alone."""
+    sampling = Sampling(temperature=1.0, seed=7, logit_bias=NO_END.logit_bias)
+    requests = [Request(words, max_new_tokens=300, sampling=sampling) for words in WORDS[:3]]
+    with Engine(bundle_of("llama"), "onnxruntime", 1) as engine:
+        yield engine, requests, [text(engine.submit(request)) for request in requests]
+
+
+def outcome(ticket) -> str:
+    try:
+        return text(ticket)
+    except BundleError as error:
+        return error.what
+
+
+def fail(engine, monkeypatch, method: str, call: int) -> None:
+    """Let call number `call` from now on of a method of the engine's runner raise."""
+    runner = engine.call(lambda runner: runner).result()
+    real, calls = getattr(runner, method), iter(range(10**6))
+
+    def wrapped(*arguments):
+        if next(calls) == call:
+            raise BundleError("broken")
+        return real(*arguments)
+
+    monkeypatch.setattr(runner, method, wrapped)
+
+
+def test_a_step_that_fails_is_tried_for_each_answer_alone(three, monkeypatch):
+    engine, requests, expected = three
+    begun = [iter(engine.submit(request)) for request in requests]
+    first = [next(ticket).piece.text for ticket in begun]
+    fail(engine, monkeypatch, "run_bound", 0)
+    rest = ["".join(event.piece.text for event in ticket) for ticket in begun]
+    assert [a + b for a, b in zip(first, rest, strict=True)] == expected
+    assert engine.counters().requests["failed"] == 0
+
+
+def test_an_answer_whose_step_fails_ends_alone(three, monkeypatch):
+    engine, requests, expected = three
+    begun = [iter(engine.submit(request)) for request in requests]
+    first = [next(ticket).piece.text for ticket in begun]
+    fail(engine, monkeypatch, "step", 0)  # what follows on a step of all that failed
+    fail(engine, monkeypatch, "run_bound", 0)
+    ends = [outcome(ticket) for ticket in begun]
+    assert ends.count("broken") == 1
+    for begin, end, whole in zip(first, ends, expected, strict=True):
+        assert end == "broken" or begin + end == whole
+    assert engine.counters().requests["failed"] == 1
+
+
+def test_logits_that_are_not_finite_end_one_request(three, monkeypatch):
+    engine, requests, expected = three
+    runner = engine.call(lambda runner: runner).result()
+    real = runner.prefill
+
+    def wrapped(piece, state):
+        logits = real(piece, state)
+        if piece.inputs_embeds.shape[1] == poisoned:
+            for array in state.current.values():
+                array.fill(np.nan)
+        return logits
+
+    monkeypatch.setattr(runner, "prefill", wrapped)
+    poisoned = len(engine.processor.encode(WORDS[1]).input_ids)
+    tickets = [engine.submit(request) for request in requests]
+    assert text(tickets[0]) == expected[0]
+    with pytest.raises(InputError, match="not finite"):
+        list(tickets[1])
+    assert text(tickets[2]) == expected[2]
+
+
+def test_answers_are_held_to_a_form_of_their_own(bundle_of):
+    with Engine(bundle_of("llama"), "onnxruntime", 1) as engine:
+        grammars = Grammars(engine.processor)
+        request = Request(
+            "hello",
+            n=2,
+            max_new_tokens=200,
+            sampling=Sampling(temperature=1.0, seed=1, logprobs=2),
+            constraint=lambda: grammars.json_schema({"enum": ["yes", "no", "perhaps"]}),
+        )
+        events = list(engine.submit(request))
+    for index in range(2):
+        pieces = [event.piece for event in events if event.index == index]
+        assert json.loads("".join(piece.text for piece in pieces)) in ("yes", "no", "perhaps")
+        assert all(len(piece.logprobs.top) == 2 for piece in pieces)

@@ -32,7 +32,8 @@ class GraphStyle:
     """How the decoder's graphs are written.
 
     ops: its name in the manifest ("fused" or "plain"); table: the operations; opset: of ONNX; batch: sequences of a
-    decode step, a number or a name; fixed_windows: packed window rows have one length, whatever the prompt.
+    decode step, a number or a name; fixed_windows: packed window rows have one length, whatever the prompt;
+    prefill_batch: sequences of a prefill call, more than one where each has one text token.
     """
 
     ops: str
@@ -40,9 +41,10 @@ class GraphStyle:
     opset: int = OPSET
     batch: Dim = "batch"
     fixed_windows: bool = False
+    prefill_batch: Dim = 1
 
 
-FUSED, PLAIN = GraphStyle("fused", OnnxOps), GraphStyle("plain", PlainOps)
+FUSED, PLAIN = GraphStyle("fused", OnnxOps, prefill_batch="batch"), GraphStyle("plain", PlainOps)
 
 
 def write_decoder_graphs(
@@ -76,9 +78,10 @@ def _step_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm
 
 
 def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderForm, style: GraphStyle) -> GraphSpec:
-    past, present = state_io(form, 1)
+    batch = style.prefill_batch
+    past, present = state_io(form, batch)
     layout = {spec.name.removeprefix("layout."): spec.name for spec in LAYOUT_SPECS} if form.vision else None
-    fill = fill_spec(form, 1)
+    fill = fill_spec(form, batch)
     logits, new = decoder.prefill(
         ops,
         form,
@@ -89,8 +92,8 @@ def _prefill_graph(path: Path, graph: GraphBuilder, ops: OnnxOps, form: DecoderF
         "deepstack" if form.deepstack else None,
         fill[0].name if fill else None,
     )
-    named = {ops.hidden: HIDDEN}
-    return _save(path, graph, prefill_inputs(form, style.fixed_windows), logits, new, present, form, 1, named)
+    inputs = prefill_inputs(form, style.fixed_windows, batch)
+    return _save(path, graph, inputs, logits, new, present, form, batch, {ops.hidden: HIDDEN})
 
 
 def _save(path, graph, inputs, logits, new, present, form: DecoderForm, batch: Dim, named=None) -> GraphSpec:

@@ -26,6 +26,8 @@ FLOAT, INT64, BOOL = 1, 7, 9  # onnx.TensorProto
 class OnnxOps(QuantizedOps, SlidingOps, StateOps):
     """Implements linmu.step.ops.Ops; values are graph value names."""
 
+    prefill_steps = True
+
     def __init__(self, graph: GraphBuilder, form: DecoderForm):
         self.graph, self.form = graph, form
         self._per_sequence: set[str] = set()  # indices [B,1]; all others are [N]
@@ -46,9 +48,6 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
 
     def enter(self, scope: str) -> None:
         self.graph.scope = scope
-
-    def branch(self, condition, then, otherwise) -> list[str]:
-        return self.graph.branch(condition, then, otherwise)
 
     # ---- projections and norms -----------------------------------------------------------------------------------
     def embed(self, ids: str, weight: str) -> str:
@@ -146,7 +145,14 @@ class OnnxOps(QuantizedOps, SlidingOps, StateOps):
         return self.node("Gather", self.node("Shape", x), self.graph.const(axis), axis=0)
 
     def token_index(self, x: str) -> str:
-        return self.node("Range", self.graph.const(0), self.length(x, 1), self.graph.const(1))
+        if not self.prefill_steps:
+            return self.node("Range", self.graph.const(0), self.length(x, 1), self.graph.const(1))
+        sizes = self.node("Gather", self.node("Shape", x), self.graph.const([0, 1]), axis=0)  # B, S
+        count = self.node("Mul", self.length(x, 0), self.length(x, 1))
+        rows = self.node("Range", self.graph.const(0), count, self.graph.const(1))
+        index = self.node("Reshape", rows, sizes)
+        self._per_sequence.add(index)
+        return index
 
     def batch_index(self, position_ids: str, form: DecoderForm) -> str:
         self.single_token = True

@@ -16,6 +16,7 @@ from linmu.step.form import DecoderForm
 class PlainOps(OnnxOps):
     """OnnxOps without ONNX Runtime's own domain."""
 
+    prefill_steps = False  # plain bundles step with their step graph
     _tokens = ""  # [1]: tokens of a prompt, set by the prefill graph's first operation
 
     def branch(self, condition, then, otherwise) -> list[str]:

@@ -6,6 +6,7 @@ operands only. Names: W, T, N = T + W slots; S tokens of a call, fill [B] tokens
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +40,26 @@ class Blocks:
     bias: str
 
 
+@dataclass(frozen=True)
+class EitherLength:
+    """Of a graph that takes prompts of one sequence and single tokens of many; alone [1] bool: which of them it is."""
+
+    beyond: str
+    alone: str
+    one: OneToken
+    many: Blocks
+
+
+Recent = OneToken | Blocks | EitherLength
+
+
 class SlidingOps:
     """sliding_attention of linmu.step.ops.Ops."""
 
     graph: GraphBuilder
     form: DecoderForm
     single_token = False  # set by the step graph's first operation: one token per sequence
+    prefill_steps = False  # whether a prefill graph is written to be called with single tokens of many sequences, too
 
     def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """A standard operator."""
@@ -54,31 +69,55 @@ class SlidingOps:
         """A constant shape."""
         return self.graph.const(dims)
 
-    def prepare_window(self, x: str, fill: str, form: DecoderForm) -> OneToken | Blocks:
+    def branch(self, condition: str, then: Callable[[], list[str]], otherwise: Callable[[], list[str]]) -> list[str]:
+        """An If node."""
+        return self.graph.branch(condition, then, otherwise)
+
+    def prepare_window(self, x: str, fill: str, form: DecoderForm) -> Recent:
         """What all layers need: indices, masks."""
-        slots = form.mmate.text_slots
         if self.single_token:
-            place = self._whole("Unsqueeze", fill, [1, 2])  # [B, 1, 1]
-            allowed = self._whole("GreaterOrEqual", self._whole("Unsqueeze", fill, [1, 2, 3]), np.arange(slots))
-            beyond = self._whole("GreaterOrEqual", place, slots)
-            return OneToken(beyond, self._written(fill), self._bias(allowed))
+            return self._one_token(fill)
         length = self.node("Gather", self.node("Shape", x), self.graph.const([1]))  # [1]
+        if not self.prefill_steps:
+            return self._prompt(fill, length)
+        many = self._prompt(self.node("Gather", fill, self.graph.const([0])), length)
+        place = self._whole("Unsqueeze", fill, [1, 2])  # [B, 1, 1]
+        place = self.node("Add", place, self._whole("Unsqueeze", self._range(length), [0, 2]))  # [B, S, 1]
+        beyond = self._whole("GreaterOrEqual", place, form.mmate.text_slots)
+        return EitherLength(beyond, self._whole("Equal", length, [1]), self._one_token(fill), many)
+
+    def _one_token(self, fill: str) -> OneToken:
+        slots = self.form.mmate.text_slots
+        place = self._whole("Unsqueeze", fill, [1, 2])  # [B, 1, 1]
+        allowed = self._whole("GreaterOrEqual", self._whole("Unsqueeze", fill, [1, 2, 3]), np.arange(slots))
+        beyond = self._whole("GreaterOrEqual", place, slots)
+        return OneToken(beyond, self._written(fill), self._bias(allowed))
+
+    def _prompt(self, fill: str, length: str) -> Blocks:
+        slots, window = self.form.mmate.text_slots, self.form.mmate.text_window
         place = self._whole("Unsqueeze", self.node("Add", self._range(length), fill), [0, 2])  # [1, S, 1]
         beyond = self._whole("GreaterOrEqual", place, slots)
-        window = form.mmate.text_window
         size = self._whole("Min", length, [window])
         number = self._whole("Div", self._whole("Add", length, [window - 1]), [window])  # [1]
         index, bias = self._block_index(fill, length, size, number)
         return Blocks(beyond, self._present_index(fill, length), length, size, number, index, bias)
 
-    def beyond_window(self, recent: OneToken | Blocks) -> str:
+    def beyond_window(self, recent: Recent) -> str:
         """Where something has left the window."""
         return recent.beyond
 
     def sliding_attention(
-        self, q: str, k: str, v: str, past_key: str, past_value: str, recent: OneToken | Blocks, form: DecoderForm
+        self, q: str, k: str, v: str, past_key: str, past_value: str, recent: Recent, form: DecoderForm
     ) -> tuple[str, str, str]:
         """Causal attention over sinks and the last W tokens -> y, present key and value."""
+        if isinstance(recent, EitherLength):
+            one, many = recent.one, recent.many
+            y, key, value = self.branch(
+                recent.alone,
+                lambda: list(self.sliding_attention(q, k, v, past_key, past_value, one, form)),
+                lambda: list(self.sliding_attention(q, k, v, past_key, past_value, many, form)),
+            )
+            return y, key, value
 
         def heads(x: str) -> str:
             return self.node(
