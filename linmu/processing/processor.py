@@ -24,6 +24,7 @@ from linmu.processing.prompts import Prompt, marked_message, read_prompt
 from linmu.processing.settings import GridSettings, ProcessorSettings
 from linmu.processing.settings_file import read_settings
 from linmu.processing.sources import KINDS, MediaSource
+from linmu.processing.token_bytes import TokenBytes
 from linmu.processing.tokens import StreamDecoder, byte_tokens, decode, load_tokenizer
 
 PROCESSOR_FILE = "processor.json"
@@ -188,6 +189,14 @@ class Processor:
     def stream_decoder(self) -> StreamDecoder:
         """A fresh incremental decoder for one answer."""
         return StreamDecoder(partial(decode, self.tokenizer), self._bytes_of)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to a text; a control token's name."""
+        return self._token_bytes.of(token)
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self.tokenizer)
 
     @cached_property
     def _bytes_of(self) -> dict[int, int]:

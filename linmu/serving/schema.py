@@ -13,14 +13,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from linmu.errors import InputError
 from linmu.processing import Processor
 from linmu.processing.control import check_text
 from linmu.processing.tokens import rust_calls
+from linmu.serving.schema_limits import check_size, schema_text
 from linmu.system.components import require
 
-MOST_CHARACTERS = 1 << 18  # of a schema as JSON, of a pattern, of all choices
+_END = "\ufdef"  # a noncharacter of Unicode: the end token of a tokenizer that has none
 # Between two tokens of JSON: room for a line break and indentation, and an end to what a model may pad an answer with.
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 # Within these a form takes at most a second to be looked at, and a token some milliseconds.
@@ -51,18 +53,7 @@ class Grammars:
 
     def json_schema(self, schema: Mapping[str, Any] | bool) -> TokenGrammar:
         """JSON that a JSON schema (draft 2020-12) describes; keywords that cannot be held to are refused by name."""
-        what = "the JSON schema"
-        try:
-            text = json.dumps(schema, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(what, got=error, expected="a JSON object nested at most 100 deep") from error
-        if not isinstance(schema, Mapping | bool):
-            raise InputError(what, got=text[:60], expected="a JSON object")
-        if _has_large_number(schema):
-            raise InputError(f"{what} holds a whole number", got="one of more than 63 bits", fix="use smaller ones")
-        if '"x-guidance"' in text:
-            raise InputError(f"{what} holds x-guidance", fix="leave it out")
-        _check_size(what, text)
+        what, text = "the JSON schema", schema_text(schema)
         options: Any = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE, "lenient": False}
         from llguidance import LLMatcher
 
@@ -73,7 +64,7 @@ class Grammars:
     def regex(self, pattern: str) -> TokenGrammar:
         """A text that a regular expression matches from its beginning to its end (Rust's syntax, no look-around)."""
         what = "the regular expression"
-        _check_size(what, pattern)
+        check_size(what, pattern)
         check_text(pattern, what)
         from llguidance import LLMatcher
 
@@ -100,6 +91,7 @@ class Grammars:
         found = np.zeros(self.vocabulary, bool)
         ids = set(self._processor.control.ids.values()) - set(self._processor.eos_token_ids)
         found[[i for i in ids if i < self.vocabulary]] = True
+        found[self._tokens :] = True  # rows that no token stands for
         return found
 
     @cached_property
@@ -107,11 +99,16 @@ class Grammars:
         """Llguidance's view of the tokenizer, with a number for every logit."""
         from llguidance import LLTokenizer
 
-        size = max(self._tokens, self.vocabulary)
-        ends = [token for token in self._processor.eos_token_ids if token < self.vocabulary]
         with rust_calls("the tokenizer, to hold answers to a form,"):
-            # without an end token a number that no logit has
-            return LLTokenizer(self._processor.tokenizer.to_str(), n_vocab=size + 1, eos_token=ends or [size])
+            core = Tokenizer.from_str(self._processor.tokenizer.to_str())
+            limit = min(self._tokens, self.vocabulary)
+            ends: list[Any] = [token for token in self._processor.eos_token_ids if token < limit]
+            if not ends:  # one that is never allowed
+                core.add_special_tokens([_END])
+                ends = [core.token_to_id(_END)]
+            data = json.loads(core.to_str())
+            data["decoder"] = _spaces_replaced(data["decoder"])
+            return LLTokenizer(json.dumps(data), n_vocab=max(self._tokens + 1, self.vocabulary), eos_token=ends)
 
 
 class TokenGrammar:
@@ -159,22 +156,13 @@ class TokenGrammar:
             raise InputError(f"{self._what} cannot be followed", got=" ".join(told.split())[:300])
 
 
-def _has_large_number(schema: Any) -> bool:
-    """Whether a number has no opposite in 64 bits: llguidance 1.9 recurses without end on -2^63."""
-    waiting = [schema]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, int | float) and not -(2**63) < item < 2**63:
-            return True
-        waiting += item.values() if isinstance(item, Mapping) else item if isinstance(item, list | tuple) else ()
-    return False
-
-
-def _check_size(what: str, text: Any) -> None:
-    if not isinstance(text, str):
-        raise InputError(what, got=repr(text)[:60], expected="a text")
-    if len(text) > MOST_CHARACTERS:
-        raise InputError(f"{what} is too large", got=f"{len(text)} characters", expected=f"at most {MOST_CHARACTERS}")
+def _spaces_replaced(part: Any) -> Any:
+    """A decoder with Metaspace written as llguidance knows it: a replacement of its sign by a space."""
+    if isinstance(part, dict) and part.get("type") == "Metaspace":
+        return {"type": "Replace", "pattern": {"String": part.get("replacement", "\u2581")}, "content": " "}
+    if isinstance(part, dict) and isinstance(part.get("decoders"), list):
+        return {**part, "decoders": [_spaces_replaced(inner) for inner in part["decoders"]]}
+    return part
 
 
 def _literal(text: str) -> str:
