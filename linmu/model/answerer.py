@@ -27,6 +27,7 @@ from linmu.model.folders import DTYPES, load_student, load_teacher, write_side_f
 from linmu.model.modeling import teacher_config
 from linmu.processing import ModelInputs, Processor
 from linmu.processing.encode import EncodedSample, model_processor, pad_token_id, processor_fingerprint
+from linmu.processing.media import TileCalls
 from linmu.runtimes.backends import usable_threads
 
 WINDOW_BATCHES = 8  # so many batches are encoded and sorted by length together
@@ -176,9 +177,9 @@ def batches(window: Sequence[Encoded], size: int) -> Iterator[list[Encoded]]:
 
 def _pixel_bytes(inputs: ModelInputs) -> int:
     """Bytes of pixels that were made already (Qwen's are made when asked for)."""
-    if not isinstance(inputs.vision_calls, tuple):
+    if not isinstance(inputs.vision_calls, TileCalls):
         return 0
-    return sum(call["pixel_values"].nbytes for call in inputs.vision_calls)
+    return sum(call["pixel_values"].nbytes for calls in inputs.vision_calls.parts for call in calls)
 
 
 def _teacher_processor(source: ModelFolder | None) -> Processor:

@@ -81,6 +81,10 @@ class ControlTokens:
         """The control token that a marked text begins with."""
         return self._real.match(marked)
 
+    def first(self, marked: str) -> re.Match[str] | None:
+        """The first control token of a marked text."""
+        return self._real.search(marked)
+
     def last(self, marked: str) -> int:
         """Where the last control token of a marked text begins; 0 without one."""
         return max((match.start() for match in self._real.finditer(marked)), default=0)

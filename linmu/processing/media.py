@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,33 @@ VideoSource = str | Path | np.ndarray
 
 @dataclass(frozen=True)
 class Media:
-    """`calls`: Qwen: one dict for the vision graph per grid frame; tile families: one with all tiles."""
+    """`calls`: Qwen: one dict for the vision graph per grid frame; tile families: one with all tiles.
+
+    digest: of linmu.processing.known_media, "" where nobody asked for it.
+    """
 
     text: str
     grid: MediaGrid
     calls: Sequence[dict[str, np.ndarray]]
+    digest: str = ""
+
+
+class LazyCalls(Sequence[dict[str, np.ndarray]]):
+    """`number` calls that `make` gives when the first of them is asked for; size: height and width of their tiles."""
+
+    def __init__(self, make: Callable[[], Sequence[dict[str, np.ndarray]]], number: int, size: tuple[int, int]):
+        self.make, self.number, self.size = make, number, size
+        self._calls: Sequence[dict[str, np.ndarray]] | None = None
+
+    def __len__(self) -> int:
+        """The calls."""
+        return self.number
+
+    def __getitem__(self, index: Any) -> Any:
+        """One call (or several); raises what `make` raises."""
+        if self._calls is None:
+            self._calls = self.make()
+        return self._calls[index]
 
 
 class GridCalls(Sequence[dict[str, np.ndarray]]):
@@ -47,10 +69,11 @@ class GridCalls(Sequence[dict[str, np.ndarray]]):
 
 
 class ChainedCalls(Sequence[dict[str, np.ndarray]]):
-    """The calls of several media, one after the other, each made when it is asked for."""
+    """The calls of several media (`parts`), one after the other, each made when it is asked for."""
 
     def __init__(self, parts: Sequence[Sequence[dict[str, np.ndarray]]]):
-        self.places = [(part, i) for part in parts for i in range(len(part))]
+        self.parts = tuple(parts)
+        self.places = [(part, i) for part in self.parts for i in range(len(part))]
 
     def __len__(self) -> int:
         """All calls."""
@@ -62,6 +85,46 @@ class ChainedCalls(Sequence[dict[str, np.ndarray]]):
             return [part[i] for part, i in self.places[index]]
         part, i = self.places[index]
         return part[i]
+
+
+class TileCalls(Sequence[dict[str, np.ndarray]]):
+    """One call with the tiles of all media, joined when it is asked for; `parts`: the calls of each medium, one each.
+
+    Raises InputError when their tiles differ in size.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[dict[str, np.ndarray]]]):
+        self.parts = tuple(parts)
+        sizes = sorted({tile_size(calls) for calls in self.parts})
+        if len(sizes) > 1:
+            raise InputError(
+                "tiles of images and frames of videos differ in size",
+                got=sizes,
+                expected="one size",
+                fix="correct the sizes in the model's preprocessor files and convert it again",
+            )
+
+    def __len__(self) -> int:
+        """1, or 0 without media."""
+        return min(len(self.parts), 1)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The joined call."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        if len(self.parts) == 1:
+            return self.parts[0][0]
+        return {"pixel_values": np.concatenate([calls[0]["pixel_values"] for calls in self.parts])}
+
+
+def tile_size(calls: Sequence[dict[str, np.ndarray]]) -> tuple[int, int]:
+    """Height and width of a medium's tiles; (0, 0) for patches."""
+    if isinstance(calls, LazyCalls):
+        return calls.size
+    shape = () if isinstance(calls, GridCalls) else calls[0]["pixel_values"].shape
+    return (int(shape[2]), int(shape[3])) if shape else (0, 0)
 
 
 def prepare(medium: MediaSource, settings: ProcessorSettings) -> Media:

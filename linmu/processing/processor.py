@@ -19,7 +19,9 @@ from linmu.processing import chat
 from linmu.processing.chat import Message
 from linmu.processing.control import MARK, ControlTokens, plain_text
 from linmu.processing.forms import adapted, takes, takes_tools
-from linmu.processing.media import ChainedCalls, Media, prepare
+from linmu.processing.known_media import KnownMedia, digests_of
+from linmu.processing.media import ChainedCalls, Media, TileCalls, prepare
+from linmu.processing.message_ends import message_end_ids
 from linmu.processing.prompts import Prompt, marked_message, read_prompt
 from linmu.processing.settings import GridSettings, ProcessorSettings
 from linmu.processing.settings_file import read_settings
@@ -41,26 +43,30 @@ class ModelInputs:
     in the order of the prompt; vision_calls: inputs of the vision graph, a dict per call, in the order of the tokens
     and made when asked for
     (tile families: {"pixel_values": [n, 3, H, W] float32}; Qwen, per grid frame: {"pixel_values": [h*w, C*t*p*p]
-    float32, "grid": [3] int64 = (1, h, w) in patches}).
+    float32, "grid": [3] int64 = (1, h, w) in patches}). digests: a hash of each medium, () where none was made
+    (`Processor.known`).
     """
 
     input_ids: np.ndarray
     text: str
     media: tuple[MediaGrid, ...] = ()
     vision_calls: Sequence[dict[str, np.ndarray]] = ()
+    digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Processor:
     """Settings, tokenizer and chat template of one model; make it with `from_folder`.
 
-    vocabulary: rows of the model's embedding, where known: a prompt with a token beyond them is refused.
+    vocabulary: rows of the model's embedding, where known: a prompt with a token beyond them is refused. known: tells
+    media apart and prepares those seen before when their pixels are asked for; None: all at once, without digests.
     """
 
     settings: ProcessorSettings
     tokenizer: Tokenizer
     chat_template: str | None = None
     vocabulary: int | None = None
+    known: KnownMedia | None = None
 
     @classmethod
     def from_folder(cls, folder: Path | str, vocabulary: int | None = None) -> Processor:
@@ -92,6 +98,14 @@ class Processor:
         if missing := [name for name, token_id in ids.items() if token_id is None]:
             raise InputError("the tokenizer lacks media tokens", got=f"no {missing}", fix="convert the model again")
         return tuple(token_id for token_id in ids.values() if token_id is not None)
+
+    @cached_property
+    def message_end_ids(self) -> frozenset[int]:
+        """Ids that end an answer, or stand behind a message in the chat template (linmu.processing.message_ends)."""
+        ends = frozenset(self.eos_token_ids)
+        if self.chat_template is None:
+            return ends
+        return ends | message_end_ids(self.render_marked, self.control, self.media_token_ids)
 
     @cached_property
     def control(self) -> ControlTokens:
@@ -241,7 +255,7 @@ class Processor:
         self._check_placeholders(text, *counts)  # an unreadable video or a bad count should not wait for the images
         prepared: dict[str, list[Media]] = {kind: [] for kind in KINDS}
         for item in media:
-            prepared[item.kind].append(prepare(item, self.settings))
+            prepared[item.kind].append((self.known.prepare if self.known else prepare)(item, self.settings))
         tokens = self.settings.tokens
         kinds = {token: kind for kind, token in (("image", tokens.image), ("video", tokens.video)) if token}
         waiting = {kind: iter(items) for kind, items in prepared.items()}
@@ -266,7 +280,7 @@ class Processor:
                 expected=expected,
                 fix="leave the model's special tokens out of the text",
             )
-        return ModelInputs(ids, plain_text(text), grids, self._calls(ordered))
+        return ModelInputs(ids, plain_text(text), grids, self._calls(ordered), digests_of(ordered))
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise InputError for token ids that the model has no embedding for."""
@@ -287,15 +301,5 @@ class Processor:
         return self.settings.tokens.chat_adds_special_tokens and not (bos is not None and text.startswith(bos))
 
     def _calls(self, ordered: list[Media]) -> Sequence[dict[str, np.ndarray]]:
-        calls = ChainedCalls([item.calls for item in ordered])
-        if not calls or isinstance(self.settings.image, GridSettings):
-            return calls
-        tiles = [call["pixel_values"] for call in calls]
-        if len(sizes := sorted({array.shape[2:] for array in tiles})) > 1:
-            raise InputError(
-                "tiles of images and frames of videos differ in size",
-                got=sizes,
-                expected="one size",
-                fix="correct the sizes in the model's preprocessor files and convert it again",
-            )
-        return ({"pixel_values": np.concatenate(tiles)},)
+        parts = [item.calls for item in ordered]
+        return ChainedCalls(parts) if isinstance(self.settings.image, GridSettings) else TileCalls(parts)

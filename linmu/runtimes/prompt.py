@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from linmu.formats.manifest import Manifest
 from linmu.layout import PromptLayout, layout_tensors, pieces, prompt_layout
 from linmu.processing import ModelInputs
 from linmu.runtimes.base import PromptPiece, Runner
+from linmu.runtimes.vision_rows import VisionRows
 
 MAX_PIECE_TOKENS = 2048  # bounds prefill memory; a longer span stays whole
 
@@ -51,15 +52,31 @@ def prompt_pieces(
     past_length: int = 0,
     max_tokens: int | None = None,
 ) -> Iterator[PromptPiece]:
-    """The prefill calls of a prompt, one after the other; vision and embeddings run when a piece needs them.
+    """The prefill calls of a prompt, cut only where a piece would have more than `max_tokens` tokens.
 
-    max_tokens: of a piece (default: `piece_tokens`).
+    max_tokens: default `piece_tokens`. Sessions and servers cut at linmu.runtimes.boundaries too (`pieces_at`).
+    """
+    cuts = pieces(placed.layout, max_tokens or piece_tokens(manifest))
+    return pieces_at(cuts, inputs, runner, manifest, placed, past_length)
+
+
+def pieces_at(
+    cuts: Sequence[tuple[int, int]],
+    inputs: ModelInputs,
+    runner: Runner,
+    manifest: Manifest,
+    placed: PlacedPrompt,
+    past_length: int = 0,
+) -> Iterator[PromptPiece]:
+    """The prefill calls of the consecutive pieces (start, stop) of a prompt, one after the other.
+
+    What stands before the first of them was read already. Vision and embeddings run when a piece needs them.
     """
     layout, mmate = placed.layout, manifest.model.mmate
     text_only = get_family(manifest.model.family).text_only
-    vision = _VisionRows(inputs, runner, manifest, layout)
+    vision = VisionRows(inputs, runner, layout, cuts[0][0] if cuts else 0)
     depth, row = _deepstack_layers(manifest), window_row(manifest)
-    for start, stop in pieces(layout, max_tokens or piece_tokens(manifest)):
+    for start, stop in cuts:
         embeds = runner.embed(inputs.input_ids[start:stop])
         deepstack = np.zeros((depth, 1, *embeds.shape), np.float32) if depth else None
         vision.fill(embeds, deepstack, start, stop)
@@ -68,60 +85,15 @@ def prompt_pieces(
         yield PromptPiece(embeds[None], positions, tensors, deepstack, past_length + start)
 
 
-class _VisionRows:
-    """Puts the rows of the vision graph into the embeddings, encoding one call at a time."""
-
-    def __init__(self, inputs: ModelInputs, runner: Runner, manifest: Manifest, layout: PromptLayout):
-        self.runner = runner
-        spans = [span.positions for span in layout.spans]
-        self.places = np.sort(np.concatenate(spans)) if spans else np.zeros(0, np.int64)
-        self.calls = iter(inputs.vision_calls)
-        self.rows: np.ndarray | None = None
-        self.deep: np.ndarray | None = None
-
-    def fill(self, embeds: np.ndarray, deepstack: np.ndarray | None, start: int, stop: int) -> None:
-        """Replace the embeddings of the vision tokens among start..stop."""
-        here = self.places[(self.places >= start) & (self.places < stop)] - start
-        if not len(here):
-            return
-        rows, deep = self._take(len(here))
-        if rows.shape[1:] != embeds.shape[1:]:
-            raise BundleError(
-                "the vision graph's embeddings",
-                got=f"width {rows.shape[1:]}",
-                expected=embeds.shape[1],
-                fix="export the bundle again",
-            )
-        embeds[here] = rows
-        if deepstack is not None and deep is not None:
-            if deep.shape != (wanted := (len(deepstack), *rows.shape)):
-                raise BundleError(
-                    "the vision graph's deepstack", got=deep.shape, expected=wanted, fix="export the bundle again"
-                )
-            deepstack[:, 0, here] = deep
-
-    def _take(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        while self.rows is None or len(self.rows) < count:
-            call = next(self.calls, None)
-            if call is None:
-                got = 0 if self.rows is None else len(self.rows)
-                raise InputError(
-                    "the vision graph gave fewer rows than the prompt has vision tokens", got=got, expected=count
-                )
-            features = self.runner.encode(call)
-            self.rows = _joined(self.rows, features.embeddings, 0)
-            if features.deepstack is not None:
-                self.deep = _joined(self.deep, features.deepstack, 1)
-        rows, self.rows = self.rows[:count], self.rows[count:]
-        if self.deep is None:
-            return rows, None
-        deep, self.deep = self.deep[:, :count], self.deep[:, count:]
-        return rows, deep
-
-
 def piece_tokens(manifest: Manifest) -> int:
     """Tokens that a piece of a prompt has at most, unless a span is longer."""
     return int(manifest.program.get("piece_tokens", MAX_PIECE_TOKENS))
+
+
+def most_piece_tokens(manifest: Manifest, runner: Runner, wanted: int | None = None) -> int:
+    """The limit of a piece: `wanted` (default: `piece_tokens`), or fewer where the runner takes no more."""
+    most, limit = wanted or piece_tokens(manifest), runner.max_piece_tokens
+    return most if limit is None else min(most, limit)
 
 
 def window_row(manifest: Manifest) -> int | None:
@@ -129,10 +101,6 @@ def window_row(manifest: Manifest) -> int | None:
     specs = (spec for spec in manifest.graphs["prefill"].inputs if spec.name == "layout.windows")
     length = next((spec.shape[-1] for spec in specs), None)
     return length if isinstance(length, int) else None
-
-
-def _joined(old: np.ndarray | None, new: np.ndarray, axis: int) -> np.ndarray:
-    return new if old is None else np.concatenate([old, new], axis)
 
 
 def _deepstack_layers(manifest: Manifest) -> int:

@@ -12,15 +12,17 @@ import numpy as np
 
 from linmu.errors import InputError
 from linmu.formats.bundle import Bundle, open_bundle
+from linmu.layout import PromptLayout
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.answer import Clock, Generation, Piece
 from linmu.runtimes.answering import Answering, AnswerSettings
 from linmu.runtimes.backends import open_runner
 from linmu.runtimes.base import Runner
+from linmu.runtimes.boundaries import boundaries, cut_prompt
 from linmu.runtimes.constraints import Constraint
 from linmu.runtimes.conversation import Turn
 from linmu.runtimes.guard import Guard
-from linmu.runtimes.prompt import piece_tokens, place_prompt, prompt_pieces
+from linmu.runtimes.prompt import most_piece_tokens, pieces_at, place_prompt
 from linmu.runtimes.sampling import Sampling
 from linmu.runtimes.state import SessionState
 from linmu.runtimes.stops import checked_stops
@@ -82,8 +84,9 @@ class Session:
     def prefill(self, inputs: ModelInputs, max_piece_tokens: int | None = None) -> np.ndarray:
         """Read a prompt into the state -> logits [V] of its last token; an error leaves the state as it was.
 
-        max_piece_tokens: of a piece (default: the bundle's), or fewer where the runner takes no more. Raises InputError
-        for inputs that `prepare` made at another moment of the conversation.
+        max_piece_tokens: cut only where a piece would have more (default: the bundle's number, and where
+        linmu.runtimes.boundaries says), or fewer where the runner takes no more. Raises InputError for inputs that
+        `prepare` made at another moment of the conversation.
         """
         with self._guard.call():
             return self._prefill(inputs, max_piece_tokens)
@@ -181,8 +184,7 @@ class Session:
                 inputs.text,
                 inputs.media,
                 inputs.vision_calls,
-                None,
-                now,
+                after=now,
                 keeps_pending=True,
             )
         )
@@ -201,16 +203,17 @@ class Session:
                 ids = np.concatenate([np.asarray(state.pending, np.int64), ids])
             whole = ModelInputs(ids, turn.text, turn.media, turn.vision_calls)
             placed = place_prompt(whole, manifest, state.position)
-            most = self._piece_tokens(max_piece_tokens)
-            for piece in prompt_pieces(whole, self.runner, manifest, placed, state.tokens, most):
+            cuts = self._cuts(whole, placed.layout, max_piece_tokens)
+            for piece in pieces_at(cuts, whole, self.runner, manifest, placed, state.tokens):
                 logits = self.runner.prefill(piece, state.handle)
             state.read_prompt(len(ids), placed.next_position, turn.conversation)
         assert logits is not None  # place_prompt refuses empty prompts
         return logits
 
-    def _piece_tokens(self, wanted: int | None) -> int:
-        size, limit = wanted or piece_tokens(self.bundle.manifest), self.runner.max_piece_tokens
-        return size if limit is None else min(size, limit)
+    def _cuts(self, inputs: ModelInputs, layout: PromptLayout, wanted: int | None) -> list[tuple[int, int]]:
+        most = most_piece_tokens(self.bundle.manifest, self.runner, wanted)
+        ends = self.processor.message_end_ids
+        return cut_prompt(layout, [] if wanted else boundaries(inputs, layout, ends), most)
 
     def _step(self, token: int) -> np.ndarray:
         with self.state.feeding(token):

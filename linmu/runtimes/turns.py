@@ -258,6 +258,7 @@ class TurnMaker:
             inputs.text,
             inputs.media,
             inputs.vision_calls,
+            inputs.digests,
             conversation,
             after=(past.tokens, past.pending),
             restart=restart,
