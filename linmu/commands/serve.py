@@ -35,6 +35,12 @@ def command(
     max_prompt_tokens: Annotated[
         int, typer.Option("--max-prompt-tokens", min=1, help="Tokens of a prompt, pictures included.")
     ] = 131_072,
+    cache_bytes: Annotated[
+        int, typer.Option("--cache-bytes", min=0, help="Bytes of kept states in memory, and in --cache-dir; 0: none.")
+    ] = 256 << 20,
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache-dir", help="Keep states as files, too: they survive restarts.")
+    ] = None,
     allow_local_media: Annotated[
         Path | None, typer.Option("--allow-local-media", help="A folder whose files requests may name as file:// URLs.")
     ] = None,
@@ -46,12 +52,18 @@ def command(
     """Serve a bundle over HTTP to OpenAI's clients; Ctrl-C finishes what is being answered."""
     require_modules("linmu serve", "serve", "fastapi", "uvicorn", "sse_starlette", "prometheus_client")
     import logging
+    from contextlib import ExitStack
 
+    from linmu.formats.bundle import open_bundle
+    from linmu.processing.known_media import KnownMedia
     from linmu.serving.api.gate import read_keys
     from linmu.serving.api.server import bound_socket, only_loopback, serve, url_of
     from linmu.serving.api.settings import ApiSettings
     from linmu.serving.engine import Engine
+    from linmu.serving.kept_reader import kept_reader
+    from linmu.serving.prefix_cache import PrefixCache
     from linmu.serving.request import Limits
+    from linmu.serving.state_folder import StateFolder
 
     if allow_local_media is not None and not allow_local_media.is_dir():
         raise InputError(f"--allow-local-media {allow_local_media}", got="no such folder", expected="a folder")
@@ -60,7 +72,17 @@ def command(
         logging.basicConfig(format="%(asctime)s %(message)s")
         logging.getLogger("linmu.serving").setLevel(logging.INFO)
     limits = Limits(max_sessions, queue, max_prompt_tokens=max_prompt_tokens)
-    with bound_socket(host, port) as listening, Engine(bundle, backend, threads, limits) as engine:
+    opened = open_bundle(bundle)
+    if cache_dir is not None and not cache_bytes:
+        raise InputError("--cache-dir", got="--cache-bytes 0", expected="room for states")
+    with ExitStack() as stack:
+        listening = stack.enter_context(bound_socket(host, port))
+        cache = None
+        if cache_bytes:
+            folder = None if cache_dir is None else StateFolder(cache_dir, opened, cache_bytes)
+            cache = stack.enter_context(PrefixCache(cache_bytes, folder))
+        known = None if cache is None else KnownMedia()
+        engine = stack.enter_context(Engine(opened, backend, threads, limits, kept_reader(cache, threads), known))
         loopback = only_loopback(listening)
         settings = ApiSettings(
             name=name or engine.bundle.manifest.model.name,

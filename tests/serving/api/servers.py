@@ -15,9 +15,12 @@ from typing import Any
 import httpx
 import openai
 
+from linmu.processing.known_media import KnownMedia
 from linmu.serving.api.server import Server, bound_socket, url_of
 from linmu.serving.api.settings import ApiSettings
 from linmu.serving.engine import Engine
+from linmu.serving.kept_reader import kept_reader
+from linmu.serving.prefix_cache import PrefixCache
 from linmu.serving.request import Limits
 from tests.tiny import tiny_image
 
@@ -54,9 +57,15 @@ class Served:
 
 
 @contextmanager
-def served(bundle: Path, places: Limits | None = None, key: str = "-", **settings: Any) -> Iterator[Served]:
-    """A bundle served by a thread of this process."""
-    with bound_socket("127.0.0.1", 0) as listening, Engine(bundle, "onnxruntime", 1, places) as engine:
+def served(
+    bundle: Path, places: Limits | None = None, key: str = "-", cache: PrefixCache | None = None, **settings: Any
+) -> Iterator[Served]:
+    """A bundle served by a thread of this process; cache: of kept states."""
+    known = None if cache is None else KnownMedia()
+    with (
+        bound_socket("127.0.0.1", 0) as listening,
+        Engine(bundle, "onnxruntime", 1, places, kept_reader(cache, 1), known) as engine,
+    ):
         started = threading.Event()
         server = Server(engine, replace(ApiSettings(NAME), **settings), started.set)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))

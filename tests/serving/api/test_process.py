@@ -13,8 +13,9 @@ import pytest
 
 from linmu.cli import main
 from linmu.serving.api.server import bound_socket
+from linmu.serving.prefix_cache import PrefixCache
 from tests.paths import ROOT
-from tests.serving.api.servers import conversation
+from tests.serving.api.servers import conversation, served
 
 
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM), ids=("Ctrl-C", "SIGTERM"))
@@ -57,3 +58,17 @@ def test_what_cannot_be_served(bundle_of, tmp_path, capsys):
     assert "key file" in refused("--api-key-file", str(tmp_path / "none"))
     assert "no such folder" in refused("--allow-local-media", str(tmp_path / "none"))
     assert "backend" in refused("--backend", "abacus", "--port", "0")
+
+
+def test_turns_of_a_conversation_are_read_from_kept_states(bundle_of):
+    """The second turn needs its own tokens only, and its answer is the one that a server without states gives."""
+    messages = [{"role": "user", "content": "hello " * 40}, {"role": "assistant", "content": "a" * 90}]
+    messages += [{"role": "user", "content": "and then? " * 10}]
+    bundle = bundle_of("llama")
+    with PrefixCache(2**24) as cache, served(bundle, cache=cache) as kept, served(bundle) as plain:
+        first = kept.chat(messages=messages[:1])
+        assert first.usage.prompt_tokens_details.cached_tokens == 0
+        second, again = kept.chat(messages=messages), plain.chat(messages=messages)
+        assert second.usage.prompt_tokens_details.cached_tokens > 100
+        assert second.usage.prompt_tokens == again.usage.prompt_tokens
+        assert second.choices[0].message.content == again.choices[0].message.content
