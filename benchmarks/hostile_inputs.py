@@ -22,8 +22,8 @@ VALUES: tuple[Any, ...] = (
 )
 FIELDS = (
     "messages model prompt stream stream_options temperature top_p top_k min_p seed n stop logit_bias logprobs tools "
-    "top_logprobs max_tokens max_completion_tokens response_format tool_choice presence_penalty user echo suffix best_of "
-    "frequency_penalty repetition_penalty functions audio __proto__ constructor self request"
+    "top_logprobs max_tokens max_completion_tokens response_format tool_choice presence_penalty user echo suffix "
+    "best_of frequency_penalty repetition_penalty functions audio __proto__ constructor self request"
 ).split()
 
 
@@ -177,9 +177,9 @@ def pictures(chance: Chance) -> bytes:
 def addresses(chance: Chance, port: int, folder: Path) -> bytes:
     """URLs and paths that lead where nobody may look; `port`: something of this machine that listens."""
     host = chance.choice(
-        "127.0.0.1 localhost 127.1 0 0.0.0.0 [::1] [::] [::ffff:127.0.0.1] [::ffff:7f00:1] 2130706433 0x7f000001 017700000001 "
-        "169.254.169.254 10.0.0.1 192.168.0.1 [fd00:ec2::254] [fe80::1] [64:ff9b::7f00:1] localhost. LOCALHOST "
-        "a@127.0.0.1 127.0.0.1%00.example.org 127.0.0.1\\@example.org ①②⑦.0.0.1".split()
+        "127.0.0.1 localhost 127.1 0 0.0.0.0 [::1] [::] [::ffff:127.0.0.1] [::ffff:7f00:1] 2130706433 0x7f000001 "
+        "017700000001 169.254.169.254 10.0.0.1 192.168.0.1 [fd00:ec2::254] [fe80::1] [64:ff9b::7f00:1] LOCALHOST "
+        "localhost. a@127.0.0.1 127.0.0.1%00.example.org 127.0.0.1\\@example.org ①②⑦.0.0.1".split()
     )
     secret = folder.parent / "secret.png"
     url = chance.choice(
@@ -210,9 +210,9 @@ def addresses(chance: Chance, port: int, folder: Path) -> bytes:
 def paths(chance: Chance) -> bytes:
     """Paths and methods that nobody serves."""
     path = chance.choice(
-        "/../../etc/passwd /%2e%2e/%2e%2e/etc/passwd //etc/passwd /v1//models /v1/models/../../x /v1/models/%00 /V1/MODELS * "
-        "/v1/models/%ff%fe /static/../x /?%00 /health/ /metrics/x /.git/config /v1/chat/completions/../../health http://x/ "
-        "/\xe9 /v1/models/{{7*7}}".split()
+        "/../../etc/passwd /%2e%2e/%2e%2e/etc/passwd //etc/passwd /v1//models /v1/models/../../x /v1/models/%00 "
+        "/V1/MODELS * /v1/models/%ff%fe /static/../x /?%00 /health/ /metrics/x /.git/config "
+        "/v1/chat/completions/../../health http://x/ /\xe9 /v1/models/{{7*7}}".split()
         + ["/" + "a" * 20_000, "/" + "../" * 500]
     )
     method = chance.choice("GET POST PUT DELETE PATCH OPTIONS TRACE CONNECT HEAD BREW get".split())

@@ -30,7 +30,7 @@ from benchmarks.served import Curve, Process, picture, server
 
 PATIENCE_S = 120
 AT_ONCE = 16
-RARE = 0.01  # share of requests of tens of megabytes
+RARE = 0.01  # share of requests of tens of megabytes, and of clients that take half a minute
 USUAL = {"model": NAME, "max_tokens": 12, "messages": [{"role": "user", "content": "How many squares are there?"}]}
 
 
@@ -109,7 +109,9 @@ class Attack:
         chance = self._chance
         if chance.random() < RARE:
             return "large", large(chance)
-        kind = chance.choice((*KINDS, "addresses", "slow", "left"))
+        if chance.random() < RARE:
+            return "slow", KINDS["values"](chance)
+        kind = chance.choice((*KINDS, "addresses", "left"))
         if kind == "addresses":
             return kind, addresses(chance, port, self._folder)
         return kind, KINDS.get(kind, KINDS["values"])(chance)

@@ -37,7 +37,8 @@ class Engine:
     """Answers many requests at once on one model; a context manager.
 
     make_reader: (runner, bundle, tokens of a piece) -> how prompts are read (PlainReader: from zero states); known:
-    media that need not be decoded again, for readers that keep states. Opening raises what `linmu.load` raises. After `close` everything raises EngineClosed.
+    media that need not be decoded again, for readers that keep states. Opening raises what `linmu.load` raises. After
+    `close` everything raises EngineClosed.
     """
 
     def __init__(

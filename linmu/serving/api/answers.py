@@ -1,4 +1,4 @@
-"""What OpenAI's clients read: events of a ticket as one object, or as chunks of a stream."""
+"""What OpenAI's clients read: events of a request as one object, or as chunks of a stream."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from linmu.errors import LinmuError
 from linmu.runtimes.answer import Piece
 from linmu.serving.api.errors import of_linmu
+from linmu.serving.api.taken import Taken
 from linmu.serving.request import Usage
-from linmu.serving.ticket import Ticket
 
 
 @dataclass
@@ -74,39 +74,41 @@ def usage_of(usage: Usage) -> dict[str, Any]:
     }
 
 
-async def collected(ticket: Ticket, head: Head, answers: int) -> dict[str, Any]:
-    """The whole response of a ticket; raises ApiError when the request failed. The ticket is cancelled if left."""
+async def collected(taken: Taken, head: Head, answers: int) -> dict[str, Any]:
+    """The whole response to a request; raises ApiError when the request failed. It is given up if left."""
     parts = [Answer() for _ in range(answers)]
     usage = Usage(0, 0, 0)
     try:
-        with ticket:
-            async for event in ticket:
+        with taken:
+            async for event in taken.ticket:
                 parts[event.index].pieces.append(event.piece)
                 usage = event.usage or usage
     except LinmuError as error:
+        taken.scratch.hide(error)
         raise of_linmu(error) from error
     choices = [head.form.choice(index, answer) for index, answer in enumerate(parts)]
     return {**head.names, "object": head.form.object, "choices": choices, "usage": usage_of(usage)}
 
 
-async def streamed(ticket: Ticket, head: Head, answers: int, with_usage: bool) -> AsyncIterator[str]:
-    """The data lines of a stream; a failure is one of them. The ticket is cancelled if left."""
+async def streamed(taken: Taken, head: Head, answers: int, with_usage: bool) -> AsyncIterator[str]:
+    """The data lines of a stream; a failure is one of them. It is given up if left."""
     parts = [Answer() for _ in range(answers)]
     rest: dict[str, Any] = {"usage": None} if with_usage else {}
     chunk = {**head.names, "object": head.form.chunk_object}
     usage = Usage(0, 0, 0)
-    with ticket:
+    with taken:
         for index in range(answers):
             if (choice := head.form.first(index)) is not None:
                 yield _line({**chunk, "choices": [choice], **rest})
         try:
-            async for event in ticket:
+            async for event in taken.ticket:
                 choice = head.form.delta(event.index, event.piece, parts[event.index])
                 parts[event.index].pieces.append(event.piece)
                 usage = event.usage or usage
                 if choice is not None:
                     yield _line({**chunk, "choices": [choice], **rest})
         except LinmuError as error:
+            taken.scratch.hide(error)
             yield _line(of_linmu(error).body())
             return
     if with_usage:

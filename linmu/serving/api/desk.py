@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint
 from anyio.to_thread import run_sync
 from fastapi import Request as HttpRequest
 from starlette.requests import ClientDisconnect
 
 from linmu.errors import LinmuError
-from linmu.files.scratch import scratch_folder
 from linmu.serving.api.body import Bodies
 from linmu.serving.api.errors import ApiError, busy, closing, of_linmu
 from linmu.serving.api.media.reading import MediaReader
 from linmu.serving.api.settings import ApiSettings
+from linmu.serving.api.taken import Scratch, Taken
 from linmu.serving.engine import Engine
 from linmu.serving.request import Request
-from linmu.serving.ticket import Ticket
 
 T = TypeVar("T")
 Maker = Callable[[MediaReader], Request]  # reads media and says what the engine is asked
@@ -40,7 +40,7 @@ class Desk:
         """The model's name."""
         return self.settings.name
 
-    async def submit(self, request: HttpRequest, make: Maker, param: str) -> Ticket:
+    async def submit(self, request: HttpRequest, make: Maker, param: str) -> Taken:
         """Make a request in a worker thread and queue it; raises ApiError, ClientDisconnect when nobody waits.
 
         param: the field that holds the prompt.
@@ -55,21 +55,25 @@ class Desk:
         finally:
             self._waiting -= 1
 
-    async def _submitted(self, make: Maker, param: str) -> Ticket:
-        ticket = await run_sync(self._submit, make, param, limiter=self._workers)
-        try:
-            await anyio.lowlevel.checkpoint()  # where a client's leaving arrives that a thread did not notice
-        except BaseException:
-            ticket.cancel()
-            raise
-        return ticket
+    async def _submitted(self, make: Maker, param: str) -> Taken:
+        taken = await run_sync(self._submit, make, param, limiter=self._workers)
+        with ExitStack() as stack:
+            stack.push(taken)
+            await checkpoint()  # where a client's leaving arrives that a thread did not notice
+            stack.pop_all()
+        return taken
 
-    def _submit(self, make: Maker, param: str) -> Ticket:
-        try:
-            with scratch_folder("the request") as folder:
-                return self.engine.submit(make(MediaReader(self.settings, Path(folder))))
-        except LinmuError as error:
-            raise of_linmu(error, param) from error
+    def _submit(self, make: Maker, param: str) -> Taken:
+        scratch = Scratch()
+        with ExitStack() as stack:
+            stack.callback(scratch.close)
+            try:
+                ticket = self.engine.submit(make(MediaReader(self.settings, scratch)))
+            except LinmuError as error:
+                scratch.hide(error)
+                raise of_linmu(error, param) from error
+            stack.pop_all()
+        return Taken(ticket, scratch)
 
 
 async def while_connected(request: HttpRequest, work: Callable[[], Awaitable[T]]) -> T:

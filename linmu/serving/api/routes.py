@@ -27,10 +27,10 @@ from linmu.serving.api.prompts import (
 )
 from linmu.serving.api.requests import ChatRequest, CompletionRequest, SamplingFields
 from linmu.serving.api.streams import TicketStream
+from linmu.serving.api.taken import Taken
 from linmu.serving.api.token_texts import TokenTexts
 from linmu.serving.api.validation import checked
 from linmu.serving.request import Request
-from linmu.serving.ticket import Ticket
 
 LOG = logging.getLogger(__name__)
 
@@ -62,12 +62,12 @@ def generating(desk: Desk) -> APIRouter:
     texts, formats = TokenTexts(desk.engine.processor), Formats(desk.engine.processor)
 
     async def answered(http: HttpRequest, kind: Kind) -> Response:
-        reply, ticket = await _taken(http, desk, kind)
+        reply, taken = await _taken(http, desk, kind)
         head = Head.of(reply.form, desk.name, fingerprint)
         LOG.info("%s %s user=%s", head.names["id"], http.url.path, reply.user)
         if reply.stream:
-            return TicketStream(ticket, streamed(ticket, head, reply.answers, reply.with_usage))
-        return JSONResponse(await while_connected(http, lambda: collected(ticket, head, reply.answers)))
+            return TicketStream(taken, streamed(taken, head, reply.answers, reply.with_usage))
+        return JSONResponse(await while_connected(http, lambda: collected(taken, head, reply.answers)))
 
     @router.post("/chat/completions")
     async def chat(http: HttpRequest) -> Response:
@@ -80,7 +80,7 @@ def generating(desk: Desk) -> APIRouter:
     return router
 
 
-async def _taken(http: HttpRequest, desk: Desk, kind: Kind) -> tuple[Reply, Ticket]:
+async def _taken(http: HttpRequest, desk: Desk, kind: Kind) -> tuple[Reply, Taken]:
     """A request read, checked and queued; its body is gone afterwards."""
     async with desk.bodies.json(http) as document:
         reply, make = kind.reply(document)

@@ -7,7 +7,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -89,16 +88,16 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = self._desk.closing = True
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """A signal."""
-        self.stop()
-
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals end the server; whoever started it goes on behind it."""
+
+        def stop(*_: object) -> None:  # no method: sse-starlette would find the server by it, and cut streams short
+            self.stop()
+
         numbers = [signal.SIGINT, signal.SIGTERM]
         try:
-            before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+            before = {number: signal.signal(number, stop) for number in numbers}
         except ValueError:  # not the main thread
             before = {}
         try:

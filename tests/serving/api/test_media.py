@@ -10,6 +10,7 @@ from PIL import Image
 
 import linmu
 from linmu.serving.api.settings import ApiLimits
+from linmu.serving.prefix_cache import PrefixCache
 from linmu.serving.request import Limits
 from tests.clips import write_clip
 from tests.serving.api.servers import NAME, conversation, data_url, picture_message, png, served
@@ -130,3 +131,13 @@ def test_nothing_is_opened_unless_it_is_allowed(vision, folder):
     for url in ((folder / "secret.png").as_uri(), "http://example.org/a.png", "https://127.0.0.1/x"):
         error = vision.error({"model": NAME, "messages": picture_message(url)})
         assert "--allow" in error["message"] and error["param"] == "messages[0].content[1].image_url"
+
+
+def test_a_clip_that_was_seen_before_is_there_when_its_turn_comes(bundle_of, folder):
+    """Its frames are decoded only when no state has read them, and then by the model's thread."""
+    url = data_url((folder / "in" / "clip.mp4").read_bytes(), "video/mp4")
+    with PrefixCache(0) as nothing_kept, served(bundle_of("smolvlm"), cache=nothing_kept) as server:
+        told = [content(server, clip_message(url)) for _ in range(2)]
+        damaged = clip_message(data_url(b"no clip at all", "video/mp4"))
+        assert told[0] == told[1]
+        assert "linmu-request" not in server.error({**conversation(), "messages": damaged})["message"]

@@ -17,6 +17,7 @@ from linmu.serving.api.media.fetch import fetch
 from linmu.serving.api.media.local_files import local_bytes, local_path
 from linmu.serving.api.requests import ImageUrl, VideoUrl
 from linmu.serving.api.settings import ApiSettings
+from linmu.serving.api.taken import Scratch
 
 LONGEST_HEAD = 1024  # bytes in front of a data URI's base64
 LOW = (512, 512)  # OpenAI's "low" detail
@@ -24,10 +25,10 @@ LOW = (512, 512)  # OpenAI's "low" detail
 
 @dataclass(frozen=True)
 class MediaReader:
-    """Reads the media of one request; clips that are no files yet are written into `folder`."""
+    """Reads the media of one request; clips that are no files yet are written into `scratch`."""
 
     settings: ApiSettings
-    folder: Path
+    scratch: Scratch
 
     def image_part(self, image: ImageUrl, param: str) -> dict[str, Any]:
         """A part with an image; raises ApiError that names `param`."""
@@ -66,7 +67,7 @@ class MediaReader:
     def _clip(self, url: str) -> Path:
         if url[:5].lower() == "file:" and self.settings.local_media is not None:
             return local_path(url, self.settings.local_media)
-        path = self.folder / f"clip-{len(list(self.folder.iterdir()))}"
+        path = self.scratch.new_file()
         path.write_bytes(self._bytes(url, "video"))
         return path
 
