@@ -130,8 +130,9 @@ class MessageMaker:
             raise ApiError(
                 400, f"{param}.content: expected a text", param=f"{param}.content", code="missing_required_parameter"
             )
-        content = None if message.content is None else self._content(message.content, param)
-        made: dict[str, Any] = {"role": "assistant", "content": content}
+        made: dict[str, Any] = {"role": "assistant", "content": None}
+        if message.content is not None:
+            made["content"] = self._content(message.content, param)
         if message.tool_calls:
             self._check_tools(f"{param}.tool_calls")
             made["tool_calls"] = [

@@ -94,7 +94,7 @@ class Chat:
     desk: Desk
     texts: TokenTexts
     formats: Formats
-    prompt = "messages"
+    prompt: ClassVar[str] = "messages"
 
     def reply(self, document: dict[str, Any]) -> tuple[Reply, Maker]:
         """See Kind."""
@@ -119,7 +119,7 @@ class Completion:
 
     desk: Desk
     texts: TokenTexts
-    prompt = "prompt"
+    prompt: ClassVar[str] = "prompt"
 
     def reply(self, document: dict[str, Any]) -> tuple[Reply, Maker]:
         """See Kind."""
