@@ -20,7 +20,9 @@ from linmu.version import __version__
 
 def make_app(engine: Engine, settings: ApiSettings) -> FastAPI:
     """An ASGI application on an engine, which stays the caller's to close; `app.state.desk` is its Desk."""
-    app = FastAPI(title="linmu", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="linmu", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     registry = CollectorRegistry()  # of this app alone: several may live in one process
     registry.register(EngineMetrics(engine))
     app.state.desk = desk = Desk(engine, settings)

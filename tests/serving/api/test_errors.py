@@ -135,6 +135,7 @@ def test_paths_and_methods(text):
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("GET", "/docs", 404),
+        ("GET", "/health/", 404),
         ("GET", "/openapi.json", 404),
     ):
         response = text.http.request(method, path)
