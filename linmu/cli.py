@@ -11,7 +11,21 @@ from typing import Annotated
 
 import typer
 
-from linmu.commands import bench, build, calibrate, convert, distill, doctor, eval, export, inspect, run, verify, watch
+from linmu.commands import (
+    bench,
+    build,
+    calibrate,
+    convert,
+    distill,
+    doctor,
+    eval,
+    export,
+    inspect,
+    run,
+    serve,
+    verify,
+    watch,
+)
 from linmu.commands.process import drop_stdout, open_streams, stopped, system_error
 from linmu.errors import LinmuError
 from linmu.system.interrupts import stop_signals
@@ -38,6 +52,7 @@ COMMANDS = {
     "verify": verify,
     "run": run,
     "watch": watch,
+    "serve": serve,
     "bench": bench,
     "inspect": inspect,
     "doctor": doctor,

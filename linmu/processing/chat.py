@@ -107,12 +107,18 @@ def _for_template(message: Message) -> Message:
     return data if reasoning is None else {"thinking": reasoning, **data, "reasoning_content": reasoning}
 
 
-def render(source: str, messages: Sequence[Message], add_generation_prompt: bool, variables: dict[str, str]) -> str:
+def render(
+    source: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    variables: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
     """The chat text of `messages`; InputError when the template refuses them, TemplateCost beyond the limits."""
     template = compile_template(source)
     builtins = {
         "messages": [_for_template(message) for message in messages],
-        "tools": None,
+        "tools": None if tools is None else [plain(tool) for tool in tools],
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
     }

@@ -55,3 +55,18 @@ def _shows(source: str, role: str, content: Any, variables: tuple[tuple[str, str
         if PROBE in text and f"'{PROBE}'" not in text and f'"{PROBE}"' not in text:
             return True
     return False
+
+
+@lru_cache(maxsize=64)
+def takes_tools(source: str, variables: tuple[tuple[str, str], ...]) -> bool:
+    """Whether the template shows the tools that it is given."""
+    tool = {"type": "function", "function": {"name": PROBE, "description": PROBE, "parameters": {}}}
+    for content in (PROBE[::-1], [{"type": "text", "text": PROBE[::-1]}]):
+        try:
+            if PROBE in render(source, [{"role": "user", "content": content}], True, dict(variables), [tool]):
+                return True
+        except TemplateCost:
+            raise
+        except InputError:
+            continue
+    return False

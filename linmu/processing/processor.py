@@ -18,7 +18,7 @@ from linmu.layout.types import MediaGrid
 from linmu.processing import chat
 from linmu.processing.chat import Message
 from linmu.processing.control import MARK, ControlTokens, plain_text
-from linmu.processing.forms import adapted, takes
+from linmu.processing.forms import adapted, takes, takes_tools
 from linmu.processing.known_media import KnownMedia, digests_of
 from linmu.processing.media import ChainedCalls, Media, TileCalls, prepare
 from linmu.processing.message_ends import message_end_ids
@@ -131,6 +131,7 @@ class Processor:
         raw: bool = False,
         system: str | None = None,
         parse_special: bool = False,
+        tools: Sequence[dict[str, Any]] | None = None,
     ) -> ModelInputs:
         """Token ids, grids and pixels of a prompt.
 
@@ -141,9 +142,8 @@ class Processor:
         message in front. parse_special: control tokens written in the prompt are control tokens, not text. Raises
         InputError on an empty prompt, an unreadable image, or placeholders and media that do not match.
         """
-        read = self.read(
-            prompt, images, video, video_fps=video_fps, raw=raw, system=system, parse_special=parse_special
-        )
+        options: dict[str, Any] = {"raw": raw, "system": system, "parse_special": parse_special, "tools": tools}
+        read = self.read(prompt, images, video, video_fps=video_fps, **options)
         text = self.text_of(read, add_generation_prompt)
         inputs = self.tokenized(text, read.media, self.adds_special_tokens(text, read.messages is not None))
         assert inputs is not None  # nothing stands before it
@@ -157,11 +157,15 @@ class Processor:
         )
         if options.get("system") is not None:
             self._check_system()
+        if options.get("tools") is not None and not self.takes_tools:
+            raise InputError("tools", got="a chat template that shows none", fix="leave them out")
         return read
 
     def text_of(self, prompt: Prompt, add_generation_prompt: bool = True) -> str:
         """The marked text of a prompt."""
-        return prompt.text if prompt.messages is None else self.render_marked(prompt.messages, add_generation_prompt)
+        if prompt.messages is None:
+            return prompt.text
+        return self.render_marked(prompt.messages, add_generation_prompt, prompt.tools)
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
         """The chat text of messages in the Hugging Face form; InputError without a chat template."""
@@ -171,11 +175,22 @@ class Processor:
         """Messages with their texts marked, without their media."""
         return tuple(marked_message(message, self.control.mark_parts) for message in chat.check_messages(messages))
 
-    def render_marked(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The marked chat text of marked messages."""
+    def render_marked(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[dict[str, Any]] | None = None,
+    ) -> str:
+        """The marked chat text of marked messages (and of marked tools)."""
         source = self._template(messages)
         variables = self.settings.tokens.template_variables
-        return chat.render(source, adapted(source, messages, variables), add_generation_prompt, variables)
+        return chat.render(source, adapted(source, messages, variables), add_generation_prompt, variables, tools)
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template shows tools."""
+        variables = tuple(sorted(self.settings.tokens.template_variables.items()))
+        return self.chat_template is not None and takes_tools(self.chat_template, variables)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids, without special tokens."""

@@ -16,7 +16,6 @@ from linmu.processing.settings import ProcessorSettings
 from linmu.processing.sources import KINDS, SOURCE_KEYS, MediaSource, listed, media_of_part
 
 Marker = Callable[[Sequence[str]], list[str]]
-UNMARKED_KEYS = ("role", "type")
 WHOLE_ROLES = ("assistant", "system", "developer")  # a list with one of these is a conversation, not a further turn
 
 
@@ -24,7 +23,8 @@ WHOLE_ROLES = ("assistant", "system", "developer")  # a list with one of these i
 class Prompt:
     """messages: marked, their media bare; None for a text that no template renders. text: that text, marked.
 
-    media: in the order of the placeholders; whole: the messages are a conversation from its beginning.
+    media: in the order of the placeholders; whole: the messages are a conversation from its beginning. tools: what the
+    model may call, marked, for the template.
     """
 
     messages: tuple[Message, ...] | None
@@ -32,6 +32,7 @@ class Prompt:
     media: tuple[MediaSource, ...]
     raw: bool = False
     whole: bool = False
+    tools: tuple[dict[str, Any], ...] | None = None
 
 
 def read_prompt(
@@ -46,11 +47,14 @@ def read_prompt(
     system: str | None = None,
     raw: bool = False,
     parse_special: bool = False,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> Prompt:
     """A prompt from the arguments of `Processor.encode`; InputError when it is empty, no text or no messages."""
     media = [MediaSource("image", image) for image in listed(images)]
     media += [] if video is None else [MediaSource("video", video, video_fps)]
     mark: Marker = _checked if parse_special or raw else control.mark_parts
+    if tools is not None and isinstance(prompt, str):
+        raise InputError("tools", got="a prompt that is a text", expected="messages")
     if isinstance(prompt, str):
         return _read_text(prompt, media, settings, mark, has_template, system, raw)
     if raw:
@@ -63,7 +67,8 @@ def read_prompt(
     if system is not None and any(message["role"] == "system" for message in messages):
         raise InputError("two system prompts", got="system=... and a system message", expected="one of them")
     marked = [marked_message(message, mark) for message in messages]
-    return Prompt((*_system(system, mark), *marked), "", tuple(filled), whole=whole)
+    shown = None if tools is None else tuple(_marked_json(dict(tool), mark) for tool in tools)
+    return Prompt((*_system(system, mark), *marked), "", tuple(filled), whole=whole, tools=shown)
 
 
 def _read_text(
@@ -112,7 +117,7 @@ def _system(system: str | None, mark: Marker) -> list[Message]:
 
 def marked_message(message: Message, mark: Marker) -> Message:
     """A message with every text in it marked, its media as bare placeholders."""
-    marked = {key: value if key in UNMARKED_KEYS else _marked(value, mark) for key, value in message.items()}
+    marked = {key: _marked_field(key, value, mark) for key, value in message.items()}
     parts = message.get("content")
     if isinstance(parts, list):  # a template may write them side by side
         texts = iter(mark([part["text"] if part["type"] == "text" else "" for part in parts]))
@@ -123,17 +128,28 @@ def marked_message(message: Message, mark: Marker) -> Message:
     return marked
 
 
-def _marked(value: Any, mark: Marker) -> Any:
-    """A value of a message with every text in it marked, and media as bare placeholders."""
+def _marked_field(key: str, value: Any, mark: Marker) -> Any:
+    if key == "role":
+        return value
+    if key == "content" and isinstance(value, list):
+        return [_marked_part(part, mark) for part in value]
+    return _marked_json(value, mark)
+
+
+def _marked_part(part: dict[str, Any], mark: Marker) -> dict[str, Any]:
+    """A part of a message with its texts marked, its medium as a bare placeholder."""
+    kind = part["type"]
+    bare = {key: f"<{kind}>" for key in SOURCE_KEYS if key in part} if kind in KINDS else {}
+    return {key: bare.get(key, value if key == "type" else _marked_json(value, mark)) for key, value in part.items()}
+
+
+def _marked_json(value: Any, mark: Marker) -> Any:
+    """JSON with every text in it marked, names of fields included: a template may print it whole."""
     if isinstance(value, str):
         return mark([value])[0]
-    if isinstance(value, dict) and value.get("type") in KINDS:
-        return {key: f"<{value['type']}>" if key in SOURCE_KEYS else item for key, item in value.items()}
     if isinstance(value, dict):
-        return marked_message(value, mark)
-    if isinstance(value, list | tuple):
-        return [_marked(item, mark) for item in value]
-    return value
+        return {_marked_json(key, mark): _marked_json(item, mark) for key, item in value.items()}
+    return [_marked_json(item, mark) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _filled(messages: Sequence[Message], media: Sequence[MediaSource], fps: float | None) -> list[MediaSource]:

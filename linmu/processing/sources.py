@@ -125,7 +125,7 @@ def image_source(source: Any) -> Path | Image.Image:
             expected="a file, encoded bytes, a data URL, a uint8 array or a PIL image",
         )
     if source[:5].lower() == "data:":
-        return picture_from_bytes(_from_data_url(source, "image"))
+        return picture_from_bytes(data_url_bytes(source, "image"))
     return _path(source, "image")
 
 
@@ -158,7 +158,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.ndim == 3 and channels == 1 else array))
 
 
-def _from_data_url(url: str, kind: str) -> bytes:
+def data_url_bytes(url: str, kind: str) -> bytes:
+    """The bytes of a data URL in base64; InputError when it is none, or names another kind of medium."""
     head = _DATA_URL.match(url)
     if head is None or not head["base64"] or (head["type"] and not head["type"].lower().startswith(f"{kind}/")):
         raise InputError("a data URL", got=repr(url[:40]), expected=f"data:{kind}/...;base64,...")

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
@@ -13,6 +14,7 @@ from typing import TypeVar
 from linmu.errors import InputError
 from linmu.formats.bundle import Bundle, open_bundle
 from linmu.processing import ModelInputs, Processor
+from linmu.processing.known_media import KnownMedia
 from linmu.runtimes.answer import Clock
 from linmu.runtimes.answering import AnswerSettings
 from linmu.runtimes.backends import open_runner
@@ -34,8 +36,9 @@ ReaderMaker = Callable[[Runner, Bundle, int], PromptReader]
 class Engine:
     """Answers many requests at once on one model; a context manager.
 
-    make_reader: (runner, bundle, tokens of a piece) -> how prompts are read (PlainReader: from zero states). Opening
-    raises what `linmu.load` raises. After `close` everything raises EngineClosed.
+    make_reader: (runner, bundle, tokens of a piece) -> how prompts are read (PlainReader: from zero states); known:
+    media that need not be decoded again, for readers that keep states. Opening raises what `linmu.load` raises. After
+    `close` everything raises EngineClosed.
     """
 
     def __init__(
@@ -45,10 +48,12 @@ class Engine:
         threads: int | None = None,
         limits: Limits | None = None,
         make_reader: ReaderMaker = PlainReader,
+        known: KnownMedia | None = None,
     ):
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
         self.limits = limits or Limits()
-        self.processor = Processor.from_folder(self.bundle.folder, self.bundle.manifest.model.vocab_size)
+        processor = Processor.from_folder(self.bundle.folder, self.bundle.manifest.model.vocab_size)
+        self.processor = replace(processor, known=known)
         self._inbox = Inbox(self.limits)
         opened: Future[str] = Future()
         self._thread = Thread(

@@ -20,9 +20,17 @@ class PromptReading(Protocol):
     position behind the prompt.
     """
 
-    tokens: int
-    cached_tokens: int
-    next_position: int
+    @property
+    def tokens(self) -> int:
+        """See the class."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """See the class."""
+
+    @property
+    def next_position(self) -> int:
+        """See the class."""
 
     def advance(self) -> np.ndarray | None:
         """Run one prefill call -> logits [V] of the prompt's last token behind the last piece, None before."""

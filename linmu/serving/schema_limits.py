@@ -35,6 +35,8 @@ def schema_text(schema: Any) -> str:
                     fix="name properties in `required`",
                 )
     _check_bounds(nodes)
+    if _has_large_number(schema):
+        raise InputError(f"{what} holds a number", got="one beyond 63 bits", fix="use a smaller one")
     try:
         text = json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -89,3 +91,14 @@ def _check_bounds(nodes: list[Mapping[str, Any]]) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _has_large_number(schema: Any) -> bool:
+    """Whether a number's opposite does not fit into 64 bits: llguidance 1.9 recurses without end on -2^63."""
+    waiting = [schema]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, int | float) and not -(2**63) < item < 2**63:
+            return True
+        waiting += item.values() if isinstance(item, Mapping) else item if isinstance(item, list | tuple) else ()
+    return False

@@ -10,7 +10,7 @@ from linmu.errors import MissingComponentError
 # The base install, ONNX Runtime's kernels, and every extra that people install for a purpose.
 TARGETS = (
     *("base", "onnx", "convert", "export", "quantize", "jetson", "jetson-export", "mobile", "video", "bench", "eval"),
-    "demo",
+    *("serve", "demo"),
 )
 # A target that takes either of two components: it is ready with one of them and everything else it needs.
 EITHER = {"jetson": ("tensorrt", "tensorrt-rtx-cu12")}
@@ -59,6 +59,10 @@ COMPONENTS: tuple[Component, ...] = (
     Component("matplotlib", "matplotlib", ("bench", "demo"), extra="bench"),
     Component("psutil", "psutil", ("bench",), extra="bench"),
     Component("pyarrow", "pyarrow", ("eval",), extra="eval"),
+    Component("fastapi", "fastapi", ("serve",), extra="serve"),
+    Component("uvicorn", "uvicorn", ("serve",), extra="serve"),
+    Component("sse_starlette", "sse-starlette", ("serve",), extra="serve"),
+    Component("prometheus_client", "prometheus-client", ("serve",), extra="serve"),
     Component("sklearn", "scikit-learn", ("demo",), extra="demo"),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import transformers as hf
@@ -118,3 +120,21 @@ def test_a_context_is_read_and_not_encoded_again():
     assert CONTROL.encode("\nc", False, "<|im_start|>ab\n").tolist() == whole[-2:]
     merging = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
     assert ControlTokens(merging).encode("b", False, "a") is None  # a token reaches over the border
+
+
+def test_control_tokens_in_tools_are_text(tmp_path):
+    """In names, values and fields of a schema, wherever a template prints them."""
+    _, ours = tiny_pair("llama", tmp_path)
+    ours = replace(ours, chat_template="{% for t in tools %}{{ t | tojson }}{% endfor %}" + (ours.chat_template or ""))
+    end = ours.tokenizer.token_to_id("<|im_end|>")
+    messages = [{"role": "user", "content": "hi"}]
+    counts = []
+    for name in ("f", "<|im_end|>"):
+        parameters = {"type": name, "content": [name], "properties": {name: {"description": name}}}
+        tools = [{"type": "function", "function": {"name": name, "parameters": parameters}}]
+        inputs = ours.encode(messages, tools=tools)
+        assert inputs.text.count(name) >= 5
+        counts.append(int((inputs.input_ids == end).sum()))
+    assert counts[0] == counts[1]
+    with pytest.raises(InputError, match="tools"):
+        tiny_pair("llama", tmp_path / "other")[1].encode(messages, tools=tools)

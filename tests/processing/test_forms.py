@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linmu.processing.forms import adapted, takes
+from linmu.processing.forms import adapted, takes, takes_tools
 
 STRINGS = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}"
 PARTS = "{% for m in messages %}[{{ m.role }}] {% for p in m.content %}{{ p.text }}{% endfor %}\n{% endfor %}"
@@ -47,3 +47,9 @@ def test_content_is_given_in_the_form_that_is_read():
     assert adapted(MIXED, [system, TEXT], {}) == [{"role": "system", "content": "be"}, PART]
     tool = {"role": "assistant", "content": None, "tool_calls": []}
     assert adapted(STRINGS, [tool], {}) == [tool]
+
+
+def test_tools_are_shown_where_the_template_shows_them():
+    shown = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}" + BOTH
+    assert takes_tools(shown, ()) and takes_tools(shown + PARTS, ())
+    assert not takes_tools(BOTH, ()) and not takes_tools("{{ messages[0].missing.field }}", ())

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's paths on one engine. Nothing of it touches a runner."""
