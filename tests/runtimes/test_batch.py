@@ -80,6 +80,7 @@ def greatest_gaps(session, family: str, batch, steps: int = STEPS) -> tuple[floa
         assert found.shape[0] == len(rows) == len(batch)
         for row, token, logits in zip(rows, tokens, found, strict=True):
             alone = runner.step(token, row.position, row.tokens, row.state)
+            assert np.isfinite(logits).all() and alone.std() > 0
             logits_gap = max(logits_gap, gap(logits, alone))
             row.position, row.tokens = row.position + 1, row.tokens + 1
     while rows:
