@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from linmu.errors import LinmuError
 from linmu.serving.api.body import Bodies
 from linmu.serving.api.errors import ApiError, busy, closing, of_linmu
-from linmu.serving.api.media.reading import MediaReader
+from linmu.serving.api.media_parts import MediaReader
 from linmu.serving.api.settings import ApiSettings
 from linmu.serving.api.taken import Scratch, Taken
 from linmu.serving.engine import Engine

@@ -12,7 +12,7 @@ from linmu.files.strict_json import parse_json
 from linmu.processing import ModelInputs, Processor
 from linmu.runtimes.sampling import Sampling
 from linmu.serving.api.errors import ApiError, of_linmu, too_large
-from linmu.serving.api.media.reading import MediaReader
+from linmu.serving.api.media_parts import MediaReader
 from linmu.serving.api.requests import (
     AssistantMessage,
     ChatRequest,

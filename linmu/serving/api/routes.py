@@ -15,7 +15,7 @@ from linmu.serving.api.desk import Desk, Maker, while_connected
 from linmu.serving.api.errors import ApiError
 from linmu.serving.api.formats import Formats
 from linmu.serving.api.forms import ChatForm, TextForm
-from linmu.serving.api.media.reading import MediaReader
+from linmu.serving.api.media_parts import MediaReader
 from linmu.serving.api.prompts import (
     MessageMaker,
     answers_of,

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from linmu.errors import InputError
+from linmu.serving.api.addresses import is_public
 from linmu.serving.api.errors import ApiError
-from linmu.serving.api.media.addresses import is_public
-from linmu.serving.api.media.fetch import fetch
+from linmu.serving.api.fetch import fetch
 from tests.serving.api.servers import conversation, data_url, picture_message, png, served
 
 PRIVATE = (

@@ -11,8 +11,8 @@ from threading import Timer
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from linmu.errors import InputError
+from linmu.serving.api.addresses import is_public
 from linmu.serving.api.errors import too_large
-from linmu.serving.api.media.addresses import is_public
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MOST_REDIRECTS = 3

@@ -13,8 +13,8 @@ from linmu.formats.picture_file import opened_picture
 from linmu.processing.seen import as_seen
 from linmu.processing.sources import data_url_bytes
 from linmu.serving.api.errors import ApiError, of_linmu, too_large
-from linmu.serving.api.media.fetch import fetch
-from linmu.serving.api.media.local_files import local_bytes, local_path
+from linmu.serving.api.fetch import fetch
+from linmu.serving.api.local_files import local_bytes, local_path
 from linmu.serving.api.requests import ImageUrl, VideoUrl
 from linmu.serving.api.settings import ApiSettings
 from linmu.serving.api.taken import Scratch
