@@ -61,6 +61,7 @@ COMPONENTS: tuple[Component, ...] = (
     Component("pyarrow", "pyarrow", ("eval",), extra="eval"),
     Component("fastapi", "fastapi", ("serve",), extra="serve"),
     Component("uvicorn", "uvicorn", ("serve",), extra="serve"),
+    Component("llguidance", "llguidance", ("serve",), extra="serve"),
     Component("sse_starlette", "sse-starlette", ("serve",), extra="serve"),
     Component("prometheus_client", "prometheus-client", ("serve",), extra="serve"),
     Component("sklearn", "scikit-learn", ("demo",), extra="demo"),
