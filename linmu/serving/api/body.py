@@ -37,7 +37,7 @@ class Bodies:
                 raise ApiError(408, f"no whole body within {self._limits.body_s:g} s", code="timeout") from error
             body = [b"".join(parts)]  # given away below: the document alone stays
             size = sum(map(len, parts))
-            parts[:] = [b""] * 0
+            parts.clear()
             try:
                 if size <= PARSED_IN_PLACE:
                     document = self._parsed(body.pop())
